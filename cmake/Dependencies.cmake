@@ -1,0 +1,78 @@
+# Everything lowband stands on. Required: a C++20 compiler, protobuf, a BLAS with LAPACK. The rest can be switched
+# off (OFF), demanded (ON: an error when it is missing) or taken when it is there (AUTO, the default).
+
+include(CheckCXXSourceCompiles)
+set(LOWBAND_SWITCH_HELP "AUTO: use it when found; ON: error when missing; OFF: never")
+foreach(switch MPI ONEDNN OPENMP NVTX CUDA NCCL)
+  set(LOWBAND_${switch} AUTO CACHE STRING "${LOWBAND_SWITCH_HELP}")
+  set_property(CACHE LOWBAND_${switch} PROPERTY STRINGS AUTO ON OFF)
+endforeach()
+option(LOWBAND_TESTS "Build the tests (needs GoogleTest)" ON)
+option(LOWBAND_PERF "Build the benchmarks" ON)
+
+# lowband_decide(SWITCH found hint): sets LOWBAND_HAVE_<SWITCH>, or stops when it was demanded and is not there.
+function(lowband_decide switch found hint)
+  if(LOWBAND_${switch} STREQUAL "OFF")
+    set(have FALSE)
+  elseif(found)
+    set(have TRUE)
+  elseif(LOWBAND_${switch} STREQUAL "ON")
+    message(FATAL_ERROR "LOWBAND_${switch}=ON, but it was not found. ${hint}")
+  else()
+    set(have FALSE)
+  endif()
+  set(LOWBAND_HAVE_${switch} ${have} PARENT_SCOPE)
+  message(STATUS "lowband: ${switch} ${LOWBAND_${switch}} -> ${have}")
+endfunction()
+
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")
+
+find_package(Threads REQUIRED)
+
+find_package(Protobuf REQUIRED)
+set(LOWBAND_PROTOC ${Protobuf_PROTOC_EXECUTABLE} CACHE FILEPATH "protoc")
+if(NOT LOWBAND_PROTOC)
+  message(FATAL_ERROR "protoc not found: install protobuf-compiler or set LOWBAND_PROTOC")
+endif()
+
+set(BLA_VENDOR OpenBLAS)
+find_package(BLAS QUIET)
+if(NOT BLAS_FOUND)
+  unset(BLA_VENDOR)
+  find_package(BLAS REQUIRED)
+endif()
+find_package(LAPACK REQUIRED)
+
+find_package(OpenMP QUIET COMPONENTS CXX)
+lowband_decide(OPENMP "${OpenMP_CXX_FOUND}" "Use a compiler with OpenMP.")
+
+find_package(dnnl QUIET)
+if(NOT dnnl_FOUND)
+  find_library(LOWBAND_DNNL_LIBRARY NAMES dnnl mkldnn)
+  find_path(LOWBAND_DNNL_INCLUDE oneapi/dnnl/dnnl.h)
+  if(LOWBAND_DNNL_LIBRARY AND LOWBAND_DNNL_INCLUDE)
+    add_library(DNNL::dnnl UNKNOWN IMPORTED)
+    set_target_properties(DNNL::dnnl PROPERTIES IMPORTED_LOCATION ${LOWBAND_DNNL_LIBRARY}
+                                                INTERFACE_INCLUDE_DIRECTORIES ${LOWBAND_DNNL_INCLUDE})
+  endif()
+endif()
+if(TARGET DNNL::dnnl)
+  set(dnnl_found TRUE)
+endif()
+lowband_decide(ONEDNN "${dnnl_found}" "Install libdnnl-dev.")
+
+find_package(MPI QUIET COMPONENTS C)
+lowband_decide(MPI "${MPI_C_FOUND}" "Install libopenmpi-dev and openmpi-bin.")
+
+include(CudaDependencies)
+
+find_path(LOWBAND_NVTX_INCLUDE nvtx3/nvToolsExt.h HINTS ${LOWBAND_CUDA_INCLUDE})
+lowband_decide(NVTX "${LOWBAND_NVTX_INCLUDE}" "Install the CUDA toolkit's NVTX headers.")
+
+if(LOWBAND_TESTS)
+  find_package(GTest REQUIRED)
+  include(GoogleTest)
+endif()

@@ -1,0 +1,110 @@
+#pragma once
+
+#include "collectives/ledger.h"
+#include "runtime/error.h"
+#include "runtime/timeline.h"
+#include "runtime/types.h"
+
+#include <chrono>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace lowband {
+
+enum class Reduction : std::uint8_t { kSum, kMax };
+std::string_view reduction_name(Reduction reduction);
+
+/// What the caller says about a transfer: why, and optionally which parameter owns which part of it.
+struct Tag {
+  Purpose purpose;
+  std::span<const PayloadShare> shares = {};
+};
+
+/// A group of processes and the only door through which bytes leave one of them.
+///
+/// Every public operation checks its arguments, makes sure that all processes of the group called the same
+/// operation on the same dtype and size (a mismatch throws CollectiveMismatch naming both sides), moves the
+/// bytes through the backend's private `do_...`, and writes the transfer to the ledger.
+///
+/// Collective: all processes of the group call the same operations in the same order. A group of one moves
+/// nothing, but is recorded: payload counted, wire bytes zero.
+/// Determinism: sums are formed in a fixed order (a binary tree over process numbers), the same for every
+/// backend, and every process receives identical bits.
+/// Deadline: no call waits longer than `deadline()`; then PeerFailed names the operation and the silent peer.
+/// After the first failure the group is broken and every later call throws the same error at once.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+
+  int process() const { return process_; }  // of this group, 0 <= process < size
+  int size() const { return size_; }
+  const std::string& axis() const { return axis_; }
+  virtual std::string_view backend() const = 0;
+
+  std::chrono::milliseconds deadline() const { return deadline_; }
+  void set_deadline(std::chrono::milliseconds deadline) { deadline_ = deadline; }
+  /// Where transfers are recorded; shared with the groups split from this one.
+  Ledger& ledger() const { return *ledger_; }
+  /// Ranges of the operations go here from now on (may be null); not inherited by groups split earlier.
+  void set_timeline(Timeline* timeline) { timeline_ = timeline; }
+  Timeline* timeline() const { return timeline_; }
+
+  /// data <- elementwise sum or maximum over processes. T: float, double, std::int64_t, std::uint8_t.
+  template <class T>
+  void all_reduce(std::span<T> data, Reduction reduction, const Tag& tag);
+
+  /// `send` is the concatenation of `counts[p]` elements for each process p; `receive` gets the reduced part
+  /// of this process. Counts are equal on all processes; zero is legal.
+  template <class T>
+  void reduce_scatter(std::span<const T> send, std::span<T> receive, std::span<const Index> counts,
+                      Reduction reduction, const Tag& tag);
+
+  /// `receive` becomes the concatenation over processes p of the `counts[p]` elements that p sends.
+  template <class T>
+  void all_gather(std::span<const T> send, std::span<T> receive, std::span<const Index> counts,
+                  const Tag& tag);
+
+  /// data <- data of process `root`.
+  template <class T>
+  void broadcast(std::span<T> data, int root, const Tag& tag);
+
+  void barrier();
+
+  /// Groups of the processes with equal `colour`, ordered by `key`, then by process. Collective.
+  std::unique_ptr<Communicator> split(int colour, int key, std::string axis);
+
+  /// Breaks the group for all its processes: everyone blocked in it, and every later call, throws PeerFailed
+  /// with this process and the reason. Not collective, never blocks.
+  void abort(std::string_view reason);
+
+ protected:
+  Communicator(int process, int size, std::string axis, std::shared_ptr<Ledger> ledger,
+               std::chrono::milliseconds deadline);
+  const std::shared_ptr<Ledger>& shared_ledger() const { return ledger_; }
+
+ private:
+  // Type-erased seams of the backends. `element` is the dtype; counts are in elements.
+  // Each returns the bytes it handed to the transport for sending.
+  virtual Index do_all_reduce(void* data, Index elements, DType dtype, Reduction reduction) = 0;
+  virtual Index do_reduce_scatter(const void* send, void* receive, std::span<const Index> counts, DType dtype,
+                                  Reduction reduction) = 0;
+  virtual Index do_all_gather(const void* send, void* receive, std::span<const Index> counts,
+                              DType dtype) = 0;
+  virtual Index do_broadcast(void* data, Index elements, DType dtype, int root) = 0;
+  virtual void do_barrier() = 0;
+  virtual std::unique_ptr<Communicator> do_split(int colour, int key, std::string axis) = 0;
+  virtual void do_abort(std::string_view reason) = 0;
+
+  int process_;
+  int size_;
+  std::string axis_;
+  std::shared_ptr<Ledger> ledger_;
+  std::chrono::milliseconds deadline_;
+  Timeline* timeline_ = nullptr;
+};
+
+}  // namespace lowband

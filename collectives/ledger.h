@@ -1,0 +1,97 @@
+#pragma once
+
+#include "runtime/types.h"
+
+#include <array>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace lowband {
+
+/// Why bytes moved.
+enum class Purpose : std::uint8_t {
+  kFactor,      // low-rank factors P and R
+  kDense,       // gradients of what is not compressed
+  kGradient,    // dense gradient reduction inside a replica (shard axis)
+  kWeight,      // updated weights gathered inside a replica
+  kActivation,  // tensor-parallel activations and their gradients
+  kControl,     // norms, flags, Gram matrices, hashes, checks
+};
+inline constexpr std::array kPurposes{Purpose::kFactor, Purpose::kDense,      Purpose::kGradient,
+                                      Purpose::kWeight, Purpose::kActivation, Purpose::kControl};
+std::string_view purpose_name(Purpose purpose);
+
+enum class Operation : std::uint8_t { kAllReduce, kReduceScatter, kAllGather, kBroadcast, kBarrier };
+std::string_view operation_name(Operation operation);
+
+/// The part of one transfer that belongs to one parameter.
+struct PayloadShare {
+  std::string_view parameter;
+  Index elements = 0;
+};
+
+/// One finished collective as the communicator reports it.
+struct Transfer {
+  std::string_view axis;
+  Purpose purpose;
+  Operation operation;
+  Index payload_bytes = 0;         // exact: the logical buffer of the collective
+  double modelled_wire_bytes = 0;  // sent by this process according to `wire_bytes_model`
+  Index transport_bytes = 0;       // handed to the transport for sending by this process, checks excluded
+  double seconds = 0;
+};
+
+/// Ring traffic sent by one of `processes` processes for a logical buffer of `payload_bytes`:
+/// all-reduce 2(n-1)/n, reduce-scatter and all-gather (n-1)/n, broadcast (n-1)/n averaged over processes,
+/// barrier 0.
+double wire_bytes_model(Operation operation, Index payload_bytes, int processes);
+
+/// Sums over any set of transfers.
+struct TransferTotals {
+  Index calls = 0;
+  Index payload_bytes = 0;
+  double modelled_wire_bytes = 0;
+  Index transport_bytes = 0;
+  double seconds = 0;
+  TransferTotals& operator+=(const TransferTotals& other);
+};
+
+/// What one process moved: this step, and since construction, by (axis, purpose, operation) and by
+/// (axis, purpose, parameter). One ledger serves all communicators of a process. Not shared between threads.
+class Ledger {
+ public:
+  /// Starts an empty step account; totals go on.
+  void begin_step();
+  void record(const Transfer& transfer, std::span<const PayloadShare> shares, Index element_bytes);
+
+  struct Key {
+    std::string axis;
+    Purpose purpose;
+    Operation operation;
+    auto operator<=>(const Key&) const = default;
+  };
+  struct ParameterKey {
+    std::string axis;
+    Purpose purpose;
+    std::string parameter;
+    auto operator<=>(const ParameterKey&) const = default;
+  };
+  const std::map<Key, TransferTotals>& step() const { return step_; }
+  const std::map<Key, TransferTotals>& total() const { return total_; }
+  /// Payload bytes of the current step by parameter, where the caller named shares.
+  const std::map<ParameterKey, Index>& step_parameters() const { return step_parameters_; }
+  /// This step's sum over operations of one axis and purpose ("" = every axis).
+  TransferTotals step_sum(std::string_view axis, Purpose purpose) const;
+  TransferTotals step_sum() const;
+  TransferTotals total_sum(std::string_view axis, Purpose purpose) const;
+
+ private:
+  std::map<Key, TransferTotals> step_;
+  std::map<Key, TransferTotals> total_;
+  std::map<ParameterKey, Index> step_parameters_;
+};
+
+}  // namespace lowband

@@ -1,0 +1,79 @@
+#pragma once
+
+#include "collectives/communicator.h"
+#include "sharding/parameter.h"
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+namespace lowband {
+
+/// LLaMA-style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied or untied head.
+struct ModelConfig {
+  Index vocabulary = 256;
+  Index width = 256;
+  Index layers = 4;
+  Index heads = 8;
+  Index kv_heads = 8;
+  Index head_dim = 32;
+  Index ffn_width = 704;
+  Index sequence = 256;  // tokens of one sequence
+  double rope_base = 10000.0;
+  double norm_epsilon = 1e-5;
+  bool tied_head = true;
+};
+
+/// Checks every field; throws InvalidArgument "model.heads: found 6, expected a multiple of tensor = 4" and
+/// the like.
+void validate(const ModelConfig& config, int tensor_processes);
+
+/// All parameters in a fixed order, with Hugging Face's LLaMA names and shapes. Allocates nothing.
+std::vector<ParameterInfo> parameter_table(const ModelConfig& config);
+
+/// Payload bytes of the tensor axis for one micro-batch of `tokens` tokens, forward and backward.
+/// (4 layers + 2) all-reduces of tokens x width, and one all-gather of 3 numbers per token and process.
+Index activation_payload_bytes(const ModelConfig& config, Index tokens, int tensor_processes,
+                               Index element_bytes);
+
+/// The model as one process of a tensor group holds it.
+///
+/// Initial values: N(0, 0.02) keyed by (seed, name, global element index), residual projections scaled by
+/// 1/sqrt(2 layers), norm gains 1; therefore equal for every T.
+template <class Real>
+class Transformer {
+ public:
+  /// Collective: all processes of `tensor`, equal arguments. Borrows `tensor`.
+  Transformer(const ModelConfig& config, Communicator& tensor, std::uint64_t seed, Index max_sequences);
+  ~Transformer();
+  Transformer(Transformer&&) noexcept;
+
+  const ModelConfig& config() const;
+  std::span<Parameter<Real>> parameters();
+
+  void zero_gradients();
+
+  /// Adds gradient_scale * d(sum of token losses) to the gradients and returns the sum of token losses
+  /// (nats).
+  ///
+  /// Shapes: tokens and targets are (sequences, config.sequence), row-major, equal on the whole tensor group.
+  /// `gradient_ready(i)` is called when the gradient of parameters()[i] is complete for this micro-batch (may
+  /// be empty). Collective: the tensor group. Throws: InvalidArgument for a token id outside the vocabulary.
+  double forward_backward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
+                          Index sequences, double gradient_scale,
+                          const std::function<void(Index)>& gradient_ready);
+
+  /// Sum of token losses without gradients.
+  double loss(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets, Index sequences);
+
+  /// Bytes of parameters, gradients and activations, for the memory report.
+  Index parameter_bytes() const;
+  Index activation_bytes() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace lowband

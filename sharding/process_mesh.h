@@ -1,0 +1,51 @@
+#pragma once
+
+#include "collectives/communicator.h"
+
+#include <memory>
+
+namespace lowband {
+
+/// Sizes of the axes. process = tensor + T * (shard + F * replica), tensor fastest.
+struct MeshShape {
+  int replica = 1;
+  int shard = 1;
+  int tensor = 1;
+  int processes() const { return replica * shard * tensor; }
+};
+
+struct MeshPosition {
+  int replica = 0;
+  int shard = 0;
+  int tensor = 0;
+};
+MeshPosition mesh_position(const MeshShape& shape, int process);
+
+/// The processes of a job arranged along named axes, with one communicator for each.
+///
+/// Ownership: borrows the world communicator.
+class ProcessMesh {
+ public:
+  /// Collective: all processes of `world`, equal `shape`.
+  /// Throws: InvalidArgument when replica x shard x tensor differs from the number of processes.
+  ProcessMesh(Communicator& world, const MeshShape& shape);
+
+  const MeshShape& shape() const { return shape_; }
+  const MeshPosition& position() const { return position_; }
+  Communicator& world() const { return *world_; }
+  Communicator& replica() const { return *replica_; }                // same shard and tensor
+  Communicator& shard() const { return *shard_; }                    // same replica and tensor
+  Communicator& tensor() const { return *tensor_; }                  // same replica and shard
+  Communicator& within_replica() const { return *within_replica_; }  // shard x tensor, all of one replica
+  /// Data-parallel position: processes with equal value read the same tokens.
+  int data_index() const { return position_.shard + shape_.shard * position_.replica; }
+  int data_size() const { return shape_.replica * shape_.shard; }
+
+ private:
+  MeshShape shape_;
+  MeshPosition position_;
+  Communicator* world_;
+  std::unique_ptr<Communicator> replica_, shard_, tensor_, within_replica_;
+};
+
+}  // namespace lowband

@@ -1,0 +1,61 @@
+#pragma once
+
+#include "sharding/parameter.h"
+
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace lowband {
+
+/// A rule that gives every layer matrix its factor rank. Ranks are clipped to min(m, n).
+struct ProfileSpec {
+  enum class Kind : std::uint8_t { kUniform, kStructural, kInverted, kFraction, kExplicit };
+  Kind kind = Kind::kUniform;
+  Index uniform_rank = 0;  // kUniform
+  Index width = 0;         // d, kStructural and kInverted
+  Index head_dim = 0;      // d_h, kStructural and kInverted
+  double scale = 1.0;      // multiplies structural and inverted ranks, rounded to nearest, at least 1
+  Index fraction_numerator =
+      1;  // kFraction: rank = ceil(numerator * min(m, n) / denominator), integer arithmetic
+  Index fraction_denominator = 1;
+  std::map<std::string, Index> explicit_ranks;  // kExplicit: by parameter name
+};
+
+/// Factor rank of every layer matrix, in the order of `matrices`.
+struct RankProfile {
+  std::string name;
+  std::vector<ParameterInfo> matrices;
+  std::vector<Index> factor_ranks;
+};
+
+/// r_be = mn / (m + n): factors of a higher rank cost more elements than the dense gradient.
+double break_even_rank(Index rows, Index cols);
+
+/// B(r) in elements: sum of r_l (m_l + n_l).  Reference: Rank Allocation, eq. 3.
+Index factor_elements(const RankProfile& profile);
+/// Sum of m_l n_l over the same matrices.
+Index dense_elements(const RankProfile& profile);
+
+/// Applies the rule to the layer matrices among `parameters` (others are skipped).
+///
+/// structural: FFN d; q, k, o 4 d_h; v d_h.  inverted: FFN d; q, k, o d_h; v d.
+/// Throws: InvalidArgument naming the parameter when an explicit or uniform rank is below 1 or above min(m,
+/// n), when an explicit rank is missing, or names a parameter that is no layer matrix.
+RankProfile make_profile(const ProfileSpec& spec, std::span<const ParameterInfo> parameters);
+
+/// The uniform rank whose B(r) is nearest to that of `reference`: round(B / sum(m + n)), clipped per matrix.
+RankProfile matched_uniform(const RankProfile& reference);
+
+/// The profile shaped like `spec` whose B(r) is nearest to that of `reference`: `spec.scale` is searched,
+/// ranks are rounded, and single ranks are then moved so that |B / B(reference) - 1| is least. Deterministic.
+RankProfile matched_to(const ProfileSpec& spec, const RankProfile& reference);
+
+/// B(profile) / B(reference).
+double budget_ratio(const RankProfile& profile, const RankProfile& reference);
+
+/// Default tolerance of a match: |ratio - 1| <= 0.0005.
+inline constexpr double kMatchTolerance = 0.0005;
+
+}  // namespace lowband
