@@ -49,15 +49,13 @@ find_package(LAPACK REQUIRED)
 find_package(OpenMP QUIET COMPONENTS CXX)
 lowband_decide(OPENMP "${OpenMP_CXX_FOUND}" "Use a compiler with OpenMP.")
 
-find_package(dnnl QUIET)
-if(NOT dnnl_FOUND)
-  find_library(LOWBAND_DNNL_LIBRARY NAMES dnnl mkldnn)
-  find_path(LOWBAND_DNNL_INCLUDE oneapi/dnnl/dnnl.h)
-  if(LOWBAND_DNNL_LIBRARY AND LOWBAND_DNNL_INCLUDE)
-    add_library(DNNL::dnnl UNKNOWN IMPORTED)
-    set_target_properties(DNNL::dnnl PROPERTIES IMPORTED_LOCATION ${LOWBAND_DNNL_LIBRARY}
-                                                INTERFACE_INCLUDE_DIRECTORIES ${LOWBAND_DNNL_INCLUDE})
-  endif()
+# Not find_package(dnnl): Debian's config file also demands OpenCL, which the CPU library does not use.
+find_library(LOWBAND_DNNL_LIBRARY NAMES dnnl mkldnn)
+find_path(LOWBAND_DNNL_INCLUDE oneapi/dnnl/dnnl.h)
+if(LOWBAND_DNNL_LIBRARY AND LOWBAND_DNNL_INCLUDE)
+  add_library(DNNL::dnnl UNKNOWN IMPORTED)
+  set_target_properties(DNNL::dnnl PROPERTIES IMPORTED_LOCATION ${LOWBAND_DNNL_LIBRARY}
+                                              INTERFACE_INCLUDE_DIRECTORIES ${LOWBAND_DNNL_INCLUDE})
 endif()
 if(TARGET DNNL::dnnl)
   set(dnnl_found TRUE)

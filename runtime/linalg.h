@@ -3,7 +3,7 @@
 #include "runtime/buffer.h"
 #include "runtime/tensor.h"
 
-#include <string>
+#include <span>
 #include <vector>
 
 namespace lowband {
@@ -29,8 +29,9 @@ void gram(MatrixView<const Real> p, MatrixView<double> g);
 /// the live columns; the lower triangle is zero.
 ///
 /// Column j is dead when its remaining pivot is <= tolerance^2 x its own diagonal entry, or that entry is 0
-/// or not finite: its row of U is zeroed, its diagonal set to 1 and `dead[j]` to 1. Shapes: g is (n, n),
-/// symmetric positive semi-definite; dead has n elements. Reference: algorithms.md 3; the pivot test is
+/// or not finite: its row and column of U are zeroed, its diagonal set to 1 and `dead[j]` to 1. The caller
+/// zeroes the dead columns of P, so that a NaN in one cannot reach the others. Shapes: g is (n, n), symmetric
+/// positive semi-definite; dead has n elements. Reference: algorithms.md 3; the pivot test is
 /// docs/numerics.md.
 void cholesky_with_dead_columns(MatrixView<double> g, double tolerance, std::span<std::uint8_t> dead);
 

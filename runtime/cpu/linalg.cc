@@ -1,0 +1,290 @@
+#include "runtime/linalg.h"
+
+#include "runtime/cpu/blas.h"
+#include "runtime/cpu/gemm.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+namespace lowband {
+namespace {
+
+int as_int(Index value) {
+  LB_EXPECTS(value <= std::numeric_limits<int>::max(), "linalg: found extent ", value,
+             ", expected at most 2^31 - 1, what BLAS can address");
+  return static_cast<int>(value);
+}
+
+template <class T>
+std::string shape(MatrixView<T> view) {
+  return cat("(", view.rows, ", ", view.cols, ")");
+}
+
+void library_gemm(Op op_a, Op op_b, double alpha, MatrixView<const double> a, MatrixView<const double> b,
+                  double beta, MatrixView<double> c, Index inner) {
+  // Row-major C = op(A) op(B) is column-major C^T = op(B)^T op(A)^T, so the operands change places.
+  const char trans_first = op_b == Op::kNone ? 'N' : 'T', trans_second = op_a == Op::kNone ? 'N' : 'T';
+  const int m = as_int(c.cols), n = as_int(c.rows), k = as_int(inner);
+  const int ld_first = as_int(b.row_stride), ld_second = as_int(a.row_stride), ld_c = as_int(c.row_stride);
+  dgemm_(&trans_first, &trans_second, &m, &n, &k, &alpha, b.data, &ld_first, a.data, &ld_second, &beta,
+         c.data, &ld_c);
+}
+
+// A column-major double copy: column j of the matrix is contiguous.
+template <class Real>
+std::vector<double> columns_of(MatrixView<const Real> a) {
+  std::vector<double> columns(static_cast<std::size_t>(a.elements()));
+  for (Index i = 0; i < a.rows; ++i) {
+    for (Index j = 0; j < a.cols; ++j)
+      columns[static_cast<std::size_t>(j * a.rows + i)] = static_cast<double>(a(i, j));
+  }
+  return columns;
+}
+
+double dot(const double* x, const double* y, Index n) {
+  double sum = 0;
+  for (Index i = 0; i < n; ++i) sum += x[i] * y[i];
+  return sum;
+}
+
+// y <- y - 2 v (v . y): the reflection along the unit vector v.
+void reflect(const double* v, double* y, Index n) {
+  const double twice = 2 * dot(v, y, n);
+  for (Index i = 0; i < n; ++i) y[i] -= twice * v[i];
+}
+
+void triangular_solve(MatrixView<float> p, const std::vector<float>& u) {
+  const int columns = as_int(p.cols), rows = as_int(p.rows), ld_p = as_int(p.row_stride);
+  const float one = 1;
+  strsm_("L", "L", "N", "N", &columns, &rows, &one, u.data(), &columns, p.data, &ld_p);
+}
+
+void triangular_solve(MatrixView<double> p, const std::vector<double>& u) {
+  const int columns = as_int(p.cols), rows = as_int(p.rows), ld_p = as_int(p.row_stride);
+  const double one = 1;
+  dtrsm_("L", "L", "N", "N", &columns, &rows, &one, u.data(), &columns, p.data, &ld_p);
+}
+
+}  // namespace
+
+template <class Real>
+void gemm(Op op_a, Op op_b, Real alpha, MatrixView<const Real> a, MatrixView<const Real> b, Real beta,
+          MatrixView<Real> c) {
+  const Index rows = op_a == Op::kNone ? a.rows : a.cols;
+  const Index inner = op_a == Op::kNone ? a.cols : a.rows;
+  const Index inner_b = op_b == Op::kNone ? b.rows : b.cols;
+  const Index cols = op_b == Op::kNone ? b.cols : b.rows;
+  LB_EXPECTS(rows == c.rows && cols == c.cols && inner == inner_b, "gemm: found A ", shape(a),
+             op_a == Op::kNone ? "" : "^T", ", B ", shape(b), op_b == Op::kNone ? "" : "^T", ", C ", shape(c),
+             ", expected op(A) (m, k), op(B) (k, n), C (m, n)");
+  if (rows == 0 || cols == 0) return;
+  if (inner == 0) {
+    for (Index i = 0; i < rows; ++i) {
+      for (Index j = 0; j < cols; ++j) c(i, j) = beta == Real{0} ? Real{0} : beta * c(i, j);
+    }
+    return;
+  }
+  library_gemm(op_a, op_b, alpha, a, b, beta, c, inner);
+}
+
+template <class Real>
+void gram(MatrixView<const Real> p, MatrixView<double> g) {
+  LB_EXPECTS(g.rows == p.cols && g.cols == p.cols, "gram: found P ", shape(p), ", G ", shape(g),
+             ", expected G (", p.cols, ", ", p.cols, ")");
+  const Index n = p.cols;
+  for (Index i = 0; i < n; ++i) std::fill_n(g.row(i), n, 0.0);
+  if (n == 0 || p.rows == 0) return;
+  // G = sum over row blocks of P_b^T P_b. A block in double stays in the cache while dsyrk reads it; its
+  // row-major (rows, n) is Fortran's (n, rows), and Fortran's lower triangle of G is our upper one.
+  const Index block_rows = std::max<Index>(1, std::min<Index>(p.rows, 65536 / n));
+  std::vector<double> block(static_cast<std::size_t>(block_rows * n));
+  const int order = as_int(n), ld_g = as_int(g.row_stride);
+  const double one = 1;
+  for (Index begin = 0; begin < p.rows; begin += block_rows) {
+    const Index rows = std::min(block_rows, p.rows - begin);
+    for (Index i = 0; i < rows; ++i) std::copy_n(p.row(begin + i), n, block.begin() + i * n);
+    const int depth = as_int(rows);
+    dsyrk_("L", "N", &order, &depth, &one, block.data(), &order, &one, g.data, &ld_g);
+  }
+  for (Index i = 0; i < n; ++i) {
+    for (Index j = 0; j < i; ++j) g(i, j) = g(j, i);
+  }
+}
+
+void cholesky_with_dead_columns(MatrixView<double> g, double tolerance, std::span<std::uint8_t> dead) {
+  const Index n = g.rows;
+  LB_EXPECTS(g.cols == n && static_cast<Index>(dead.size()) == n, "cholesky: found G ", shape(g), " and ",
+             dead.size(), " flags, expected a square G and a flag per column");
+  std::vector<double> diagonal(static_cast<std::size_t>(n));
+  for (Index j = 0; j < n; ++j) diagonal[static_cast<std::size_t>(j)] = g(j, j);
+  // Right-looking: before column j, the trailing block is the Schur complement of the live columns so far.
+  for (Index j = 0; j < n; ++j) {
+    const auto flag = static_cast<std::size_t>(j);
+    const double pivot = g(j, j);
+    const double limit = tolerance * tolerance * diagonal[flag];
+    // Negated comparisons, so that NaN is dead too.
+    dead[flag] = !(std::isfinite(diagonal[flag]) && diagonal[flag] > 0 && pivot > limit);
+    if (dead[flag]) {
+      for (Index i = 0; i < j; ++i) g(i, j) = 0;
+      std::fill(g.row(j) + j, g.row(j) + n, 0.0);
+      g(j, j) = 1;
+      continue;
+    }
+    const double root = std::sqrt(pivot);
+    g(j, j) = root;
+    for (Index k = j + 1; k < n; ++k) g(j, k) /= root;
+    for (Index i = j + 1; i < n; ++i) {
+      const double factor = g(j, i);
+      const double* source = g.row(j);
+      double* target = g.row(i);
+      for (Index k = i; k < n; ++k) target[k] -= factor * source[k];
+    }
+  }
+  for (Index i = 0; i < n; ++i) std::fill_n(g.row(i), i, 0.0);
+}
+
+template <class Real>
+void solve_upper_right(MatrixView<Real> p, MatrixView<const double> u) {
+  LB_EXPECTS(u.rows == p.cols && u.cols == p.cols, "solve_upper_right: found P ", shape(p), ", U ", shape(u),
+             ", expected U (", p.cols, ", ", p.cols, ")");
+  if (p.rows == 0 || p.cols == 0) return;
+  // P U^-1 = (U^-T P^T)^T, and row-major U is Fortran's U^T, a lower triangle.
+  std::vector<Real> factor(static_cast<std::size_t>(u.elements()));
+  for (Index i = 0; i < u.rows; ++i) {
+    for (Index j = 0; j < u.cols; ++j)
+      factor[static_cast<std::size_t>(i * u.cols + j)] = static_cast<Real>(u(i, j));
+  }
+  triangular_solve(p, factor);
+}
+
+template <class Real>
+void householder_orthonormalise(MatrixView<Real> p, double tolerance, std::span<std::uint8_t> dead) {
+  const Index rows = p.rows, cols = p.cols;
+  LB_EXPECTS(rows >= cols, "householder_orthonormalise: found P ", shape(p), ", expected rows >= columns");
+  LB_EXPECTS(static_cast<Index>(dead.size()) == cols, "householder_orthonormalise: found ", dead.size(),
+             " flags, expected ", cols);
+  std::vector<double> a = columns_of<Real>(p);
+  const auto column = [&](Index j) { return a.data() + j * rows; };
+  std::vector<double> original_norm(static_cast<std::size_t>(cols));
+  for (Index j = 0; j < cols; ++j)
+    original_norm[static_cast<std::size_t>(j)] = std::sqrt(dot(column(j), column(j), rows));
+
+  // Live column j is reduced at row k = number of live columns before it; a dead one uses up no row, so that
+  // the columns after it lose no direction. The unit reflection vector replaces the column below row k.
+  struct Reflector {
+    Index column, row;
+    double sign;
+  };
+  std::vector<Reflector> live;
+  for (Index j = 0; j < cols; ++j) {
+    const Index k = static_cast<Index>(live.size());
+    double* x = column(j) + k;
+    const Index n = rows - k;
+    const double norm = std::sqrt(dot(x, x, n));
+    const double reference = original_norm[static_cast<std::size_t>(j)];
+    const bool is_dead = !(norm > tolerance * reference) || !std::isfinite(norm);  // NaN is dead too
+    dead[static_cast<std::size_t>(j)] = is_dead;
+    if (is_dead) continue;
+    // H x = alpha e_1 with alpha of the sign opposite to x_0 (no cancellation). R_jj = alpha, so column j of
+    // Q takes the sign of alpha to make the diagonal positive.
+    const double alpha = x[0] > 0 ? -norm : norm;
+    x[0] -= alpha;
+    const double length = std::sqrt(dot(x, x, n));
+    for (Index i = 0; i < n; ++i) x[i] /= length;
+    live.push_back({j, k, alpha < 0 ? -1.0 : 1.0});
+    for (Index later = j + 1; later < cols; ++later) reflect(x, column(later) + k, n);
+  }
+
+  for (Index j = 0; j < cols; ++j) {
+    if (!dead[static_cast<std::size_t>(j)]) continue;
+    for (Index i = 0; i < rows; ++i) p(i, j) = Real{0};
+  }
+  // Column k of Q is H_0 H_1 ... H_k e_k: the later reflectors leave e_k alone.
+  std::vector<double> q(static_cast<std::size_t>(rows));
+  for (std::size_t index = 0; index < live.size(); ++index) {
+    std::fill(q.begin(), q.end(), 0.0);
+    q[static_cast<std::size_t>(live[index].row)] = live[index].sign;
+    for (std::size_t r = index + 1; r-- > 0;) {
+      reflect(column(live[r].column) + live[r].row, q.data() + live[r].row, rows - live[r].row);
+    }
+    for (Index i = 0; i < rows; ++i)
+      p(i, live[index].column) = static_cast<Real>(q[static_cast<std::size_t>(i)]);
+  }
+}
+
+template <class Real>
+std::vector<double> singular_values(MatrixView<const Real> a) {
+  const Index count = std::min(a.rows, a.cols);
+  std::vector<double> values(static_cast<std::size_t>(count));
+  if (count == 0) return values;
+  std::vector<double> columns = columns_of<Real>(a);
+  const int m = as_int(a.rows), n = as_int(a.cols), one = 1, query = -1;
+  std::vector<int> integers(static_cast<std::size_t>(8 * count));
+  double best_size = 0;
+  int info = 0;
+  dgesdd_("N", &m, &n, columns.data(), &m, values.data(), nullptr, &one, nullptr, &one, &best_size, &query,
+          integers.data(), &info);
+  std::vector<double> work(static_cast<std::size_t>(best_size));
+  const int work_size = static_cast<int>(work.size());
+  dgesdd_("N", &m, &n, columns.data(), &m, values.data(), nullptr, &one, nullptr, &one, work.data(),
+          &work_size, integers.data(), &info);
+  LB_EXPECTS(info == 0, "singular_values: found dgesdd status ", info, " for a matrix ", shape(a),
+             ", expected finite elements");
+  return values;
+}
+
+template <class Real>
+double sum_of_squares(MatrixView<const Real> a) {
+  // Eight running sums, combined in a fixed order: vector registers, and the same bits everywhere.
+  double lanes[8] = {};
+  for (Index i = 0; i < a.rows; ++i) {
+    const Real* row = a.row(i);
+    Index j = 0;
+    for (; j + 8 <= a.cols; j += 8) {
+      for (int lane = 0; lane < 8; ++lane) {
+        const auto value = static_cast<double>(row[j + lane]);
+        lanes[lane] += value * value;
+      }
+    }
+    for (; j < a.cols; ++j) {
+      const auto value = static_cast<double>(row[j]);
+      lanes[j % 8] += value * value;
+    }
+  }
+  return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+}
+
+template <class Real>
+bool all_finite(MatrixView<const Real> a) {
+  // x - x is 0 for a finite x and NaN otherwise, and a NaN survives the sum.
+  for (Index i = 0; i < a.rows; ++i) {
+    const Real* row = a.row(i);
+    Real lanes[16] = {};
+    Index j = 0;
+    for (; j + 16 <= a.cols; j += 16) {
+      for (int lane = 0; lane < 16; ++lane) lanes[lane] += row[j + lane] - row[j + lane];
+    }
+    for (; j < a.cols; ++j) lanes[0] += row[j] - row[j];
+    Real sum = 0;
+    for (const Real lane : lanes) sum += lane;
+    if (!(sum == Real{0})) return false;
+  }
+  return true;
+}
+
+#define LB_INSTANTIATE(Real)                                                                         \
+  template void gemm<Real>(Op, Op, Real, MatrixView<const Real>, MatrixView<const Real>, Real,       \
+                           MatrixView<Real>);                                                        \
+  template void gram<Real>(MatrixView<const Real>, MatrixView<double>);                              \
+  template void solve_upper_right<Real>(MatrixView<Real>, MatrixView<const double>);                 \
+  template void householder_orthonormalise<Real>(MatrixView<Real>, double, std::span<std::uint8_t>); \
+  template std::vector<double> singular_values<Real>(MatrixView<const Real>);                        \
+  template double sum_of_squares<Real>(MatrixView<const Real>);                                      \
+  template bool all_finite<Real>(MatrixView<const Real>);
+LB_INSTANTIATE(float)
+LB_INSTANTIATE(double)
+#undef LB_INSTANTIATE
+
+}  // namespace lowband
