@@ -1,0 +1,216 @@
+#include "runtime/linalg.h"
+
+#include "runtime/random.h"
+
+#include <cmath>
+#include <limits>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace lowband {
+namespace {
+
+template <class Real>
+Buffer<Real> gaussian(Index elements, std::string_view name) {
+  Buffer<Real> buffer(elements);
+  const RandomStream stream(11, name);
+  for (Index i = 0; i < elements; ++i) buffer[i] = static_cast<Real>(stream.normal(i));
+  return buffer;
+}
+
+template <class Real>
+class Linalg : public testing::Test {
+ public:
+  static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
+};
+using Reals = testing::Types<float, double>;
+TYPED_TEST_SUITE(Linalg, Reals);
+
+TYPED_TEST(Linalg, GemmEqualsTripleLoopForEveryTransposition) {
+  using Real = TypeParam;
+  struct Shape {
+    Index m, n, k;
+  };
+  for (const auto [m, n, k] : {Shape{5, 7, 3}, Shape{1, 1, 1}, Shape{64, 33, 17}, Shape{2, 130, 65}}) {
+    for (const Op op_a : {Op::kNone, Op::kTranspose}) {
+      for (const Op op_b : {Op::kNone, Op::kTranspose}) {
+        // A stride larger than the row, and a C with neighbours that must not be touched.
+        const Index a_rows = op_a == Op::kNone ? m : k, a_cols = op_a == Op::kNone ? k : m;
+        const Index b_rows = op_b == Op::kNone ? k : n, b_cols = op_b == Op::kNone ? n : k;
+        auto a_store = gaussian<Real>(a_rows * (a_cols + 2), "a");
+        auto b_store = gaussian<Real>(b_rows * (b_cols + 1), "b");
+        auto c_store = gaussian<Real>(m * (n + 3), "c");
+        const auto before = gaussian<Real>(m * (n + 3), "c");
+        const MatrixView<const Real> a{a_store.data(), a_rows, a_cols, a_cols + 2};
+        const MatrixView<const Real> b{b_store.data(), b_rows, b_cols, b_cols + 1};
+        const MatrixView<Real> c{c_store.data(), m, n, n + 3};
+        gemm<Real>(op_a, op_b, Real{2}, a, b, Real{-1}, c);
+        for (Index i = 0; i < m; ++i) {
+          for (Index j = 0; j < n; ++j) {
+            double sum = 0, magnitude = 0;
+            for (Index l = 0; l < k; ++l) {
+              const double term = static_cast<double>(op_a == Op::kNone ? a(i, l) : a(l, i)) *
+                                  static_cast<double>(op_b == Op::kNone ? b(l, j) : b(j, l));
+              sum += term;
+              magnitude += std::abs(term);
+            }
+            const auto old = static_cast<double>(before[i * (n + 3) + j]);
+            const double bound =
+                TestFixture::kEpsilon * (static_cast<double>(k) + 3) * (2 * magnitude + std::abs(old));
+            ASSERT_NEAR(static_cast<double>(c(i, j)), 2 * sum - old, bound);
+          }
+          for (Index j = n; j < n + 3; ++j) ASSERT_EQ(c_store[i * (n + 3) + j], before[i * (n + 3) + j]);
+        }
+      }
+    }
+  }
+}
+
+TYPED_TEST(Linalg, GemmWithBetaZeroIgnoresOldNaN) {
+  using Real = TypeParam;
+  Buffer<Real> a(1), b(1), c(1);
+  a[0] = 3, b[0] = 5, c[0] = std::numeric_limits<Real>::quiet_NaN();
+  gemm<Real>(Op::kNone, Op::kNone, 1, a.matrix(0, 1, 1), b.matrix(0, 1, 1), 0, c.matrix(0, 1, 1));
+  EXPECT_EQ(c[0], Real{15});
+  c[0] = std::numeric_limits<Real>::quiet_NaN();
+  gemm<Real>(Op::kNone, Op::kNone, 1, MatrixView<Real>{a.data(), 1, 0}, MatrixView<Real>{b.data(), 0, 1}, 0,
+             c.matrix(0, 1, 1));
+  EXPECT_EQ(c[0], Real{0}) << "an empty inner extent is an empty sum";
+}
+
+TYPED_TEST(Linalg, GemmNamesShapesThatDoNotFit) {
+  using Real = TypeParam;
+  Buffer<Real> x(100);
+  try {
+    gemm<Real>(Op::kNone, Op::kTranspose, 1, x.matrix(0, 2, 3), x.matrix(0, 4, 5), 0, x.matrix(0, 2, 4));
+    FAIL() << "shapes do not fit";
+  } catch (const InvalidArgument& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("A (2, 3), B (4, 5)^T, C (2, 4)"));
+  }
+}
+
+TYPED_TEST(Linalg, RowSplitOfAProductHasTheSameBits) {
+  // Row-sharded P = B Q must equal the unsharded product bitwise: layouts agree because of it.
+  using Real = TypeParam;
+  const auto a = gaussian<Real>(96 * 40, "a"), b = gaussian<Real>(40 * 24, "b");
+  Buffer<Real> whole(96 * 24), split(96 * 24);
+  gemm<Real>(Op::kNone, Op::kNone, 1, a.matrix(0, 96, 40), b.matrix(0, 40, 24), 0, whole.matrix(0, 96, 24));
+  for (const Index begin : {0, 32, 64}) {
+    gemm<Real>(Op::kNone, Op::kNone, 1, a.matrix(begin * 40, 32, 40), b.matrix(0, 40, 24), 0,
+               split.matrix(begin * 24, 32, 24));
+  }
+  EXPECT_TRUE(std::equal(whole.span().begin(), whole.span().end(), split.span().begin()));
+}
+
+TYPED_TEST(Linalg, GramIsExactForSmallIntegersAndFillsBothTriangles) {
+  using Real = TypeParam;
+  const Index rows = 70, cols = 9;
+  Buffer<Real> p(rows * cols);
+  for (Index i = 0; i < p.size(); ++i) p[i] = static_cast<Real>((i * 7) % 11 - 5);
+  Buffer<double> g(cols * cols);
+  gram<Real>(p.matrix(0, rows, cols), g.matrix(0, cols, cols));
+  for (Index i = 0; i < cols; ++i) {
+    for (Index j = 0; j < cols; ++j) {
+      double sum = 0;
+      for (Index k = 0; k < rows; ++k) sum += static_cast<double>(p[k * cols + i] * p[k * cols + j]);
+      EXPECT_EQ(g[i * cols + j], sum);
+    }
+  }
+}
+
+TYPED_TEST(Linalg, CholeskyQrAndHouseholderGiveTheSameOrthonormalFactor) {
+  using Real = TypeParam;
+  const Index rows = 50, cols = 12;
+  auto by_cholesky = gaussian<Real>(rows * cols, "p"), by_householder = gaussian<Real>(rows * cols, "p");
+  std::vector<std::uint8_t> dead(cols);
+  for (int pass = 0; pass < 2; ++pass) {
+    Buffer<double> g(cols * cols);
+    gram<Real>(by_cholesky.matrix(0, rows, cols), g.matrix(0, cols, cols));
+    cholesky_with_dead_columns(g.matrix(0, cols, cols), 1e-5, dead);
+    EXPECT_THAT(dead, testing::Each(0));
+    solve_upper_right<Real>(by_cholesky.matrix(0, rows, cols), g.matrix(0, cols, cols));
+  }
+  householder_orthonormalise<Real>(by_householder.matrix(0, rows, cols), 1e-5, dead);
+  EXPECT_THAT(dead, testing::Each(0));
+  for (Index i = 0; i < rows * cols; ++i) {
+    // Condition of a 50 x 12 Gaussian is below 4; entries are below 1.
+    ASSERT_NEAR(static_cast<double>(by_cholesky[i]), static_cast<double>(by_householder[i]),
+                100 * TestFixture::kEpsilon);
+  }
+}
+
+TYPED_TEST(Linalg, DeadColumnsLoseNoDirectionOfTheLiveOnes) {
+  using Real = TypeParam;
+  const Index rows = 20, cols = 5;
+  // Columns: live, copy of it (dead), zero (dead), live, live.
+  auto p = gaussian<Real>(rows * cols, "p");
+  for (Index i = 0; i < rows; ++i) {
+    p[i * cols + 1] = p[i * cols];
+    p[i * cols + 2] = 0;
+  }
+  Buffer<Real> live(rows * 3);
+  for (Index i = 0; i < rows; ++i) {
+    live[i * 3] = p[i * cols];
+    live[i * 3 + 1] = p[i * cols + 3];
+    live[i * 3 + 2] = p[i * cols + 4];
+  }
+  std::vector<std::uint8_t> dead(cols), none(3);
+  householder_orthonormalise<Real>(p.matrix(0, rows, cols), 1e-5, dead);
+  householder_orthonormalise<Real>(live.matrix(0, rows, 3), 1e-5, none);
+  EXPECT_THAT(dead, testing::ElementsAre(0, 1, 1, 0, 0));
+  for (Index i = 0; i < rows; ++i) {
+    EXPECT_EQ(p[i * cols + 1], Real{0});
+    EXPECT_EQ(p[i * cols + 2], Real{0});
+    EXPECT_NEAR(p[i * cols], live[i * 3], 10 * TestFixture::kEpsilon);
+    EXPECT_NEAR(p[i * cols + 3], live[i * 3 + 1], 50 * TestFixture::kEpsilon);
+    EXPECT_NEAR(p[i * cols + 4], live[i * 3 + 2], 50 * TestFixture::kEpsilon);
+  }
+}
+
+TYPED_TEST(Linalg, SingularValuesOfAScaledOrthonormalFactor) {
+  using Real = TypeParam;
+  const Index rows = 30, cols = 4;
+  auto p = gaussian<Real>(rows * cols, "p");
+  std::vector<std::uint8_t> dead(cols);
+  householder_orthonormalise<Real>(p.matrix(0, rows, cols), 1e-5, dead);
+  for (Index i = 0; i < rows; ++i) {
+    for (Index j = 0; j < cols; ++j) p[i * cols + j] *= static_cast<Real>(8 >> j);
+  }
+  const auto values = singular_values<Real>(p.matrix(0, rows, cols));
+  ASSERT_EQ(values.size(), 4u);
+  for (std::size_t j = 0; j < 4; ++j) EXPECT_NEAR(values[j], 8 >> j, 100 * TestFixture::kEpsilon);
+}
+
+TYPED_TEST(Linalg, FiniteScanSeesEveryPosition) {
+  using Real = TypeParam;
+  const Index rows = 3, cols = 37;
+  auto p = gaussian<Real>(rows * cols, "p");
+  EXPECT_TRUE(all_finite<Real>(p.matrix(0, rows, cols)));
+  for (Index i = 0; i < rows * cols; ++i) {
+    const Real old = p[i];
+    for (const Real bad : {std::numeric_limits<Real>::quiet_NaN(), std::numeric_limits<Real>::infinity()}) {
+      p[i] = bad;
+      ASSERT_FALSE(all_finite<Real>(p.matrix(0, rows, cols))) << i;
+    }
+    p[i] = old;
+  }
+  p[5] = std::numeric_limits<Real>::max();
+  p[6] = std::numeric_limits<Real>::max();
+  EXPECT_TRUE(all_finite<Real>(p.matrix(0, rows, cols))) << "large but finite";
+}
+
+TYPED_TEST(Linalg, SumOfSquaresOfAStridedView) {
+  using Real = TypeParam;
+  Buffer<Real> p(4 * 13);
+  for (Index i = 0; i < p.size(); ++i) p[i] = static_cast<Real>(i % 5);
+  const MatrixView<const Real> view{p.data() + 1, 4, 11, 13};
+  double expected = 0;
+  for (Index i = 0; i < 4; ++i) {
+    for (Index j = 0; j < 11; ++j) expected += static_cast<double>(view(i, j) * view(i, j));
+  }
+  EXPECT_EQ(sum_of_squares<Real>(view), expected);
+}
+
+}  // namespace
+}  // namespace lowband
