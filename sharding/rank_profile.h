@@ -9,18 +9,18 @@
 
 namespace lowband {
 
-/// A rule that gives every layer matrix its factor rank. Ranks are clipped to min(m, n).
+/// A rule that gives every layer matrix its factor rank. Structural, inverted and fraction ranks are clipped
+/// to 1 .. min(m, n); a uniform or explicit rank outside is an error.
 struct ProfileSpec {
   enum class Kind : std::uint8_t { kUniform, kStructural, kInverted, kFraction, kExplicit };
   Kind kind = Kind::kUniform;
-  Index uniform_rank = 0;  // kUniform
-  Index width = 0;         // d, kStructural and kInverted
-  Index head_dim = 0;      // d_h, kStructural and kInverted
-  double scale = 1.0;      // multiplies structural and inverted ranks, rounded to nearest, at least 1
-  Index fraction_numerator =
-      1;  // kFraction: rank = ceil(numerator * min(m, n) / denominator), integer arithmetic
+  Index uniform_rank = 0;        // kUniform
+  Index width = 0;               // d, kStructural and kInverted
+  Index head_dim = 0;            // d_h, kStructural and kInverted
+  double scale = 1.0;            // multiplies structural and inverted ranks, rounded to nearest, at least 1
+  Index fraction_numerator = 1;  // kFraction: rank = ceil(numerator * min(m, n) / denominator), exactly
   Index fraction_denominator = 1;
-  std::map<std::string, Index> explicit_ranks;  // kExplicit: by parameter name
+  std::map<std::string, Index> explicit_ranks = {};  // kExplicit: by parameter name
 };
 
 /// Factor rank of every layer matrix, in the order of `matrices`.
@@ -48,8 +48,13 @@ RankProfile make_profile(const ProfileSpec& spec, std::span<const ParameterInfo>
 /// The uniform rank whose B(r) is nearest to that of `reference`: round(B / sum(m + n)), clipped per matrix.
 RankProfile matched_uniform(const RankProfile& reference);
 
-/// The profile shaped like `spec` whose B(r) is nearest to that of `reference`: `spec.scale` is searched,
-/// ranks are rounded, and single ranks are then moved so that |B / B(reference) - 1| is least. Deterministic.
+/// The profile shaped like `spec` whose B(r) is nearest to that of `reference`.
+///
+/// The real scale of `spec` that spends the budget exactly is found first (`spec.scale` and, for uniform,
+/// `spec.uniform_rank` are ignored); ranks are rounded to nearest; single ranks then move until no move of up
+/// to one rank per matrix, in any two classes of equal m + n, brings B(r) nearer. Deterministic, ties to the
+/// lower index. With two classes (no grouped queries) the result is nearly always exact; judge it by
+/// `budget_ratio`. Throws: InvalidArgument as `make_profile`.
 RankProfile matched_to(const ProfileSpec& spec, const RankProfile& reference);
 
 /// B(profile) / B(reference).
