@@ -1,20 +1,19 @@
 #pragma once
 
+#include "collectives/call.h"
 #include "collectives/ledger.h"
 #include "runtime/error.h"
 #include "runtime/timeline.h"
 #include "runtime/types.h"
 
 #include <chrono>
+#include <exception>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 
 namespace lowband {
-
-enum class Reduction : std::uint8_t { kSum, kMax };
-std::string_view reduction_name(Reduction reduction);
 
 /// What the caller says about a transfer: why, and optionally which parameter owns which part of it.
 struct Tag {
@@ -33,7 +32,9 @@ struct Tag {
 /// Determinism: sums are formed in a fixed order (a binary tree over process numbers), the same for every
 /// backend, and every process receives identical bits.
 /// Deadline: no call waits longer than `deadline()`; then PeerFailed names the operation and the silent peer.
-/// After the first failure the group is broken and every later call throws the same error at once.
+/// After the first failure the group is broken: its other processes throw PeerFailed with the reason, and
+/// every later call of this one throws the same error at once. A refused argument (InvalidArgument) breaks
+/// nothing. Threads: one at a time.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -49,21 +50,24 @@ class Communicator {
   void set_deadline(std::chrono::milliseconds deadline) { deadline_ = deadline; }
   /// Where transfers are recorded; shared with the groups split from this one.
   Ledger& ledger() const { return *ledger_; }
-  /// Ranges of the operations go here from now on (may be null); not inherited by groups split earlier.
+  /// Ranges of the operations go here from now on (may be null); inherited by groups split later.
   void set_timeline(Timeline* timeline) { timeline_ = timeline; }
   Timeline* timeline() const { return timeline_; }
 
   /// data <- elementwise sum or maximum over processes. T: float, double, std::int64_t, std::uint8_t.
+  /// Sums are formed in T, integers modulo 2^bits; a maximum with a NaN is NaN.
   template <class T>
   void all_reduce(std::span<T> data, Reduction reduction, const Tag& tag);
 
   /// `send` is the concatenation of `counts[p]` elements for each process p; `receive` gets the reduced part
-  /// of this process. Counts are equal on all processes; zero is legal.
+  /// of this process. Counts are equal on all processes; zero is legal. `receive` may be this process's part
+  /// of `send`, and may not overlap it otherwise.
   template <class T>
   void reduce_scatter(std::span<const T> send, std::span<T> receive, std::span<const Index> counts,
                       Reduction reduction, const Tag& tag);
 
-  /// `receive` becomes the concatenation over processes p of the `counts[p]` elements that p sends.
+  /// `receive` becomes the concatenation over processes p of the `counts[p]` elements that p sends. `send`
+  /// may be this process's part of `receive`, and may not overlap it otherwise.
   template <class T>
   void all_gather(std::span<const T> send, std::span<T> receive, std::span<const Index> counts,
                   const Tag& tag);
@@ -74,7 +78,8 @@ class Communicator {
 
   void barrier();
 
-  /// Groups of the processes with equal `colour`, ordered by `key`, then by process. Collective.
+  /// Groups of the processes with equal `colour`, ordered by `key`, then by process. Collective. Colours and
+  /// keys are gathered by an ordinary all_gather on this group, recorded with Purpose::kControl.
   std::unique_ptr<Communicator> split(int colour, int key, std::string axis);
 
   /// Breaks the group for all its processes: everyone blocked in it, and every later call, throws PeerFailed
@@ -87,17 +92,26 @@ class Communicator {
   const std::shared_ptr<Ledger>& shared_ledger() const { return ledger_; }
 
  private:
-  // Type-erased seams of the backends. `element` is the dtype; counts are in elements.
-  // Each returns the bytes it handed to the transport for sending.
-  virtual Index do_all_reduce(void* data, Index elements, DType dtype, Reduction reduction) = 0;
-  virtual Index do_reduce_scatter(const void* send, void* receive, std::span<const Index> counts, DType dtype,
-                                  Reduction reduction) = 0;
-  virtual Index do_all_gather(const void* send, void* receive, std::span<const Index> counts,
-                              DType dtype) = 0;
-  virtual Index do_broadcast(void* data, Index elements, DType dtype, int root) = 0;
-  virtual void do_barrier() = 0;
-  virtual std::unique_ptr<Communicator> do_split(int colour, int key, std::string axis) = 0;
+  // Type-erased seams of the backends, called on groups of at least two with checked arguments. Those that
+  // move data return the bytes they handed to the transport for sending.
+  virtual Index do_all_reduce(const Call& call, void* data) = 0;
+  virtual Index do_reduce_scatter(const Call& call, const void* send, void* receive,
+                                  std::span<const Index> counts) = 0;
+  virtual Index do_all_gather(const Call& call, const void* send, void* receive,
+                              std::span<const Index> counts) = 0;
+  virtual Index do_broadcast(const Call& call, void* data) = 0;
+  virtual void do_barrier(const Call& call) = 0;
+  /// The group of `members`, process numbers of this group in the order of the new one; this process is one.
+  virtual std::unique_ptr<Communicator> do_split(std::span<const int> members, std::string axis) = 0;
+  /// Tells the other processes, and lets go of every buffer of a call that did not finish. Quiet.
   virtual void do_abort(std::string_view reason) = 0;
+
+  /// Runs one collective: sequence number, timeline, ledger.
+  template <class Move>
+  void perform(Call call, const Tag& tag, Move move);
+  /// Runs `action`; when it throws, the group is broken from then on.
+  template <class Action>
+  auto break_on_failure(Action action);
 
   int process_;
   int size_;
@@ -105,6 +119,8 @@ class Communicator {
   std::shared_ptr<Ledger> ledger_;
   std::chrono::milliseconds deadline_;
   Timeline* timeline_ = nullptr;
+  Index calls_ = 0;
+  std::exception_ptr failure_;  // what broke the group
 };
 
 }  // namespace lowband

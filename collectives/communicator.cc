@@ -1,0 +1,189 @@
+#include "collectives/communicator.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+namespace lowband {
+namespace {
+
+Index size_of(const auto& range) { return static_cast<Index>(range.size()); }
+
+// Checks `counts` against the group and the two buffers; returns their sum. `whole` is the buffer that holds
+// the parts of all processes, `part` the one that holds this process's.
+Index check_counts(std::string_view operation, std::span<const Index> counts, int process, int size,
+                   Index whole, Index part) {
+  LB_EXPECTS(size_of(counts) == size, operation, ": ", counts.size(), " counts, expected one for each of ",
+             size, " processes");
+  for (const Index count : counts) {
+    LB_EXPECTS(count >= 0, operation, ": count ", count, ", expected a non-negative number of elements");
+  }
+  const Index total = std::accumulate(counts.begin(), counts.end(), Index{0});
+  LB_EXPECTS(whole == total, operation, ": the buffer of all processes has ", whole, " elements, expected ",
+             total, ", the sum of the counts");
+  const Index own = counts[static_cast<std::size_t>(process)];
+  LB_EXPECTS(part == own, operation, ": the buffer of process ", process, " has ", part,
+             " elements, expected ", own, ", its count");
+  return total;
+}
+
+void check_shares(const Tag& tag, Index elements) {
+  Index shared = 0;
+  for (const PayloadShare& share : tag.shares) {
+    LB_EXPECTS(share.elements >= 0, "share of ", share.parameter, ": ", share.elements,
+               " elements, expected a non-negative number");
+    shared += share.elements;
+  }
+  LB_EXPECTS(shared <= elements, "shares add up to ", shared, " elements, expected at most ", elements,
+             ", the payload");
+}
+
+}  // namespace
+
+Communicator::Communicator(int process, int size, std::string axis, std::shared_ptr<Ledger> ledger,
+                           std::chrono::milliseconds deadline)
+    : process_(process),
+      size_(size),
+      axis_(std::move(axis)),
+      ledger_(std::move(ledger)),
+      deadline_(deadline) {
+  LB_EXPECTS(0 <= process && process < size, "communicator: process ", process, " of ", size);
+  LB_EXPECTS(ledger_ != nullptr, "communicator: no ledger");
+}
+
+template <class Action>
+auto Communicator::break_on_failure(Action action) {
+  if (failure_) std::rethrow_exception(failure_);
+  try {
+    return action();
+  } catch (const std::exception& failure) {
+    failure_ = std::current_exception();
+    do_abort(failure.what());
+    throw;
+  }
+}
+
+template <class Move>
+void Communicator::perform(Call call, const Tag& tag, Move move) {
+  check_shares(tag, call.elements);
+  call.sequence = ++calls_;
+  call.purpose = tag.purpose;
+  const Index payload_bytes = call.elements * dtype_bytes(call.dtype);
+
+  std::string range_name;
+  if (timeline_ != nullptr && timeline_->enabled()) {
+    range_name = cat(operation_name(call.operation), " ", axis_, " ", purpose_name(call.purpose));
+  }
+  const Timeline::Range range(timeline_, range_name, payload_bytes);
+  const auto begin = std::chrono::steady_clock::now();
+  const Index transport_bytes = break_on_failure([&] { return move(call); });
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
+  ledger_->record({.axis = axis_,
+                   .purpose = call.purpose,
+                   .operation = call.operation,
+                   .payload_bytes = payload_bytes,
+                   .modelled_wire_bytes = wire_bytes_model(call.operation, payload_bytes, size_),
+                   .transport_bytes = transport_bytes,
+                   .seconds = elapsed.count()},
+                  tag.shares, dtype_bytes(call.dtype));
+}
+
+template <class T>
+void Communicator::all_reduce(std::span<T> data, Reduction reduction, const Tag& tag) {
+  const Call call{.elements = size_of(data),
+                  .operation = Operation::kAllReduce,
+                  .reduction = reduction,
+                  .dtype = dtype_of<T>};
+  perform(call, tag,
+          [&](const Call& checked) { return size_ == 1 ? 0 : do_all_reduce(checked, data.data()); });
+}
+
+template <class T>
+void Communicator::reduce_scatter(std::span<const T> send, std::span<T> receive,
+                                  std::span<const Index> counts, Reduction reduction, const Tag& tag) {
+  const Index total =
+      check_counts("reduce_scatter", counts, process_, size_, size_of(send), size_of(receive));
+  const Call call{.elements = total,
+                  .counts_hash = hash_counts(counts),
+                  .operation = Operation::kReduceScatter,
+                  .reduction = reduction,
+                  .dtype = dtype_of<T>};
+  perform(call, tag, [&](const Call& checked) -> Index {
+    if (size_ > 1) return do_reduce_scatter(checked, send.data(), receive.data(), counts);
+    if (receive.data() != send.data()) std::ranges::copy(send, receive.begin());
+    return 0;
+  });
+}
+
+template <class T>
+void Communicator::all_gather(std::span<const T> send, std::span<T> receive, std::span<const Index> counts,
+                              const Tag& tag) {
+  const Index total = check_counts("all_gather", counts, process_, size_, size_of(receive), size_of(send));
+  const Call call{.elements = total,
+                  .counts_hash = hash_counts(counts),
+                  .operation = Operation::kAllGather,
+                  .dtype = dtype_of<T>};
+  perform(call, tag, [&](const Call& checked) -> Index {
+    if (size_ > 1) return do_all_gather(checked, send.data(), receive.data(), counts);
+    if (receive.data() != send.data()) std::ranges::copy(send, receive.begin());
+    return 0;
+  });
+}
+
+template <class T>
+void Communicator::broadcast(std::span<T> data, int root, const Tag& tag) {
+  LB_EXPECTS(0 <= root && root < size_, "broadcast: root ", root, ", expected a process of 0 to ", size_ - 1);
+  const Call call{
+      .elements = size_of(data), .root = root, .operation = Operation::kBroadcast, .dtype = dtype_of<T>};
+  perform(call, tag,
+          [&](const Call& checked) { return size_ == 1 ? 0 : do_broadcast(checked, data.data()); });
+}
+
+void Communicator::barrier() {
+  const Call call{.operation = Operation::kBarrier};
+  perform(call, {Purpose::kControl}, [&](const Call& checked) -> Index {
+    if (size_ > 1) do_barrier(checked);
+    return 0;
+  });
+}
+
+std::unique_ptr<Communicator> Communicator::split(int colour, int key, std::string axis) {
+  // What every process asked for, as (colour, key) pairs in process order.
+  const std::vector<Index> own{colour, key};
+  const std::vector<Index> counts(static_cast<std::size_t>(size_), 2);
+  std::vector<Index> asked(static_cast<std::size_t>(size_) * 2);
+  all_gather<Index>(own, asked, counts, {Purpose::kControl});
+
+  std::vector<int> members;
+  for (int p = 0; p < size_; ++p) {
+    if (asked[static_cast<std::size_t>(p) * 2] == colour) members.push_back(p);
+  }
+  std::ranges::stable_sort(members, {}, [&](int p) { return asked[static_cast<std::size_t>(p) * 2 + 1]; });
+
+  std::unique_ptr<Communicator> group = break_on_failure([&] { return do_split(members, std::move(axis)); });
+  group->set_timeline(timeline_);
+  return group;
+}
+
+void Communicator::abort(std::string_view reason) {
+  if (failure_) return;
+  failure_ = std::make_exception_ptr(
+      PeerFailed(cat("process ", process_, " of ", size_, " aborted axis ", axis_, ": ", reason)));
+  do_abort(reason);
+}
+
+#define LB_INSTANTIATE(T)                                                                                 \
+  template void Communicator::all_reduce<T>(std::span<T>, Reduction, const Tag&);                         \
+  template void Communicator::reduce_scatter<T>(std::span<const T>, std::span<T>, std::span<const Index>, \
+                                                Reduction, const Tag&);                                   \
+  template void Communicator::all_gather<T>(std::span<const T>, std::span<T>, std::span<const Index>,     \
+                                            const Tag&);                                                  \
+  template void Communicator::broadcast<T>(std::span<T>, int, const Tag&);
+LB_INSTANTIATE(float)
+LB_INSTANTIATE(double)
+LB_INSTANTIATE(std::int64_t)
+LB_INSTANTIATE(std::uint8_t)
+#undef LB_INSTANTIATE
+
+}  // namespace lowband

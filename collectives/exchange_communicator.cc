@@ -1,0 +1,182 @@
+#include "collectives/exchange_communicator.h"
+
+#include "collectives/tree_reduction.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace lowband {
+namespace {
+
+// A broadcast travels in pieces: process k starts when the first piece has come k hops. 128 KiB keeps the
+// start small against the transfer of any large buffer and the cost of a message small against the piece.
+constexpr Index kBroadcastPieceBytes = 128 * 1024;
+
+std::size_t position(int process) { return static_cast<std::size_t>(process); }
+
+}  // namespace
+
+void ExchangeCommunicator::fail(int peer, std::string_view what) const {
+  throw PeerFailed(cat(describe(call_), " on axis ", axis(), ", call ", call_.sequence, " of process ",
+                       process(), " of ", size(), ": process ", peer, " ", what));
+}
+
+void ExchangeCommunicator::begin(const Call& call) {
+  call_ = call;
+  give_up_ = Clock::now() + deadline();
+  sent_bytes_ = 0;
+  heard_.resize(position(size()));
+}
+
+void ExchangeCommunicator::announce(int distance) {
+  Call& heard = heard_[position(behind(distance))];
+  start_receive(behind(distance), std::as_writable_bytes(std::span(&heard, 1)));
+  start_send(ahead(distance), std::as_bytes(std::span(&call_, 1)));
+}
+
+void ExchangeCommunicator::check(int distance) const {
+  const int other = behind(distance);
+  const Call& heard = heard_[position(other)];
+  if (heard == call_) return;
+  throw CollectiveMismatch(cat("process ", process(), " called ", describe(call_), " on axis ", axis(),
+                               " as call ", call_.sequence, ", process ", other, " called ", describe(heard),
+                               " as call ", heard.sequence));
+}
+
+void ExchangeCommunicator::cut(std::span<const Index> counts) {
+  offsets_.resize(counts.size() + 1);
+  offsets_[0] = 0;
+  for (std::size_t p = 0; p < counts.size(); ++p) {
+    offsets_[p + 1] = offsets_[p] + counts[p] * dtype_bytes(call_.dtype);
+  }
+}
+
+// The first elements % n parts are one element longer.
+void ExchangeCommunicator::cut_evenly(Index elements) {
+  const Index quotient = elements / size();
+  const Index remainder = elements % size();
+  offsets_.resize(position(size()) + 1);
+  for (int p = 0; p <= size(); ++p) {
+    offsets_[position(p)] = (p * quotient + std::min<Index>(p, remainder)) * dtype_bytes(call_.dtype);
+  }
+}
+
+template <class Byte>
+std::span<Byte> ExchangeCommunicator::part(Byte* whole, int process) const {
+  const Index begin = offsets_[position(process)];
+  return {whole + begin, static_cast<std::size_t>(offsets_[position(process) + 1] - begin)};
+}
+
+void ExchangeCommunicator::send_data(int to, std::span<const std::byte> bytes) {
+  if (bytes.empty()) return;
+  start_send(to, bytes);
+  sent_bytes_ += static_cast<Index>(bytes.size());
+}
+
+void ExchangeCommunicator::receive_data(int from, std::span<std::byte> bytes) {
+  if (!bytes.empty()) start_receive(from, bytes);
+}
+
+// own_result <- tree over p of process p's raw part for this process.
+//
+// All parts leave at once, the nearest process first, so that no process is the first target of two. The raw
+// parts that come in lie in scratch, one behind the other.
+void ExchangeCommunicator::scatter_reduce(const std::byte* send, std::byte* own_result) {
+  const Index own_bytes = static_cast<Index>(part(send, process()).size());
+  if (scratch_.size() < own_bytes * (size() - 1)) scratch_ = Buffer<std::byte>(own_bytes * (size() - 1));
+  raw_parts_.resize(position(size()));
+  raw_parts_[position(process())] = part(send, process()).data();
+
+  for (int k = 1; k < size(); ++k) announce(k);
+  for (int k = 1; k < size(); ++k) send_data(ahead(k), part(send, ahead(k)));
+  await_receives();
+  for (int k = 1; k < size(); ++k) {
+    check(k);
+    const std::span<std::byte> slot = scratch_.span(own_bytes * (k - 1), own_bytes);
+    raw_parts_[position(behind(k))] = slot.data();
+    receive_data(behind(k), slot);
+  }
+  await_receives();
+  reduce_tree(raw_parts_, own_result, own_bytes / dtype_bytes(call_.dtype), call_.dtype, call_.reduction);
+  await_sends();
+}
+
+// Every part of `whole` comes round the ring; the own part is there and on its way to ahead(1).
+void ExchangeCommunicator::gather(std::byte* whole) {
+  for (int k = 1; k < size(); ++k) {
+    receive_data(behind(1), part(whole, behind(k)));
+    await_receives();
+    if (k + 1 < size()) send_data(ahead(1), part(whole, behind(k)));
+  }
+  await_sends();
+}
+
+Index ExchangeCommunicator::do_all_reduce(const Call& call, void* data) {
+  begin(call);
+  cut_evenly(call.elements);
+  auto* const whole = static_cast<std::byte*>(data);
+  const std::span<std::byte> own = part(whole, process());
+  scatter_reduce(whole, own.data());
+  send_data(ahead(1), own);
+  gather(whole);
+  return sent_bytes_;
+}
+
+Index ExchangeCommunicator::do_reduce_scatter(const Call& call, const void* send, void* receive,
+                                              std::span<const Index> counts) {
+  begin(call);
+  cut(counts);
+  scatter_reduce(static_cast<const std::byte*>(send), static_cast<std::byte*>(receive));
+  return sent_bytes_;
+}
+
+Index ExchangeCommunicator::do_all_gather(const Call& call, const void* send, void* receive,
+                                          std::span<const Index> counts) {
+  begin(call);
+  cut(counts);
+  auto* const whole = static_cast<std::byte*>(receive);
+  const std::span<std::byte> own = part(whole, process());
+  if (!own.empty() && own.data() != send) std::memcpy(own.data(), send, own.size());
+
+  announce(1);
+  send_data(ahead(1), own);
+  await_receives();
+  check(1);
+  gather(whole);
+  return sent_bytes_;
+}
+
+Index ExchangeCommunicator::do_broadcast(const Call& call, void* data) {
+  begin(call);
+  announce(1);
+  await_receives();
+  check(1);
+
+  const int hops = (process() - call.root + size()) % size();  // from the root
+  const Index total_bytes = call.elements * dtype_bytes(call.dtype);
+  for (Index begin = 0; begin < total_bytes; begin += kBroadcastPieceBytes) {
+    const std::span<std::byte> piece(
+        static_cast<std::byte*>(data) + begin,
+        static_cast<std::size_t>(std::min(kBroadcastPieceBytes, total_bytes - begin)));
+    if (hops > 0) {
+      receive_data(behind(1), piece);
+      await_receives();
+    }
+    if (hops < size() - 1) send_data(ahead(1), piece);
+  }
+  await_sends();
+  return sent_bytes_;
+}
+
+// After round k a process has heard, directly or not, from the 2^k processes behind it.
+void ExchangeCommunicator::do_barrier(const Call& call) {
+  begin(call);
+  for (int distance = 1; distance < size(); distance *= 2) {
+    announce(distance);
+    await_receives();
+    check(distance);
+  }
+  await_sends();
+}
+
+}  // namespace lowband

@@ -1,0 +1,116 @@
+#include "collectives/ledger.h"
+
+#include "runtime/error.h"
+
+namespace lowband {
+
+std::string_view purpose_name(Purpose purpose) {
+  switch (purpose) {
+    case Purpose::kFactor:
+      return "factor";
+    case Purpose::kDense:
+      return "dense";
+    case Purpose::kGradient:
+      return "gradient";
+    case Purpose::kWeight:
+      return "weight";
+    case Purpose::kActivation:
+      return "activation";
+    case Purpose::kControl:
+      return "control";
+  }
+  return "?";
+}
+
+std::string_view operation_name(Operation operation) {
+  switch (operation) {
+    case Operation::kAllReduce:
+      return "all_reduce";
+    case Operation::kReduceScatter:
+      return "reduce_scatter";
+    case Operation::kAllGather:
+      return "all_gather";
+    case Operation::kBroadcast:
+      return "broadcast";
+    case Operation::kBarrier:
+      return "barrier";
+  }
+  return "?";
+}
+
+double wire_bytes_model(Operation operation, Index payload_bytes, int processes) {
+  LB_EXPECTS(payload_bytes >= 0 && processes >= 1, "wire_bytes_model: payload ", payload_bytes,
+             " bytes over ", processes,
+             " processes, expected a non-negative payload over at least one process");
+  // One pass of a ring: everything but one process's own part, (n-1)/n S.
+  const double pass = static_cast<double>(payload_bytes) * (processes - 1) / processes;
+  switch (operation) {
+    case Operation::kAllReduce:
+      return 2 * pass;
+    case Operation::kReduceScatter:
+    case Operation::kAllGather:
+    case Operation::kBroadcast:
+      return pass;
+    case Operation::kBarrier:
+      return 0;
+  }
+  return 0;
+}
+
+TransferTotals& TransferTotals::operator+=(const TransferTotals& other) {
+  calls += other.calls;
+  payload_bytes += other.payload_bytes;
+  modelled_wire_bytes += other.modelled_wire_bytes;
+  transport_bytes += other.transport_bytes;
+  seconds += other.seconds;
+  return *this;
+}
+
+void Ledger::begin_step() {
+  step_.clear();
+  step_parameters_.clear();
+}
+
+void Ledger::record(const Transfer& transfer, std::span<const PayloadShare> shares, Index element_bytes) {
+  const Key key{std::string(transfer.axis), transfer.purpose, transfer.operation};
+  const TransferTotals totals{.calls = 1,
+                              .payload_bytes = transfer.payload_bytes,
+                              .modelled_wire_bytes = transfer.modelled_wire_bytes,
+                              .transport_bytes = transfer.transport_bytes,
+                              .seconds = transfer.seconds};
+  step_[key] += totals;
+  total_[key] += totals;
+  for (const PayloadShare& share : shares) {
+    step_parameters_[{key.axis, transfer.purpose, std::string(share.parameter)}] +=
+        share.elements * element_bytes;
+  }
+}
+
+namespace {
+
+TransferTotals sum_of(const std::map<Ledger::Key, TransferTotals>& account, std::string_view axis,
+                      Purpose purpose) {
+  TransferTotals sum;
+  for (const auto& [key, totals] : account) {
+    if (key.purpose == purpose && (axis.empty() || key.axis == axis)) sum += totals;
+  }
+  return sum;
+}
+
+}  // namespace
+
+TransferTotals Ledger::step_sum(std::string_view axis, Purpose purpose) const {
+  return sum_of(step_, axis, purpose);
+}
+
+TransferTotals Ledger::step_sum() const {
+  TransferTotals sum;
+  for (const auto& [key, totals] : step_) sum += totals;
+  return sum;
+}
+
+TransferTotals Ledger::total_sum(std::string_view axis, Purpose purpose) const {
+  return sum_of(total_, axis, purpose);
+}
+
+}  // namespace lowband
