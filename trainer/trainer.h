@@ -1,14 +1,14 @@
 #pragma once
 
-#include <atomic>
-#include <memory>
-#include <ostream>
-#include <span>
-
 #include "collectives/communicator.h"
 #include "sharding/parameter.h"
 #include "trainer/config/run_config.h"
 #include "trainer/run_record.h"
+
+#include <atomic>
+#include <memory>
+#include <ostream>
+#include <span>
 
 namespace lowband {
 
@@ -26,9 +26,9 @@ struct TrainingSession {
 template <class Real>
 class Trainer {
  public:
-  /// Opens data, builds the model and the optimizer, resumes where the configuration says so, and lets process 0 open
-  /// the run record. All bad input is reported here, before anything is written.
-  /// Throws: InvalidArgument, IoError; on all processes together.
+  /// Opens data, builds the model and the optimizer, resumes where the configuration says so, and lets
+  /// process 0 open the run record. All bad input is reported here, before anything is written. Throws:
+  /// InvalidArgument, IoError; on all processes together.
   Trainer(const RunConfig& config, Communicator& world, const TrainingSession& session);
   ~Trainer();
 
