@@ -14,6 +14,13 @@ struct MeshShape {
   int processes() const { return replica * shard * tensor; }
 };
 
+/// Throws: InvalidArgument "mesh.tensor: found 0, expected at least 1", or when the product does not fit an
+/// int.
+void validate(const MeshShape& shape);
+/// As above, and InvalidArgument "mesh: found replica 2 x shard 1 x tensor 2 = 4, expected the 3 processes of
+/// this job" when the product differs.
+void validate(const MeshShape& shape, int processes);
+
 struct MeshPosition {
   int replica = 0;
   int shard = 0;
@@ -27,7 +34,7 @@ MeshPosition mesh_position(const MeshShape& shape, int process);
 class ProcessMesh {
  public:
   /// Collective: all processes of `world`, equal `shape`.
-  /// Throws: InvalidArgument when replica x shard x tensor differs from the number of processes.
+  /// Throws: InvalidArgument as `validate`, on every process and before anything is sent.
   ProcessMesh(Communicator& world, const MeshShape& shape);
 
   const MeshShape& shape() const { return shape_; }
