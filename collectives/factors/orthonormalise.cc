@@ -1,0 +1,198 @@
+#include "collectives/factors/orthonormalise.h"
+
+#include "runtime/linalg.h"
+
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <utility>
+
+namespace lowband {
+namespace {
+
+/// Largest deviation of the second Gram matrix from I that the second pass repairs to rounding. Seen at most
+/// 7.5e-3 where the first pass was meaningful, above 0.8 where it was not (numerics.md 3.4).
+constexpr double kLargestDeviation = 0.1;
+
+Index triangle_elements(Index n) { return n * (n + 1) / 2; }
+
+template <class Real>
+double largest_magnitude(MatrixView<const Real> p) {
+  Real largest = 0;
+  bool finite = true;
+  for (const Real x : p.flat()) {
+    finite &= std::abs(x) <= std::numeric_limits<Real>::max();
+    largest = std::max(largest, std::abs(x));
+  }
+  return finite ? static_cast<double>(largest) : std::numeric_limits<double>::infinity();
+}
+
+void pack_triangle(MatrixView<const double> square, double* triangle) {
+  for (Index i = 0; i < square.rows; ++i)
+    triangle = std::copy(square.row(i) + i, square.row(i) + square.cols, triangle);
+}
+
+void unpack_triangle(const double* triangle, MatrixView<double> square) {
+  for (Index i = 0; i < square.rows; ++i) {
+    for (Index j = i; j < square.cols; ++j) square(i, j) = square(j, i) = *triangle++;
+  }
+}
+
+/// max |G - I| over pairs of live columns; NaN counts as infinite.
+double deviation_from_identity(MatrixView<const double> g, std::span<const std::uint8_t> dead) {
+  double deviation = 0;
+  for (Index i = 0; i < g.rows; ++i) {
+    if (dead[static_cast<std::size_t>(i)]) continue;
+    for (Index j = i; j < g.cols; ++j) {
+      if (dead[static_cast<std::size_t>(j)]) continue;
+      const double entry = std::abs(g(i, j) - (i == j ? 1.0 : 0.0));
+      if (!(entry <= deviation))
+        deviation = std::isnan(entry) ? std::numeric_limits<double>::infinity() : entry;
+    }
+  }
+  return deviation;
+}
+
+}  // namespace
+
+template <class Real>
+Orthonormaliser<Real>::Orthonormaliser(Communicator& group, std::vector<MatrixView<Real>> blocks)
+    : group_(&group) {
+  // Rows of every matrix on every process: (processes, matrices)
+  const Index matrices = static_cast<Index>(blocks.size());
+  Buffer<Index> own_rows(matrices);
+  Buffer<Index> all_rows(matrices * group.size());
+  for (Index i = 0; i < matrices; ++i) own_rows[i] = blocks[static_cast<std::size_t>(i)].rows;
+  const std::vector<Index> counts(static_cast<std::size_t>(group.size()), matrices);
+  group.all_gather(std::as_const(own_rows).span(), all_rows.span(), std::span(counts), {Purpose::kControl});
+
+  Index triangles = 0;
+  Index widest = 0;
+  for (Index i = 0; i < matrices; ++i) {
+    const MatrixView<Real> p = blocks[static_cast<std::size_t>(i)];
+    Block block;
+    block.p = p;
+    for (int process = 0; process < group.size(); ++process)
+      block.elements_of.push_back(all_rows[process * matrices + i] * p.cols);
+    const Index elements = std::reduce(block.elements_of.begin(), block.elements_of.end());
+    LB_EXPECTS(elements >= p.cols * p.cols, "orthonormalise: matrix ", i, " has ", elements / p.cols,
+               " rows and ", p.cols, " columns, expected at least as many rows as columns");
+    block.triangle_offset = triangles;
+    block.scaled = Buffer<Real>(p.elements());
+    block.dead.resize(static_cast<std::size_t>(p.cols));
+    triangles += triangle_elements(p.cols);
+    widest = std::max(widest, p.cols);
+    blocks_.push_back(std::move(block));
+  }
+  largest_ = Buffer<double>(matrices);
+  square_ = Buffer<double>(widest * widest);
+  if (group.size() > 1) triangles_ = Buffer<double>(triangles);
+}
+
+// For every matrix, with G and U (r, r) in double:
+//   P <- 2^-e P, so that max |P| is near 1             G neither overflows nor underflows
+//   twice: G <- sum over processes of P^T P ; U <- cholesky(G) ; P <- P U^-1 ; dead columns <- 0
+// The second G measures how far the first pass was off: P^T P = I + E becomes I + O(|E| u). Where it was too
+// far off, P is restored and factorised by Householder reflections.
+template <class Real>
+void Orthonormaliser<Real>::run() {
+  scale_to_unit();
+  for (const bool second : {false, true}) {
+    sum_grams();
+    for (Block& block : blocks_) {
+      if (block.factorisable() && block.accurate) cholesky_pass(block, second);
+    }
+  }
+  for (Block& block : blocks_) {
+    if (!block.accurate) householder(block);
+  }
+}
+
+template <class Real>
+void Orthonormaliser<Real>::scale_to_unit() {
+  for (std::size_t i = 0; i < blocks_.size(); ++i)
+    largest_[static_cast<Index>(i)] = largest_magnitude<Real>(blocks_[i].p);
+  if (group_->size() > 1) group_->all_reduce(largest_.span(), Reduction::kMax, {Purpose::kControl});
+
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    Block& block = blocks_[i];
+    const double largest = largest_[static_cast<Index>(i)];
+    const bool zero = largest == 0;
+    block.factorisation = zero                  ? Factorisation::kZero
+                          : std::isinf(largest) ? Factorisation::kNonFinite
+                                                : Factorisation::kCholesky;
+    block.accurate = true;
+    std::fill(block.dead.begin(), block.dead.end(), std::uint8_t{zero});
+    if (!block.factorisable()) continue;
+    // In two factors: 2^-e itself overflows for a denormal maximum.
+    int exponent = 0;
+    std::frexp(largest, &exponent);
+    const Real first = std::ldexp(Real{1}, -(exponent / 2));
+    const Real second = std::ldexp(Real{1}, -(exponent - exponent / 2));
+    for (Real& x : block.p.flat()) x = x * first * second;
+    std::copy_n(block.p.data, block.p.elements(), block.scaled.data());
+  }
+}
+
+template <class Real>
+void Orthonormaliser<Real>::sum_grams() {
+  if (group_->size() == 1) return;  // each pass computes its own
+  for (const Block& block : blocks_) {
+    const Index r = block.p.cols;
+    double* triangle = triangles_.data() + block.triangle_offset;
+    if (!block.factorisable() || !block.accurate) {
+      std::fill_n(triangle, triangle_elements(r), 0.0);
+      continue;
+    }
+    const MatrixView<double> g = square_.matrix(0, r, r);
+    gram<Real>(block.p, g);
+    pack_triangle(g, triangle);
+  }
+  group_->all_reduce(triangles_.span(), Reduction::kSum, {Purpose::kControl});
+}
+
+template <class Real>
+void Orthonormaliser<Real>::cholesky_pass(Block& block, bool check_deviation) {
+  const Index r = block.p.cols;
+  const MatrixView<double> g = square_.matrix(0, r, r);
+  if (group_->size() == 1) {
+    gram<Real>(block.p, g);
+  } else {
+    unpack_triangle(triangles_.data() + block.triangle_offset, g);
+  }
+  if (check_deviation && deviation_from_identity(g, block.dead) > kLargestDeviation) {
+    block.accurate = false;
+    return;
+  }
+  // A column that the first pass found dead is zero now, and found dead again.
+  cholesky_with_dead_columns(g, kDeadColumnTolerance, block.dead);
+  solve_upper_right<Real>(block.p, g);
+  for (Index j = 0; j < r; ++j) {
+    if (!block.dead[static_cast<std::size_t>(j)]) continue;
+    for (Index i = 0; i < block.p.rows; ++i) block.p(i, j) = 0;
+  }
+}
+
+template <class Real>
+void Orthonormaliser<Real>::householder(Block& block) {
+  const Index r = block.p.cols;
+  const Index elements = std::reduce(block.elements_of.begin(), block.elements_of.end());
+  // Allocated here: this path is taken for a few matrices of the first steps, if ever.
+  Buffer<Real> gathered(elements);
+  if (group_->size() == 1) {
+    std::copy_n(block.scaled.data(), elements, gathered.data());
+  } else {
+    group_->all_gather(std::as_const(block.scaled).span(), gathered.span(),
+                       std::span<const Index>(block.elements_of), {Purpose::kFactor});
+  }
+  // Rows come in the order of processes, not of the matrix: QR of permuted rows is the permuted factor.
+  householder_orthonormalise<Real>(gathered.matrix(0, elements / r, r), kDeadColumnTolerance, block.dead);
+  const Index before = std::reduce(block.elements_of.begin(), block.elements_of.begin() + group_->process());
+  std::copy_n(gathered.data() + before, block.p.elements(), block.p.data);
+  block.factorisation = Factorisation::kHouseholder;
+}
+
+template class Orthonormaliser<float>;
+template class Orthonormaliser<double>;
+
+}  // namespace lowband

@@ -1,0 +1,78 @@
+#pragma once
+
+#include "collectives/communicator.h"
+#include "runtime/buffer.h"
+#include "runtime/tensor.h"
+
+#include <vector>
+
+namespace lowband {
+
+/// How the columns of one matrix became orthonormal.
+enum class Factorisation : std::uint8_t {
+  kCholesky,     // two passes of Cholesky QR
+  kHouseholder,  // two passes were not accurate: gathered, and factorised by every process
+  kZero,         // the matrix is zero and stays so; every column is dead
+  kNonFinite,    // the input holds a NaN or an infinity and was left alone
+};
+
+/// A column is dead when what remains of it after the columns before it is a smaller fraction than this: for
+/// float input that remainder is rounding noise, which would be blown up to a unit vector.
+/// Reference: algorithms.md 3; 1e-5 lies between the rounding of a product of float factors (about 1e-6) and
+/// the columns that still carry information.
+inline constexpr double kDeadColumnTolerance = 1e-5;
+
+/// Orthonormalises matrices whose rows are spread over the processes of a group, all of them together: each
+/// becomes the factor P of its unpivoted QR with positive diagonal, dead columns zero.
+///
+/// The result depends on the rows and on nothing else but rounding: not on their order, the scale of the
+/// matrix or the number of processes. Every decision comes from reduced quantities, so that all processes
+/// take it together.
+/// Traffic: one maximum for each matrix, then r(r+1)/2 doubles for each matrix and pass in one buffer; a
+/// group of one exchanges nothing.
+/// Ownership: borrows the group and the blocks.
+/// Reference: CholeskyQR2 (Yamamoto et al. 2015) with a double-precision Gram matrix and a pivot test.
+template <class Real>
+class Orthonormaliser {
+ public:
+  /// Shapes: blocks[i] are this process's rows of matrix i, contiguous, possibly none; over all processes it
+  /// has at least as many rows as columns.
+  /// Collective: all processes of `group`; equal column counts in equal order.
+  /// Throws: InvalidArgument, on all processes, when a matrix is wider than tall.
+  Orthonormaliser(Communicator& group, std::vector<MatrixView<Real>> blocks);
+
+  /// Replaces the blocks. Collective.
+  void run();
+
+  /// Of the last run; equal on all processes.
+  Factorisation factorisation(Index i) const { return at(i).factorisation; }
+  std::span<const std::uint8_t> dead(Index i) const { return at(i).dead; }
+
+ private:
+  struct Block {
+    MatrixView<Real> p;
+    std::vector<Index> elements_of;  // of each process
+    Index triangle_offset = 0;       // of its Gram matrix in triangles_
+    Buffer<Real> scaled;             // the input after scaling, for the fallback
+    std::vector<std::uint8_t> dead;
+    Factorisation factorisation = Factorisation::kCholesky;
+    bool accurate = true;
+    bool factorisable() const {
+      return factorisation != Factorisation::kZero && factorisation != Factorisation::kNonFinite;
+    }
+  };
+  const Block& at(Index i) const { return blocks_[static_cast<std::size_t>(i)]; }
+
+  void scale_to_unit();
+  void sum_grams();
+  void cholesky_pass(Block& block, bool check_deviation);
+  void householder(Block& block);
+
+  Communicator* group_;
+  std::vector<Block> blocks_;
+  Buffer<double> largest_;    // max |P| of each matrix, infinity when it is not finite
+  Buffer<double> triangles_;  // upper triangles of all Gram matrices, one after the other
+  Buffer<double> square_;     // one Gram matrix
+};
+
+}  // namespace lowband
