@@ -34,7 +34,7 @@ void ExchangeCommunicator::announce(int distance) {
   start_send(ahead(distance), std::as_bytes(std::span(&call_, 1)));
 }
 
-void ExchangeCommunicator::check(int distance) const {
+void ExchangeCommunicator::compare(int distance) const {
   const int other = behind(distance);
   const Call& heard = heard_[position(other)];
   if (heard == call_) return;
@@ -91,7 +91,7 @@ void ExchangeCommunicator::scatter_reduce(const std::byte* send, std::byte* own_
   for (int k = 1; k < size(); ++k) send_data(ahead(k), part(send, ahead(k)));
   await_receives();
   for (int k = 1; k < size(); ++k) {
-    check(k);
+    compare(k);
     const std::span<std::byte> slot = scratch_.span(own_bytes * (k - 1), own_bytes);
     raw_parts_[position(behind(k))] = slot.data();
     receive_data(behind(k), slot);
@@ -141,7 +141,7 @@ Index ExchangeCommunicator::do_all_gather(const Call& call, const void* send, vo
   announce(1);
   send_data(ahead(1), own);
   await_receives();
-  check(1);
+  compare(1);
   gather(whole);
   return sent_bytes_;
 }
@@ -150,7 +150,7 @@ Index ExchangeCommunicator::do_broadcast(const Call& call, void* data) {
   begin(call);
   announce(1);
   await_receives();
-  check(1);
+  compare(1);
 
   const int hops = (process() - call.root + size()) % size();  // from the root
   const Index total_bytes = call.elements * dtype_bytes(call.dtype);
@@ -174,7 +174,7 @@ void ExchangeCommunicator::do_barrier(const Call& call) {
   for (int distance = 1; distance < size(); distance *= 2) {
     announce(distance);
     await_receives();
-    check(distance);
+    compare(distance);
   }
   await_sends();
 }

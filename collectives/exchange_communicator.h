@@ -63,7 +63,7 @@ class ExchangeCommunicator : public Communicator {
 
   void begin(const Call& call);
   void announce(int distance);
-  void check(int distance) const;
+  void compare(int distance) const;
 
   void cut(std::span<const Index> counts);
   void cut_evenly(Index elements);

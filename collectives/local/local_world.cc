@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <cstring>
+#include <exception>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -40,7 +41,7 @@ struct LocalGroup {
   /// copies.
   std::vector<std::vector<std::vector<std::span<const std::byte>>>> mail;
   std::vector<int> unread;  // by sender: messages whose bytes are still needed
-  std::vector<bool> left;   // whose communicator is gone
+  std::vector<char> left;   // whose communicator is gone
   std::string failure;      // why this group is broken
 
   // Groups being made from this one, until every member has taken it: by number of the split and first
@@ -61,6 +62,8 @@ class LocalCommunicator final : public ExchangeCommunicator {
         group_(std::move(group)) {}
 
   ~LocalCommunicator() override {
+    // A process that fails is reported by its failure, which breaks the world, and not as one that left.
+    if (std::uncaught_exceptions() > 0) return;
     const std::lock_guard lock(group_->world->mutex);
     group_->left[own()] = true;
     wake_all();
@@ -150,19 +153,21 @@ class LocalCommunicator final : public ExchangeCommunicator {
     group_->world->wake[world_process(process())].wait(lock, [&] { return group_->unread[own()] == 0; });
   }
 
-  // Waits until `done`, which is up to `peer`; throws when it cannot come about any more.
+  // Waits until `done`, which is up to `peer`; throws when it cannot come about any more. A call for which
+  // everything is there ends well even when the group was aborted after it; in a failed world nothing does.
   template <class Done>
   void wait(std::unique_lock<std::mutex>& lock, int peer, Done done) {
-    const auto hopeless = [&] {
-      return !group_->world->failure.empty() || !group_->failure.empty() ||
-             group_->left[static_cast<std::size_t>(peer)];
-    };
-    const bool woken = group_->world->wake[world_process(process())].wait_until(
-        lock, give_up(), [&] { return done() || hopeless(); });
-    if (!group_->world->failure.empty()) throw PeerFailed(group_->world->failure);
-    if (!group_->failure.empty()) throw PeerFailed(group_->failure);
+    const std::string& world_failure = group_->world->failure;
+    const std::string& group_failure = group_->failure;
+    const auto& peer_left = group_->left[static_cast<std::size_t>(peer)];
+    const bool woken = group_->world->wake[world_process(process())].wait_until(lock, give_up(), [&] {
+      return !world_failure.empty() || done() || !group_failure.empty() || peer_left;
+    });
+    if (!world_failure.empty()) throw PeerFailed(world_failure);
+    if (done()) return;
+    if (!group_failure.empty()) throw PeerFailed(group_failure);
     if (!woken) fail(peer, cat("did not answer within ", deadline().count(), " ms"));
-    if (!done()) fail(peer, "has left the group");
+    fail(peer, "has left the group");
   }
 
   void wake(int process_of_group) { group_->world->wake[world_process(process_of_group)].notify_all(); }
