@@ -1,0 +1,219 @@
+#include "collectives/mpi/mpi_world.h"
+
+#include "collectives/exchange_communicator.h"
+
+#define OMPI_SKIP_MPICXX 1
+#define MPICH_SKIP_MPICXX 1
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <mpi.h>
+#include <sched.h>
+
+namespace lowband {
+namespace {
+
+constexpr int kDataTag = 0;
+constexpr int kAbortTag = 1;
+
+// MPI counts are int; larger messages travel in pieces, which both sides cut alike.
+constexpr std::size_t kPieceBytes = std::size_t{1} << 30;
+
+// A reply of a process that is running comes within microseconds; after this many looks (some 20 us) a
+// waiting process offers its core to the others. On fewer cores than processes it would otherwise keep the
+// peer it waits for from running: 8 KiB between 4 processes on 2 cores took 16 to 54 ms instead of 32 us.
+constexpr int kLooksBeforeYield = 100;
+// The clock and the abort notes are looked at every so many yields.
+constexpr int kYieldsPerCheck = 32;
+
+void check(int code, std::string_view what) {
+  if (code == MPI_SUCCESS) return;
+  std::array<char, MPI_MAX_ERROR_STRING> text{};
+  int length = 0;
+  MPI_Error_string(code, text.data(), &length);
+  throw MpiError(cat(what, ": ", std::string_view(text.data(), static_cast<std::size_t>(length))));
+}
+
+class MpiCommunicator final : public ExchangeCommunicator {
+ public:
+  /// Owns `comm`.
+  MpiCommunicator(MPI_Comm comm, int process, int size, std::string axis, std::shared_ptr<Ledger> ledger,
+                  std::chrono::milliseconds deadline)
+      : ExchangeCommunicator(process, size, std::move(axis), std::move(ledger), deadline), comm_(comm) {
+    check(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  }
+
+  ~MpiCommunicator() override {
+    // A broken group may have messages under way, with which it must not be freed.
+    if (!broken_) MPI_Comm_free(&comm_);
+  }
+
+  std::string_view backend() const override { return "mpi"; }
+
+ private:
+  // Messages of one direction that have been started.
+  struct Started {
+    std::vector<MPI_Request> requests;
+    std::vector<int> peers;  // of each request
+  };
+
+  void start_send(int to, std::span<const std::byte> bytes) override {
+    for (std::size_t begin = 0; begin < bytes.size(); begin += kPieceBytes) {
+      const auto piece = bytes.subspan(begin, std::min(kPieceBytes, bytes.size() - begin));
+      MPI_Request request = MPI_REQUEST_NULL;
+      check(MPI_Isend(piece.data(), static_cast<int>(piece.size()), MPI_BYTE, to, kDataTag, comm_, &request),
+            "MPI_Isend");
+      sends_.requests.push_back(request);
+      sends_.peers.push_back(to);
+    }
+  }
+
+  void start_receive(int from, std::span<std::byte> bytes) override {
+    for (std::size_t begin = 0; begin < bytes.size(); begin += kPieceBytes) {
+      const auto piece = bytes.subspan(begin, std::min(kPieceBytes, bytes.size() - begin));
+      MPI_Request request = MPI_REQUEST_NULL;
+      check(
+          MPI_Irecv(piece.data(), static_cast<int>(piece.size()), MPI_BYTE, from, kDataTag, comm_, &request),
+          "MPI_Irecv");
+      receives_.requests.push_back(request);
+      receives_.peers.push_back(from);
+    }
+  }
+
+  void await_receives() override { await(receives_); }
+  void await_sends() override { await(sends_); }
+
+  void await(Started& started) {
+    for (int looks = 1;; ++looks) {
+      int done = 0;
+      check(MPI_Testall(static_cast<int>(started.requests.size()), started.requests.data(), &done,
+                        MPI_STATUSES_IGNORE),
+            "MPI_Testall");
+      if (done != 0) break;
+      if (looks < kLooksBeforeYield) continue;
+      sched_yield();
+      if (looks % kYieldsPerCheck != 0) continue;
+      throw_if_aborted();
+      if (Clock::now() > give_up())
+        fail(silent_peer(started), cat("did not answer within ", deadline().count(), " ms"));
+    }
+    started.requests.clear();
+    started.peers.clear();
+  }
+
+  static int silent_peer(Started& started) {
+    for (std::size_t i = 0; i < started.requests.size(); ++i) {
+      int done = 0;
+      check(MPI_Test(&started.requests[i], &done, MPI_STATUS_IGNORE), "MPI_Test");
+      if (done == 0) return started.peers[i];
+    }
+    return started.peers.back();  // it answered just now, too late
+  }
+
+  void throw_if_aborted() {
+    int found = 0;
+    MPI_Status status;
+    check(MPI_Iprobe(MPI_ANY_SOURCE, kAbortTag, comm_, &found, &status), "MPI_Iprobe");
+    if (found == 0) return;
+    broken_ = true;  // and whoever broke it tells the others
+    AbortNote note{};
+    check(MPI_Recv(note.data(), static_cast<int>(note.size()), MPI_CHAR, status.MPI_SOURCE, kAbortTag, comm_,
+                   MPI_STATUS_IGNORE),
+          "MPI_Recv");
+    throw PeerFailed(note.data());
+  }
+
+  std::unique_ptr<Communicator> do_split(std::span<const int> members, std::string axis) override {
+    const auto position = static_cast<int>(std::ranges::find(members, process()) - members.begin());
+    MPI_Comm group = MPI_COMM_NULL;
+    // MPI knows no deadline here, but everybody has just come out of the all_gather of the colours.
+    check(MPI_Comm_split(comm_, members.front(), position, &group), "MPI_Comm_split");
+    return std::make_unique<MpiCommunicator>(group, position, static_cast<int>(members.size()),
+                                             std::move(axis), shared_ledger(), deadline());
+  }
+
+  void do_abort(std::string_view reason) override {
+    if (!broken_) send_abort_notes(reason);
+    broken_ = true;
+    // MPI lets go of receives that nobody has answered. One that is arriving cannot be stopped.
+    for (MPI_Request& request : receives_.requests) {
+      if (request != MPI_REQUEST_NULL) MPI_Cancel(&request);
+    }
+    for (Started* started : {&receives_, &sends_}) {
+      for (MPI_Request& request : started->requests) {
+        if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
+      }
+      started->requests.clear();
+      started->peers.clear();
+    }
+  }
+
+  // Short enough to leave at once; whether they arrive is not waited for.
+  void send_abort_notes(std::string_view reason) {
+    const std::string text =
+        cat("process ", process(), " of ", size(), " aborted axis ", axis(), ": ", reason);
+    std::copy_n(text.begin(), std::min(text.size(), note_.size() - 1), note_.begin());
+    for (int p = 0; p < size(); ++p) {
+      if (p == process()) continue;
+      MPI_Request request = MPI_REQUEST_NULL;
+      MPI_Isend(note_.data(), static_cast<int>(note_.size()), MPI_CHAR, p, kAbortTag, comm_, &request);
+      if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
+    }
+  }
+
+  using AbortNote = std::array<char, 1024>;
+
+  MPI_Comm comm_;
+  Started sends_;
+  Started receives_;
+  bool broken_ = false;
+  AbortNote note_{};
+};
+
+}  // namespace
+
+bool mpi_available() { return true; }
+
+std::string mpi_version() {
+  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
+  int length = 0;
+  check(MPI_Get_library_version(text.data(), &length), "MPI_Get_library_version");
+  const std::string_view description(text.data(), static_cast<std::size_t>(length));
+  return std::string(description.substr(0, description.find_first_of(",\n")));
+}
+
+MpiWorld::MpiWorld(std::chrono::milliseconds deadline)
+    : deadline_(deadline), exceptions_in_flight_(std::uncaught_exceptions()) {
+  int provided = 0;
+  check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
+  if (provided < MPI_THREAD_SERIALIZED) {
+    throw MpiError(cat("MPI_Init_thread: thread level ", provided, ", expected MPI_THREAD_SERIALIZED"));
+  }
+  check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+}
+
+MpiWorld::~MpiWorld() {
+  if (std::uncaught_exceptions() == exceptions_in_flight_) MPI_Finalize();
+}
+
+std::unique_ptr<Communicator> MpiWorld::world() const {
+  int process = 0;
+  int size = 0;
+  check(MPI_Comm_rank(MPI_COMM_WORLD, &process), "MPI_Comm_rank");
+  check(MPI_Comm_size(MPI_COMM_WORLD, &size), "MPI_Comm_size");
+  MPI_Comm own = MPI_COMM_NULL;  // messages of others in this program cannot be taken for ours
+  check(MPI_Comm_dup(MPI_COMM_WORLD, &own), "MPI_Comm_dup");
+  return std::make_unique<MpiCommunicator>(own, process, size, "world", std::make_shared<Ledger>(),
+                                           deadline_);
+}
+
+void MpiWorld::abort(int exit_code) const {
+  MPI_Abort(MPI_COMM_WORLD, exit_code);
+  std::_Exit(exit_code);
+}
+
+}  // namespace lowband
