@@ -1,0 +1,531 @@
+#include "tests/collectives/communicator_cases.h"
+
+#include "runtime/random.h"
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace lowband {
+namespace {
+
+using std::chrono::milliseconds;
+using testing::HasSubstr;
+
+constexpr Tag kDense{Purpose::kDense};
+
+// Around and below any process count, and over one tile of the reduction.
+constexpr Index kSizes[] = {0, 1, 2, 3, 5, 8, 1000, 100'003};
+
+std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+
+// Element e of process p. All values and their sums over processes are exact in every dtype but u8, which
+// counts modulo 256; no two neighbouring elements or processes have the same.
+Index value(int process, Index e) { return (process + 1) * (e % 9973 + 1); }
+
+Index sum_over_processes(int size, Index e) {
+  Index sum = 0;
+  for (int p = 0; p < size; ++p) sum += value(p, e);
+  return sum;
+}
+
+template <class T>
+std::vector<T> own_values(const Communicator& group, Index elements) {
+  std::vector<T> data(at(elements));
+  for (Index e = 0; e < elements; ++e) data[at(e)] = static_cast<T>(value(group.process(), e));
+  return data;
+}
+
+// Parts of very different sizes, some of them empty.
+std::vector<Index> uneven_counts(int size) {
+  constexpr Index kCounts[] = {3, 0, 1001, 1, 0, 40, 7};
+  return {kCounts, kCounts + size};
+}
+
+Index offset_of(const std::vector<Index>& counts, int process) {
+  return std::accumulate(counts.begin(), counts.begin() + process, Index{0});
+}
+
+template <class T>
+void check_sums(Communicator& group) {
+  for (const Index elements : kSizes) {
+    std::vector<T> data = own_values<T>(group, elements);
+    group.all_reduce<T>(data, Reduction::kSum, kDense);
+    for (Index e = 0; e < elements; ++e) {
+      ASSERT_EQ(data[at(e)], static_cast<T>(sum_over_processes(group.size(), e))) << "element " << e;
+    }
+  }
+}
+
+void all_reduce_sums(Communicator& group) {
+  check_sums<float>(group);
+  check_sums<double>(group);
+  check_sums<std::int64_t>(group);
+  check_sums<std::uint8_t>(group);
+}
+
+template <class T>
+void check_maxima(Communicator& group) {
+  // The maximum of element e is with process e mod n, and stands out by its value.
+  std::vector<T> data(1000);
+  for (Index e = 0; e < 1000; ++e)
+    data[at(e)] = static_cast<T>(e % group.size() == group.process() ? 50 + e % 97 : 49);
+  group.all_reduce<T>(data, Reduction::kMax, kDense);
+  for (Index e = 0; e < 1000; ++e) ASSERT_EQ(data[at(e)], static_cast<T>(50 + e % 97)) << "element " << e;
+}
+
+void all_reduce_takes_maxima(Communicator& group) {
+  check_maxima<float>(group);
+  check_maxima<double>(group);
+  check_maxima<std::int64_t>(group);
+  check_maxima<std::uint8_t>(group);
+  std::vector<double> negative{-1.0 - group.process()};
+  group.all_reduce<double>(negative, Reduction::kMax, kDense);
+  EXPECT_EQ(negative[0], -1.0);
+}
+
+void a_maximum_with_a_nan_is_nan(Communicator& group) {
+  for (int sick = 0; sick < group.size(); ++sick) {
+    std::vector<float> data{group.process() == sick ? std::numeric_limits<float>::quiet_NaN() : 1.0F, 2.0F};
+    group.all_reduce<float>(data, Reduction::kMax, kDense);
+    EXPECT_TRUE(std::isnan(data[0])) << "NaN on process " << sick;
+    EXPECT_EQ(data[1], 2.0F);
+  }
+}
+
+template <class T>
+void check_reduce_scatter(Communicator& group) {
+  const std::vector<Index> counts = uneven_counts(group.size());
+  const Index total = std::accumulate(counts.begin(), counts.end(), Index{0});
+  const Index own = counts[at(group.process())];
+  const Index offset = offset_of(counts, group.process());
+  const std::vector<T> send = own_values<T>(group, total);
+  std::vector<T> receive(at(own));
+  group.reduce_scatter<T>(send, receive, counts, Reduction::kSum, kDense);
+  for (Index e = 0; e < own; ++e) {
+    ASSERT_EQ(receive[at(e)], static_cast<T>(sum_over_processes(group.size(), offset + e)))
+        << "element " << e;
+  }
+  EXPECT_EQ(send, own_values<T>(group, total)) << "the argument was changed";
+}
+
+void reduce_scatter_takes_uneven_counts(Communicator& group) {
+  check_reduce_scatter<float>(group);
+  check_reduce_scatter<double>(group);
+  check_reduce_scatter<std::int64_t>(group);
+  check_reduce_scatter<std::uint8_t>(group);
+}
+
+template <class T>
+void check_all_gather(Communicator& group) {
+  const std::vector<Index> counts = uneven_counts(group.size());
+  const std::vector<T> send = own_values<T>(group, counts[at(group.process())]);
+  std::vector<T> expected;
+  for (int p = 0; p < group.size(); ++p) {
+    for (Index e = 0; e < counts[at(p)]; ++e) expected.push_back(static_cast<T>(value(p, e)));
+  }
+  std::vector<T> receive(expected.size());
+  group.all_gather<T>(send, receive, counts, kDense);
+  EXPECT_EQ(receive, expected);
+}
+
+void all_gather_takes_uneven_counts(Communicator& group) {
+  check_all_gather<float>(group);
+  check_all_gather<double>(group);
+  check_all_gather<std::int64_t>(group);
+  check_all_gather<std::uint8_t>(group);
+}
+
+void parts_may_lie_in_place(Communicator& group) {
+  const std::vector<Index> counts = uneven_counts(group.size());
+  const Index total = std::accumulate(counts.begin(), counts.end(), Index{0});
+  const std::size_t own = at(counts[at(group.process())]);
+  std::vector<float> whole = own_values<float>(group, total);
+  const std::span<float> part = std::span(whole).subspan(at(offset_of(counts, group.process())), own);
+  group.reduce_scatter<float>(whole, part, counts, Reduction::kSum, kDense);
+  group.all_gather<float>(part, whole, counts, kDense);
+  for (Index e = 0; e < total; ++e) {
+    ASSERT_EQ(whole[at(e)], static_cast<float>(sum_over_processes(group.size(), e))) << "element " << e;
+  }
+}
+
+void broadcast_reaches_everyone_from_every_root(Communicator& group) {
+  // The largest takes several pieces and ends in the middle of one.
+  for (const Index elements : {Index{0}, Index{1}, Index{7}, Index{100'003}}) {
+    for (int root = 0; root < group.size(); ++root) {
+      std::vector<double> data = own_values<double>(group, elements);
+      group.broadcast<double>(data, root, kDense);
+      for (Index e = 0; e < elements; ++e) {
+        ASSERT_EQ(data[at(e)], static_cast<double>(value(root, e))) << "root " << root << ", element " << e;
+      }
+    }
+  }
+}
+
+void a_barrier_waits_for_the_last(Communicator& group) {
+  using Clock = std::chrono::steady_clock;
+  // Processes of one machine read the same clock.
+  for (int last = 0; last < group.size(); ++last) {
+    group.barrier();
+    if (group.process() == last) std::this_thread::sleep_for(milliseconds(10));
+    const Index entered_us =
+        std::chrono::duration_cast<std::chrono::microseconds>(Clock::now().time_since_epoch()).count();
+    group.barrier();
+    const Index left_us =
+        std::chrono::duration_cast<std::chrono::microseconds>(Clock::now().time_since_epoch()).count();
+    std::vector<Index> latest{entered_us};
+    group.all_reduce<Index>(latest, Reduction::kMax, {Purpose::kControl});
+    EXPECT_GE(left_us, latest[0]);
+  }
+}
+
+void split_orders_by_key_then_process(Communicator& group) {
+  // Colours 7 and -2 in turn; within a colour the highest process comes first.
+  const int colour = group.process() % 2 == 0 ? 7 : -2;
+  const auto half = group.split(colour, -group.process(), "half");
+  std::vector<Index> expected;
+  for (int p = group.size() - 1; p >= 0; --p) {
+    if (p % 2 == group.process() % 2) expected.push_back(p);
+  }
+  ASSERT_EQ(half->size(), static_cast<int>(expected.size()));
+  EXPECT_EQ(half->axis(), "half");
+  EXPECT_EQ(expected[at(half->process())], group.process());
+
+  const std::vector<Index> own{group.process()};
+  std::vector<Index> members(expected.size());
+  half->all_gather<Index>(own, members, std::vector<Index>(expected.size(), 1), kDense);
+  EXPECT_EQ(members, expected);
+
+  // Equal keys keep the order of processes; a group can be split again, and used beside its parent.
+  const auto same = half->split(0, 0, "same");
+  EXPECT_EQ(same->process(), half->process());
+  same->barrier();
+  group.barrier();
+  EXPECT_EQ(&same->ledger(), &group.ledger());
+  EXPECT_EQ(same->deadline(), group.deadline());
+}
+
+// The documented order of a sum, written per element and from the bottom up: neighbours first, then pairs of
+// neighbours, and so on; a number without a partner goes up as it is.
+float tree_sum(std::vector<float> numbers) {
+  while (numbers.size() > 1) {
+    std::vector<float> sums;
+    for (std::size_t i = 0; i + 1 < numbers.size(); i += 2) sums.push_back(numbers[i] + numbers[i + 1]);
+    if (numbers.size() % 2 == 1) sums.push_back(numbers.back());
+    numbers = sums;
+  }
+  return numbers[0];
+}
+
+float noise(int process, Index e) {
+  return static_cast<float>(RandomStream(17, "noise", process).normal(e) * std::exp2(e % 30 - 15));
+}
+
+// Every process compares with numbers it draws itself, so this is also: the same bits on all processes, and
+// on all backends that run it.
+void sums_have_the_bits_of_the_documented_tree(Communicator& group) {
+  for (const Index elements : {Index{5}, Index{2003}}) {
+    std::vector<float> data;
+    std::vector<float> expected;
+    for (Index e = 0; e < elements; ++e) {
+      std::vector<float> all;
+      for (int p = 0; p < group.size(); ++p) all.push_back(noise(p, e));
+      data.push_back(all[at(group.process())]);
+      expected.push_back(tree_sum(all));
+    }
+    group.all_reduce<float>(data, Reduction::kSum, kDense);
+    for (Index e = 0; e < elements; ++e) {
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(data[at(e)]), std::bit_cast<std::uint32_t>(expected[at(e)]))
+          << "element " << e << ": " << data[at(e)] << " instead of " << expected[at(e)];
+    }
+  }
+}
+
+void equal_processes_act_as_one(Communicator& group) {
+  if (!std::has_single_bit(static_cast<unsigned>(group.size()))) return;  // 3x, 7x are not exact
+  std::vector<float> data;
+  for (Index e = 0; e < 1000; ++e) data.push_back(noise(0, e));
+  group.all_reduce<float>(data, Reduction::kSum, kDense);
+  for (Index e = 0; e < 1000; ++e) {
+    ASSERT_EQ(data[at(e)] / static_cast<float>(group.size()), noise(0, e)) << "element " << e;
+  }
+}
+
+// ---- what is counted
+
+// What all processes of the group together sent in this step, and should have.
+struct WireBytes {
+  Index transport;
+  Index modelled;
+};
+WireBytes wire_bytes_of_all(Communicator& group, Purpose purpose) {
+  const TransferTotals own = group.ledger().step_sum(group.axis(), purpose);
+  std::vector<double> sum{static_cast<double>(own.transport_bytes), own.modelled_wire_bytes};
+  group.all_reduce<double>(sum, Reduction::kSum, {Purpose::kControl});
+  return {std::llround(sum[0]), std::llround(sum[1])};
+}
+
+void the_ledger_counts_every_operation(Communicator& group) {
+  const Index n = group.size();
+  const std::vector<Index> counts = uneven_counts(group.size());
+  const Index total = std::accumulate(counts.begin(), counts.end(), Index{0});
+  const Index whole_bytes = total * 4;
+  std::vector<float> whole(at(total));
+  std::vector<float> part(at(counts[at(group.process())]));
+
+  struct Row {
+    Operation operation;
+    Index payload_bytes;
+    Index bytes_of_all;  // sent by all processes together
+  };
+  const std::vector<Row> rows{{Operation::kAllReduce, whole_bytes, 2 * (n - 1) * whole_bytes},
+                              {Operation::kReduceScatter, whole_bytes, (n - 1) * whole_bytes},
+                              {Operation::kAllGather, whole_bytes, (n - 1) * whole_bytes},
+                              {Operation::kBroadcast, whole_bytes, (n - 1) * whole_bytes}};
+  for (const Row& row : rows) {
+    SCOPED_TRACE(operation_name(row.operation));
+    group.ledger().begin_step();
+    switch (row.operation) {
+      case Operation::kAllReduce:
+        group.all_reduce<float>(whole, Reduction::kSum, kDense);
+        break;
+      case Operation::kReduceScatter:
+        group.reduce_scatter<float>(whole, part, counts, Reduction::kSum, kDense);
+        break;
+      case Operation::kAllGather:
+        group.all_gather<float>(part, whole, counts, kDense);
+        break;
+      default:
+        group.broadcast<float>(whole, group.size() - 1, kDense);
+    }
+    const auto entry = group.ledger().step().find({group.axis(), Purpose::kDense, row.operation});
+    ASSERT_NE(entry, group.ledger().step().end());
+    EXPECT_EQ(entry->second.calls, 1);
+    EXPECT_EQ(entry->second.payload_bytes, row.payload_bytes);
+    EXPECT_GT(entry->second.seconds, 0);
+    const WireBytes sent = wire_bytes_of_all(group, Purpose::kDense);
+    EXPECT_EQ(sent.transport, row.bytes_of_all);
+    EXPECT_EQ(sent.modelled, row.bytes_of_all);
+  }
+
+  group.ledger().begin_step();
+  group.barrier();
+  const auto barrier = group.ledger().step().find({group.axis(), Purpose::kControl, Operation::kBarrier});
+  ASSERT_NE(barrier, group.ledger().step().end());
+  EXPECT_EQ(barrier->second.payload_bytes + barrier->second.transport_bytes, 0);
+}
+
+void the_ledger_counts_steps_and_parameters(Communicator& group) {
+  Ledger& ledger = group.ledger();
+  std::vector<double> data(100);
+  const std::vector<PayloadShare> shares{{"wq", 60}, {"wk", 30}};  // ten elements belong to nobody
+  const Tag factor{Purpose::kFactor, shares};
+  const std::string axis = group.axis();
+  ledger.begin_step();
+  group.all_reduce<double>(data, Reduction::kSum, factor);
+  group.broadcast<double>(data, 0, factor);
+  EXPECT_EQ(ledger.step_parameters().at({axis, Purpose::kFactor, "wq"}), 2 * 60 * 8);
+  EXPECT_EQ(ledger.step_parameters().at({axis, Purpose::kFactor, "wk"}), 2 * 30 * 8);
+  EXPECT_EQ(ledger.step_sum(axis, Purpose::kFactor).payload_bytes, 2 * 800);
+  EXPECT_EQ(ledger.step_sum("", Purpose::kFactor).payload_bytes, 2 * 800);
+  EXPECT_EQ(ledger.step_sum("elsewhere", Purpose::kFactor).calls, 0);
+
+  ledger.begin_step();
+  EXPECT_TRUE(ledger.step().empty());
+  EXPECT_TRUE(ledger.step_parameters().empty());
+  group.all_reduce<double>(data, Reduction::kSum, factor);
+  EXPECT_EQ(ledger.step_sum().payload_bytes, 800);
+  EXPECT_EQ(ledger.total_sum(axis, Purpose::kFactor).payload_bytes, 3 * 800);
+  EXPECT_EQ(ledger.total_sum(axis, Purpose::kFactor).calls, 3);
+}
+
+// ---- what goes wrong
+
+// The message of the Failure that `action` must throw.
+template <class Failure, class Action>
+std::string message_of(Action action) {
+  try {
+    action();
+  } catch (const Failure& failure) {
+    return failure.what();
+  } catch (const std::exception& other) {
+    ADD_FAILURE() << "another failure: " << other.what();
+    return "";
+  }
+  ADD_FAILURE() << "nothing was thrown";
+  return "";
+}
+
+void refused_arguments_break_nothing(Communicator& group) {
+  std::vector<float> data(4);
+  const std::vector<Index> one_too_many(static_cast<std::size_t>(group.size()) + 1, 0);
+  std::vector<Index> counts(static_cast<std::size_t>(group.size()), 4);
+  const std::vector<PayloadShare> shares{{"wq", 3}, {"wk", 2}};
+  EXPECT_THAT(message_of<InvalidArgument>([&] { group.broadcast<float>(data, group.size(), kDense); }),
+              HasSubstr("root"));
+  EXPECT_THAT(message_of<InvalidArgument>([&] { group.all_gather<float>(data, data, one_too_many, kDense); }),
+              HasSubstr(cat("expected one for each of ", group.size(), " processes")));
+  EXPECT_THAT(message_of<InvalidArgument>([&] {
+                group.reduce_scatter<float>(std::span(data).first(3), data, counts, Reduction::kSum, kDense);
+              }),
+              HasSubstr(cat("has 3 elements, expected ", 4 * group.size())));
+  EXPECT_THAT(message_of<InvalidArgument>([&] {
+                group.all_reduce<float>(data, Reduction::kSum, {Purpose::kFactor, shares});
+              }),
+              HasSubstr("5 elements, expected at most 4"));
+  counts[0] = -1;
+  EXPECT_THAT(message_of<InvalidArgument>([&] { group.all_gather<float>(data, data, counts, kDense); }),
+              HasSubstr("count -1"));
+  group.barrier();
+}
+
+// One process calls something else than the others. Whoever hears of it first throws and aborts, so at least
+// one process must name both sides, all must fail, and nobody may wait for the deadline.
+void check_mismatch(Communicator& parent, const std::function<void(Communicator&)>& usual,
+                    const std::function<void(Communicator&)>& odd, const std::string& usual_text,
+                    const std::string& odd_text) {
+  SCOPED_TRACE(usual_text + " against " + odd_text);
+  const int odd_process = parent.size() - 1;
+  const auto group = parent.split(0, 0, "replica");
+  const auto begin = std::chrono::steady_clock::now();
+  Index named = 0;
+  try {
+    group->barrier();
+    (group->process() == odd_process ? odd : usual)(*group);
+    // A process may have got all it needed before the news came; then the next call tells.
+    group->barrier();
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const CollectiveMismatch& mismatch) {
+    named = 1;
+    const std::string text = mismatch.what();
+    EXPECT_THAT(text, HasSubstr(usual_text));
+    EXPECT_THAT(text, HasSubstr(odd_text));
+    EXPECT_THAT(text, HasSubstr(cat("process ", odd_process, " called")));
+    EXPECT_THAT(text, HasSubstr("on axis replica as call 2"));
+  } catch (const PeerFailed& failure) {
+    EXPECT_THAT(failure.what(), HasSubstr("aborted axis replica"));
+    EXPECT_THAT(failure.what(), HasSubstr(odd_text));
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, group->deadline() / 2);
+  std::vector<Index> total{named};
+  parent.all_reduce<Index>(total, Reduction::kSum, {Purpose::kControl});
+  EXPECT_GE(total[0], 1);
+}
+
+void mismatches_name_both_sides(Communicator& group) {
+  if (group.size() == 1) return;
+  std::vector<float> floats(12);
+  std::vector<float> more(13);
+  std::vector<double> doubles(12);
+  const std::size_t n = static_cast<std::size_t>(group.size());
+  std::vector<float> whole(n * 12);
+  std::vector<Index> even(n, 12);
+  std::vector<Index> shifted = even;
+  shifted[0] -= 1;
+  shifted[n - 1] += 1;
+
+  const auto sum = [&](Communicator& c) { c.all_reduce<float>(floats, Reduction::kSum, kDense); };
+  const std::string sum_text = "all_reduce(sum, f32, 12 elements, dense)";
+  check_mismatch(
+      group, sum, [](Communicator& c) { c.barrier(); }, sum_text, "barrier()");
+  check_mismatch(
+      group, sum, [&](Communicator& c) { c.all_reduce<float>(more, Reduction::kSum, kDense); }, sum_text,
+      "all_reduce(sum, f32, 13 elements, dense)");
+  check_mismatch(
+      group, sum, [&](Communicator& c) { c.all_reduce<double>(doubles, Reduction::kSum, kDense); }, sum_text,
+      "all_reduce(sum, f64, 12 elements, dense)");
+  check_mismatch(
+      group, sum, [&](Communicator& c) { c.all_reduce<float>(floats, Reduction::kMax, kDense); }, sum_text,
+      "all_reduce(max, f32, 12 elements, dense)");
+  check_mismatch(
+      group, sum, [&](Communicator& c) { c.all_reduce<float>(floats, Reduction::kSum, {Purpose::kFactor}); },
+      sum_text, "all_reduce(sum, f32, 12 elements, factor)");
+  check_mismatch(
+      group, sum, [&](Communicator& c) { c.broadcast<float>(floats, 0, kDense); }, sum_text,
+      "broadcast(f32, 12 elements, root 0, dense)");
+  check_mismatch(
+      group, [&](Communicator& c) { c.broadcast<float>(floats, 0, kDense); },
+      [&](Communicator& c) { c.broadcast<float>(floats, 1, kDense); },
+      "broadcast(f32, 12 elements, root 0, dense)", "broadcast(f32, 12 elements, root 1, dense)");
+  // Equal totals, other counts: 13 is what the last process sends then.
+  const auto gather_text = [&](std::span<const Index> counts) {
+    return cat("all_gather(f32, ", 12 * group.size(), " elements, counts ", std::hex, hash_counts(counts),
+               ", dense)");
+  };
+  check_mismatch(
+      group, [&](Communicator& c) { c.all_gather<float>(floats, whole, even, kDense); },
+      [&](Communicator& c) { c.all_gather<float>(more, whole, shifted, kDense); }, gather_text(even),
+      gather_text(shifted));
+}
+
+void a_silent_process_is_named_at_the_deadline(Communicator& parent) {
+  if (parent.size() == 1) return;
+  const auto group = parent.split(0, 0, "replica");
+  group->set_deadline(milliseconds(300));
+  const int silent = parent.size() - 1;
+  if (group->process() != silent) {
+    std::vector<float> data(1000);
+    const auto begin = std::chrono::steady_clock::now();
+    const auto sum = [&] { group->all_reduce<float>(data, Reduction::kSum, kDense); };
+    const std::string text = message_of<PeerFailed>(sum);
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, milliseconds(3000));
+    EXPECT_THAT(text, HasSubstr("all_reduce(sum, f32, 1000 elements, dense) on axis replica, call 1"));
+    EXPECT_THAT(text, HasSubstr(cat("process ", silent, " did not answer within 300 ms")));
+    EXPECT_EQ(message_of<PeerFailed>(sum), text) << "a broken group must stay broken";
+    EXPECT_EQ(message_of<PeerFailed>([&] { group->barrier(); }), text);
+  }
+  parent.barrier();
+}
+
+void abort_wakes_those_who_wait(Communicator& parent) {
+  const auto group = parent.split(0, 0, "replica");
+  const int aborting = parent.size() / 2;
+  const std::string expected =
+      cat("process ", aborting, " of ", group->size(), " aborted axis replica: no more data");
+  if (group->process() == aborting) {
+    group->abort("no more data");
+    group->abort("a second reason changes nothing");
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  const std::string text = message_of<PeerFailed>([&] { group->barrier(); });
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, group->deadline() / 2);
+  EXPECT_THAT(text, HasSubstr(expected));
+  EXPECT_EQ(message_of<PeerFailed>([&] { group->split(0, 0, "none"); }), text);
+  parent.barrier();
+}
+
+constexpr CommunicatorCase kCases[] = {
+    {"all_reduce_sums", all_reduce_sums},
+    {"all_reduce_takes_maxima", all_reduce_takes_maxima},
+    {"a_maximum_with_a_nan_is_nan", a_maximum_with_a_nan_is_nan},
+    {"reduce_scatter_takes_uneven_counts", reduce_scatter_takes_uneven_counts},
+    {"all_gather_takes_uneven_counts", all_gather_takes_uneven_counts},
+    {"parts_may_lie_in_place", parts_may_lie_in_place},
+    {"broadcast_reaches_everyone_from_every_root", broadcast_reaches_everyone_from_every_root},
+    {"a_barrier_waits_for_the_last", a_barrier_waits_for_the_last},
+    {"split_orders_by_key_then_process", split_orders_by_key_then_process},
+    {"sums_have_the_bits_of_the_documented_tree", sums_have_the_bits_of_the_documented_tree},
+    {"equal_processes_act_as_one", equal_processes_act_as_one},
+    {"the_ledger_counts_every_operation", the_ledger_counts_every_operation},
+    {"the_ledger_counts_steps_and_parameters", the_ledger_counts_steps_and_parameters},
+    {"refused_arguments_break_nothing", refused_arguments_break_nothing},
+    {"mismatches_name_both_sides", mismatches_name_both_sides},
+    {"a_silent_process_is_named_at_the_deadline", a_silent_process_is_named_at_the_deadline},
+    {"abort_wakes_those_who_wait", abort_wakes_those_who_wait},
+};
+
+}  // namespace
+
+std::span<const CommunicatorCase> communicator_cases() { return kCases; }
+
+}  // namespace lowband

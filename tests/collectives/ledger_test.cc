@@ -1,0 +1,75 @@
+#include "collectives/ledger.h"
+
+#include "collectives/nccl/nccl_status.h"
+#include "collectives/tree_reduction.h"
+#include "runtime/error.h"
+
+#include <vector>
+
+#include <gtest/gtest.h>
+
+namespace lowband {
+namespace {
+
+TEST(WireBytesModel, IsTheTrafficOfARing) {
+  EXPECT_EQ(wire_bytes_model(Operation::kAllReduce, 1200, 4), 1800);  // 2 * 3/4 * 1200
+  EXPECT_EQ(wire_bytes_model(Operation::kReduceScatter, 1200, 4), 900);
+  EXPECT_EQ(wire_bytes_model(Operation::kAllGather, 1200, 3), 800);
+  EXPECT_EQ(wire_bytes_model(Operation::kBroadcast, 1200, 2), 600);
+  EXPECT_EQ(wire_bytes_model(Operation::kBarrier, 0, 7), 0);
+  for (const Operation operation : {Operation::kAllReduce, Operation::kReduceScatter, Operation::kAllGather,
+                                    Operation::kBroadcast, Operation::kBarrier}) {
+    EXPECT_EQ(wire_bytes_model(operation, 1200, 1), 0) << operation_name(operation);
+  }
+  EXPECT_THROW(wire_bytes_model(Operation::kAllReduce, -1, 2), InvalidArgument);
+  EXPECT_THROW(wire_bytes_model(Operation::kAllReduce, 1, 0), InvalidArgument);
+}
+
+TEST(Ledger, KeepsAxesPurposesAndOperationsApart) {
+  Ledger ledger;
+  const auto record = [&](std::string_view axis, Purpose purpose, Operation operation, Index bytes) {
+    ledger.record({.axis = axis,
+                   .purpose = purpose,
+                   .operation = operation,
+                   .payload_bytes = bytes,
+                   .modelled_wire_bytes = 0.5 * static_cast<double>(bytes),
+                   .transport_bytes = bytes / 2,
+                   .seconds = 0.25},
+                  {}, 4);
+  };
+  record("replica", Purpose::kFactor, Operation::kAllReduce, 10);
+  record("replica", Purpose::kFactor, Operation::kAllReduce, 100);
+  record("replica", Purpose::kFactor, Operation::kAllGather, 1'000);
+  record("replica", Purpose::kDense, Operation::kAllReduce, 10'000);
+  record("shard", Purpose::kFactor, Operation::kAllReduce, 100'000);
+  EXPECT_EQ(ledger.step().size(), 4U);
+  EXPECT_EQ(ledger.step().at({"replica", Purpose::kFactor, Operation::kAllReduce}).payload_bytes, 110);
+  const TransferTotals factors = ledger.step_sum("replica", Purpose::kFactor);
+  EXPECT_EQ(factors.calls, 3);
+  EXPECT_EQ(factors.payload_bytes, 1'110);
+  EXPECT_EQ(factors.transport_bytes, 555);
+  EXPECT_EQ(factors.modelled_wire_bytes, 555);
+  EXPECT_EQ(factors.seconds, 0.75);
+  EXPECT_EQ(ledger.step_sum("", Purpose::kFactor).payload_bytes, 101'110);
+  EXPECT_EQ(ledger.step_sum().payload_bytes, 111'110);
+}
+
+TEST(TreeReduction, AddsRangesOfPowersOfTwoFirst) {
+  // Next to 2^24 a float counts in twos: one after the other, the single ones would all be lost.
+  constexpr float kLarge = 1 << 24;
+  const std::vector<float> parts{kLarge, 1, 1, 1, 2};
+  std::vector<const std::byte*> addresses;
+  for (const float& part : parts) addresses.push_back(reinterpret_cast<const std::byte*>(&part));
+  float sum = 0;
+  reduce_tree(addresses, reinterpret_cast<std::byte*>(&sum), 1, DType::kF32, Reduction::kSum);
+  EXPECT_EQ(sum, kLarge + 4);  // ((2^24 + 1) + (1 + 1)) + 2
+}
+
+TEST(NcclStatus, SaysEitherTheVersionOrTheReason) {
+  const NcclStatus status = nccl_status();
+  EXPECT_EQ(status.built_in, !status.version.empty());
+  EXPECT_EQ(status.built_in, status.reason.empty());
+}
+
+}  // namespace
+}  // namespace lowband
