@@ -67,7 +67,7 @@ class Transformer {
   /// Sum of token losses without gradients.
   double loss(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets, Index sequences);
 
-  /// Bytes of parameters, gradients and activations, for the memory report.
+  /// Bytes of the weights, and as many again for the gradients; bytes of all activations and scratch.
   Index parameter_bytes() const;
   Index activation_bytes() const;
 

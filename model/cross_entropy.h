@@ -1,0 +1,31 @@
+#pragma once
+
+#include "collectives/communicator.h"
+#include "runtime/tensor.h"
+#include "sharding/layout.h"
+
+#include <cstdint>
+#include <span>
+
+namespace lowband {
+
+/// Sum over tokens of -log softmax(logits)[target], in nats, with the vocabulary split over `tensor`.
+///
+/// Afterwards `logits` holds exp(logits - maximum of this process's row), and `gathered` what
+/// `cross_entropy_backward` needs. One message: process j sends per token its maximum m_j, its sum s_j of
+/// exp(l - m_j) and the target's logit, 0 if it does not own it. Then m = max m_j, Z = sum_j s_j exp(m_j -
+/// m), loss = log Z + m - target; every process forms the same bits. Shapes: logits (tokens, owned.size())
+/// with the ids `owned`, not empty; message has 3 tokens elements, gathered 3 tokens x processes. Collective:
+/// the tensor group, equal targets.
+template <class Real>
+double cross_entropy(MatrixView<Real> logits, Range owned, std::span<const std::int32_t> targets,
+                     Communicator& tensor, std::span<Real> message, std::span<Real> gathered);
+
+/// Turns what `cross_entropy` left in `logits` into gradient_scale * d(sum of losses) / d logits. Sends
+/// nothing.
+template <class Real>
+void cross_entropy_backward(MatrixView<Real> logits, Range owned, std::span<const std::int32_t> targets,
+                            const Communicator& tensor, std::span<const Real> gathered,
+                            double gradient_scale);
+
+}  // namespace lowband
