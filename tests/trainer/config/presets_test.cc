@@ -1,0 +1,34 @@
+#include "trainer/config/presets.h"
+
+#include "tests/trainer/config/valid_run.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace lowband {
+namespace {
+
+TEST(Presets, AreValidRuns) {
+  EXPECT_THAT(preset_names(), testing::ElementsAre("quickstart", "rank166m", "smoke"));
+  for (const std::string_view name : preset_names()) {
+    const RunConfig config = parse_run_config(preset_text(name), name);
+    EXPECT_NO_THROW(validate(config, mesh_shape(config).processes())) << name;
+    EXPECT_EQ(config.name(), name);
+  }
+}
+
+TEST(Presets, QuickStartRunsOnFourProcessesAndCanBeMatched) {
+  RunConfig config = parse_run_config(preset_text("quickstart"), "quickstart");
+  EXPECT_EQ(mesh_shape(config).replica, 2);
+  EXPECT_EQ(mesh_shape(config).tensor, 2);
+  *config.mutable_profile() = parse_profile(cat("structural@uniform:", config.profile().rank()));
+  EXPECT_NO_THROW(validate(config, 4));
+}
+
+TEST(Presets, UnknownNameListsTheKnownOnes) {
+  EXPECT_EQ(error_of([] { preset_text("rank166"); }),
+            "preset: found rank166, expected one of quickstart, rank166m, smoke");
+}
+
+}  // namespace
+}  // namespace lowband

@@ -1,0 +1,107 @@
+#include "trainer/config/run_config.h"
+
+#include <cmath>
+
+namespace lowband {
+
+ModelConfig model_config(const RunConfig& config) {
+  const RunConfig::Model& model = config.model();
+  return {.vocabulary = model.vocabulary(),
+          .width = model.width(),
+          .layers = model.layers(),
+          .heads = model.heads(),
+          .kv_heads = model.has_kv_heads() ? model.kv_heads() : model.heads(),
+          .head_dim = model.has_head_dim() ? model.head_dim() : model.width() / model.heads(),
+          .ffn_width = model.ffn_width(),
+          .sequence = model.sequence(),
+          .rope_base = model.rope_base(),
+          .norm_epsilon = model.norm_epsilon(),
+          .tied_head = model.tied_head()};
+}
+
+MeshShape mesh_shape(const RunConfig& config) {
+  return {
+      .replica = config.mesh().replica(), .shard = config.mesh().shard(), .tensor = config.mesh().tensor()};
+}
+
+double scalar_learning_rate(const RunConfig& config) {
+  const RunConfig::Optimizer& optimizer = config.optimizer();
+  return optimizer.has_scalar_learning_rate() ? optimizer.scalar_learning_rate() : optimizer.learning_rate();
+}
+
+namespace {
+
+Index sequences_per_process(const RunConfig& config) {
+  const MeshShape mesh = mesh_shape(config);
+  return config.batch().sequences_per_step() / (Index{mesh.replica} * mesh.shard);
+}
+
+ProfileSpec profile_spec(const RunConfig::Profile& profile, const ModelConfig& model) {
+  using Profile = RunConfig::Profile;
+  switch (profile.kind()) {
+    case Profile::UNIFORM:
+      return {.kind = ProfileSpec::Kind::kUniform, .uniform_rank = profile.rank()};
+    case Profile::STRUCTURAL:
+    case Profile::INVERTED:
+      return {.kind = profile.kind() == Profile::INVERTED ? ProfileSpec::Kind::kInverted
+                                                          : ProfileSpec::Kind::kStructural,
+              .width = model.width,
+              .head_dim = model.head_dim,
+              .scale = profile.scale()};
+    case Profile::FRACTION:
+      // Without a numerator and a denominator (a matched profile) the shape is min(m, n) itself.
+      return {.kind = ProfileSpec::Kind::kFraction,
+              .fraction_numerator = profile.has_numerator() ? profile.numerator() : 1,
+              .fraction_denominator = profile.has_denominator() ? profile.denominator() : 1};
+    case Profile::EXPLICIT:
+      return {.kind = ProfileSpec::Kind::kExplicit,
+              .explicit_ranks = {profile.ranks().begin(), profile.ranks().end()}};
+  }
+  throw InvalidArgument(cat("profile.kind: found ", static_cast<int>(profile.kind())));
+}
+
+/// `make_profile`, with the field's full name in its errors.
+RankProfile reference_profile(const RunConfig::Profile& match_to, const ModelConfig& model,
+                              std::span<const ParameterInfo> parameters) {
+  try {
+    return make_profile(profile_spec(match_to, model), parameters);
+  } catch (const InvalidArgument& error) {
+    constexpr std::string_view kField = "profile";
+    throw InvalidArgument(cat("profile.match_to", std::string_view(error.what()).substr(kField.size())));
+  }
+}
+
+}  // namespace
+
+Index sequences_per_micro_batch(const RunConfig& config) {
+  const RunConfig::Batch& batch = config.batch();
+  return batch.has_sequences_per_micro_batch() ? batch.sequences_per_micro_batch()
+                                               : sequences_per_process(config);
+}
+
+Index micro_batches_per_step(const RunConfig& config) {
+  return sequences_per_process(config) / sequences_per_micro_batch(config);
+}
+
+RankProfile rank_profile(const RunConfig::Profile& profile, const ModelConfig& model,
+                         std::span<const ParameterInfo> parameters) {
+  const ProfileSpec spec = profile_spec(profile, model);
+  if (!profile.has_match_to()) return make_profile(spec, parameters);
+
+  const RankProfile reference = reference_profile(profile.match_to(), model, parameters);
+  RankProfile matched =
+      spec.kind == ProfileSpec::Kind::kUniform ? matched_uniform(reference) : matched_to(spec, reference);
+  const double ratio = budget_ratio(matched, reference);
+  LB_EXPECTS(std::abs(ratio - 1) <= profile.match_tolerance(), "profile.match_to: found B(r) ratio ", ratio,
+             " as the nearest that ", matched.name, " reaches to ", reference.name, ", expected 1 within ",
+             profile.match_tolerance());
+  return matched;
+}
+
+RankProfile rank_profile(const RunConfig& config, std::span<const ParameterInfo> parameters) {
+  LB_EXPECTS(config.optimizer().kind() == RunConfig::Optimizer::DION,
+             "optimizer.kind: found ADAMW, expected DION: only low-rank exchange has factor ranks");
+  return rank_profile(config.profile(), model_config(config), parameters);
+}
+
+}  // namespace lowband

@@ -1,0 +1,214 @@
+#include "trainer/config/run_config.h"
+#include "trainer/config/schedule.h"
+
+#include <cmath>
+#include <limits>
+
+namespace lowband {
+
+namespace {
+
+// Keep the element count of a whole model inside 64 bits.
+constexpr Index kLargestExtent = Index{1} << 22;
+constexpr Index kMostLayers = 10'000;
+constexpr Index kNoLimit = std::numeric_limits<Index>::max();
+
+// ---- What a single field must be ----
+
+void expect_set(const std::string& field, bool set) {
+  LB_EXPECTS(set, field, ": found nothing, expected a value: it has no default");
+}
+
+void expect_unset(const std::string& field, bool set, std::string_view reason) {
+  LB_EXPECTS(!set, field, ": found a value, expected none ", reason);
+}
+
+void expect_count(const std::string& field, Index value, Index least, Index most = kNoLimit) {
+  LB_EXPECTS(value >= least && value <= most, field, ": found ", value, ", expected ",
+             most == kNoLimit ? cat("at least ", least) : cat(least, " to ", most));
+}
+
+void expect_positive(const std::string& field, double value) {
+  LB_EXPECTS(std::isfinite(value) && value > 0, field, ": found ", value, ", expected a positive number");
+}
+
+void expect_at_least_zero(const std::string& field, double value) {
+  LB_EXPECTS(std::isfinite(value) && value >= 0, field, ": found ", value,
+             ", expected a number of at least 0");
+}
+
+/// In [0, 1], or in [0, 1) with `below_one`.
+void expect_fraction(const std::string& field, double value, bool below_one = false) {
+  LB_EXPECTS(value >= 0 && value <= 1 && !(below_one && value == 1), field, ": found ", value,
+             ", expected 0 <= value ", below_one ? "< 1" : "<= 1");
+}
+
+// ---- Sections ----
+
+void validate_model(const RunConfig& config) {
+  const RunConfig::Model& model = config.model();
+  expect_set("model.width", model.has_width());
+  expect_set("model.layers", model.has_layers());
+  expect_set("model.heads", model.has_heads());
+  expect_set("model.ffn_width", model.has_ffn_width());
+  expect_set("model.sequence", model.has_sequence());
+  expect_count("model.vocabulary", model.vocabulary(), 1, kLargestExtent);
+  expect_count("model.width", model.width(), 1, kLargestExtent);
+  expect_count("model.layers", model.layers(), 1, kMostLayers);
+  expect_count("model.heads", model.heads(), 1, kLargestExtent);
+  expect_count("model.ffn_width", model.ffn_width(), 1, kLargestExtent);
+  expect_count("model.sequence", model.sequence(), 1, kLargestExtent);
+  if (model.has_kv_heads()) expect_count("model.kv_heads", model.kv_heads(), 1, model.heads());
+  if (model.has_head_dim()) {
+    expect_count("model.head_dim", model.head_dim(), 1, kLargestExtent / model.heads());
+  } else {
+    LB_EXPECTS(model.width() % model.heads() == 0, "model.width: found ", model.width(),
+               ", expected a multiple of model.heads = ", model.heads(), " unless model.head_dim is given");
+  }
+  LB_EXPECTS(std::isfinite(model.rope_base()), "model.rope_base: found ", model.rope_base(),
+             ", expected a finite number");
+  validate(mesh_shape(config));
+  validate(model_config(config), config.mesh().tensor());
+}
+
+void validate_data(const RunConfig& config) {
+  const RunConfig::Data& data = config.data();
+  LB_EXPECTS(data.train_size() > 0, "data.train: found nothing, expected the path of a token shard");
+  for (const std::string& path : data.train())
+    LB_EXPECTS(!path.empty(), "data.train: found an empty path, expected the path of a token shard");
+  for (const std::string& path : data.validation())
+    LB_EXPECTS(!path.empty(), "data.validation: found an empty path, expected the path of a token shard");
+
+  expect_count("validation.interval_steps", config.validation().interval_steps(), 0);
+  expect_count("validation.sequences", config.validation().sequences(), 0);
+  const std::string reason = "without data.validation";
+  if (data.validation().empty()) {
+    expect_unset("validation.interval_steps", config.validation().has_interval_steps(), reason);
+    expect_unset("validation.sequences", config.validation().has_sequences(), reason);
+  }
+}
+
+void validate_batch(const RunConfig& config) {
+  const RunConfig::Batch& batch = config.batch();
+  expect_set("batch.sequences_per_step", batch.has_sequences_per_step());
+  expect_count("batch.sequences_per_step", batch.sequences_per_step(), 1, kLargestExtent);
+  const Index micro = batch.has_sequences_per_micro_batch() ? batch.sequences_per_micro_batch() : 1;
+  expect_count("batch.sequences_per_micro_batch", micro, 1, kLargestExtent);
+  const MeshShape mesh = mesh_shape(config);
+  const Index divisor = Index{mesh.replica} * mesh.shard * micro;
+  LB_EXPECTS(
+      batch.sequences_per_step() % divisor == 0, "batch.sequences_per_step: found ",
+      batch.sequences_per_step(),
+      ", expected a multiple of mesh.replica x mesh.shard x batch.sequences_per_micro_batch = ", divisor);
+}
+
+void validate_optimizer(const RunConfig& config) {
+  const RunConfig::Optimizer& optimizer = config.optimizer();
+  const bool dion = optimizer.kind() == RunConfig::Optimizer::DION;
+  expect_set("optimizer.learning_rate", optimizer.has_learning_rate());
+  expect_positive("optimizer.learning_rate", optimizer.learning_rate());
+  expect_positive("optimizer.scalar_learning_rate", scalar_learning_rate(config));
+  expect_at_least_zero("optimizer.weight_decay", optimizer.weight_decay());
+  expect_fraction("optimizer.mu", optimizer.mu(), true);
+  expect_fraction("optimizer.adamw_beta1", optimizer.adamw_beta1(), true);
+  expect_fraction("optimizer.adamw_beta2", optimizer.adamw_beta2(), true);
+  expect_positive("optimizer.adamw_epsilon", optimizer.adamw_epsilon());
+  expect_at_least_zero("optimizer.clip_norm", optimizer.clip_norm());
+  if (!dion) {
+    expect_unset("optimizer.mu", optimizer.has_mu(), "with optimizer.kind ADAMW");
+    expect_unset("optimizer.residual", optimizer.has_residual(), "with optimizer.kind ADAMW");
+    expect_unset("profile", config.has_profile(), "with optimizer.kind ADAMW");
+  }
+  const bool true_norm = optimizer.clip_estimator() == RunConfig::Optimizer::TRUE_NORM;
+  LB_EXPECTS(!(dion && true_norm && config.mesh().replica() > 1),
+             "optimizer.clip_estimator: found TRUE_NORM, expected SKETCH with optimizer.kind DION and "
+             "mesh.replica = ",
+             config.mesh().replica(), ": no process has the mean gradient");
+}
+
+/// Fields that must or must not stand beside `kind`. The ranks themselves are checked by `make_profile`.
+void validate_profile(const RunConfig::Profile& profile, const std::string& field) {
+  using Profile = RunConfig::Profile;
+  const bool matched = profile.has_match_to();
+  const bool scales = profile.kind() == Profile::STRUCTURAL || profile.kind() == Profile::INVERTED;
+  const std::string reason = matched ? "with " + field + ".match_to"
+                                     : "with " + field + ".kind " + Profile::Kind_Name(profile.kind());
+  const auto check_owner = [&](const char* name, bool set, bool belongs, bool required) {
+    if (required) expect_set(field + "." + name, set);
+    if (!belongs) expect_unset(field + "." + name, set, reason);
+  };
+  const bool uniform = profile.kind() == Profile::UNIFORM && !matched;
+  const bool fraction = profile.kind() == Profile::FRACTION && !matched;
+  check_owner("rank", profile.has_rank(), uniform, uniform);
+  check_owner("scale", profile.has_scale(), scales && !matched, false);
+  check_owner("numerator", profile.has_numerator(), fraction, fraction);
+  check_owner("denominator", profile.has_denominator(), fraction, fraction);
+  LB_EXPECTS(profile.ranks().empty() || profile.kind() == Profile::EXPLICIT, field, ".ranks: found ",
+             profile.ranks_size(), " ranks, expected none with ", field, ".kind ",
+             Profile::Kind_Name(profile.kind()));
+
+  if (!matched) {
+    expect_unset(field + ".match_tolerance", profile.has_match_tolerance(), "without " + field + ".match_to");
+    return;
+  }
+  expect_at_least_zero(field + ".match_tolerance", profile.match_tolerance());
+  expect_unset(field + ".match_to.match_to", profile.match_to().has_match_to(),
+               "in a profile that another is matched to");
+  validate_profile(profile.match_to(), field + ".match_to");
+}
+
+void validate_schedule(const RunConfig& config) {
+  const RunConfig::Schedule& schedule = config.schedule();
+  expect_set("schedule.steps", schedule.has_steps());
+  expect_count("schedule.steps", schedule.steps(), 1);
+  expect_count("schedule.warmup_steps", schedule.warmup_steps(), 0, schedule.steps());
+  expect_fraction("schedule.final_fraction", schedule.final_fraction());
+  if (schedule.kind() == RunConfig::Schedule::COSINE) {
+    expect_unset("schedule.decay_fraction", schedule.has_decay_fraction(), "with schedule.kind COSINE");
+    expect_unset("schedule.decay_steps", schedule.has_decay_steps(), "with schedule.kind COSINE");
+    return;
+  }
+  expect_fraction("schedule.decay_fraction", schedule.decay_fraction());
+  if (schedule.has_decay_steps()) {
+    expect_unset("schedule.decay_fraction", schedule.has_decay_fraction(), "beside schedule.decay_steps");
+    expect_count("schedule.decay_steps", schedule.decay_steps(), 0, schedule.steps());
+  }
+  const Index decay = linear_decay_steps(schedule);
+  LB_EXPECTS(decay <= schedule.steps() - schedule.warmup_steps(), "schedule.warmup_steps: found ",
+             schedule.warmup_steps(), " before a decay of ", decay,
+             " steps, expected at most schedule.steps = ", schedule.steps(), " together");
+}
+
+void validate_output(const RunConfig& config) {
+  LB_EXPECTS(!config.output_dir().empty(), "output_dir: found nothing, expected the path of a folder");
+  const std::string& name = config.name();
+  LB_EXPECTS(!name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos,
+             "name: found \"", name, "\", expected a plain file name");
+  expect_count("checkpoint.interval_steps", config.checkpoint().interval_steps(), 0);
+  expect_count("checkpoint.keep", config.checkpoint().keep(), 1);
+  LB_EXPECTS(!config.checkpoint().resume().empty(),
+             "checkpoint.resume: found nothing, expected none, auto or the path of a checkpoint");
+  expect_count("log_interval_steps", config.log_interval_steps(), 1);
+  expect_count("hash_interval_steps", config.hash_interval_steps(), 0);
+  expect_positive("collective_deadline_seconds", config.collective_deadline_seconds());
+  expect_count("threads", config.threads(), 0);
+}
+
+}  // namespace
+
+void validate(const RunConfig& config, int processes) {
+  validate_model(config);
+  validate(mesh_shape(config), processes);
+  validate_data(config);
+  validate_batch(config);
+  validate_optimizer(config);
+  if (config.optimizer().kind() == RunConfig::Optimizer::DION) {
+    expect_set("profile", config.has_profile());
+    validate_profile(config.profile(), "profile");
+    rank_profile(config, parameter_table(model_config(config)));
+  }
+  validate_schedule(config);
+  validate_output(config);
+}
+
+}  // namespace lowband
