@@ -1,0 +1,29 @@
+#include "optimizers/options.h"
+
+#include "runtime/error.h"
+
+#include <cmath>
+
+namespace lowband {
+namespace {
+
+void expect_fraction(const char* field, double value) {
+  LB_EXPECTS(value >= 0 && value < 1, "optimizer.", field, ": found ", value, ", expected 0 <= ", field,
+             " < 1");
+}
+
+}  // namespace
+
+void validate(const OptimizerOptions& options) {
+  expect_fraction("mu", options.mu);
+  expect_fraction("adamw_beta1", options.adamw_beta1);
+  expect_fraction("adamw_beta2", options.adamw_beta2);
+  LB_EXPECTS(options.adamw_epsilon > 0 && std::isfinite(options.adamw_epsilon),
+             "optimizer.adamw_epsilon: found ", options.adamw_epsilon, ", expected a positive number");
+  LB_EXPECTS(options.weight_decay >= 0 && std::isfinite(options.weight_decay),
+             "optimizer.weight_decay: found ", options.weight_decay, ", expected a number >= 0");
+  LB_EXPECTS(options.clip_norm >= 0 && std::isfinite(options.clip_norm), "optimizer.clip_norm: found ",
+             options.clip_norm, ", expected a number >= 0 (0 = no clipping)");
+}
+
+}  // namespace lowband

@@ -1,0 +1,157 @@
+#include "reference.h"
+
+#include "runtime/random.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace lowband::test {
+
+Dense transpose(const Dense& x) {
+  Dense y(x.cols, x.rows);
+  for (Index i = 0; i < x.rows; ++i) {
+    for (Index j = 0; j < x.cols; ++j) y(j, i) = x(i, j);
+  }
+  return y;
+}
+
+Dense operator*(const Dense& x, const Dense& y) {
+  Dense z(x.rows, y.cols);
+  for (Index i = 0; i < x.rows; ++i) {
+    for (Index k = 0; k < x.cols; ++k) {
+      for (Index j = 0; j < y.cols; ++j) z(i, j) += x(i, k) * y(k, j);
+    }
+  }
+  return z;
+}
+
+Dense operator*(double s, const Dense& x) {
+  Dense y = x;
+  for (double& value : y.a) value *= s;
+  return y;
+}
+
+Dense operator+(const Dense& x, const Dense& y) {
+  Dense z = x;
+  for (std::size_t k = 0; k < z.a.size(); ++k) z.a[k] += y.a[k];
+  return z;
+}
+
+Dense operator-(const Dense& x, const Dense& y) { return x + (-1.0) * y; }
+
+double norm(const Dense& x) {
+  double squares = 0;
+  for (const double value : x.a) squares += value * value;
+  return std::sqrt(squares);
+}
+
+double largest(const Dense& x) {
+  double result = 0;
+  for (const double value : x.a) {
+    if (!(std::abs(value) <= result)) result = std::abs(value);
+  }
+  return result;
+}
+
+namespace {
+
+double column_norm(const Dense& x, Index j) {
+  double squares = 0;
+  for (Index i = 0; i < x.rows; ++i) squares += x(i, j) * x(i, j);
+  return std::sqrt(squares);
+}
+
+/// Gram-Schmidt, each column swept twice; a column of which less than 1e-5 remains is dead.
+Dense orthonormal_factor(Dense x, std::vector<bool>& dead) {
+  dead.assign(static_cast<std::size_t>(x.cols), false);
+  for (Index j = 0; j < x.cols; ++j) {
+    const double before = column_norm(x, j);
+    for (int sweep = 0; sweep < 2; ++sweep) {
+      for (Index k = 0; k < j; ++k) {
+        double dot = 0;
+        for (Index i = 0; i < x.rows; ++i) dot += x(i, k) * x(i, j);
+        for (Index i = 0; i < x.rows; ++i) x(i, j) -= dot * x(i, k);
+      }
+    }
+    const double after = column_norm(x, j);
+    dead[static_cast<std::size_t>(j)] = after <= 1e-5 * before;
+    for (Index i = 0; i < x.rows; ++i) x(i, j) = dead[static_cast<std::size_t>(j)] ? 0.0 : x(i, j) / after;
+  }
+  return x;
+}
+
+}  // namespace
+
+ReferenceDion::ReferenceDion(const ParameterInfo& info_, Index factor_rank_, int replicas,
+                             std::uint64_t seed_)
+    : info(info_),
+      factor_rank(factor_rank_),
+      seed(seed_),
+      W(info_.rows, info_.cols),
+      M(static_cast<std::size_t>(replicas), Dense(info_.rows, info_.cols)),
+      Q(std::min(info_.rows, info_.cols), factor_rank_) {
+  const RandomStream stream(seed, info.name + ".Q", 0);
+  for (std::size_t k = 0; k < Q.a.size(); ++k) Q.a[k] = stream.normal(static_cast<Index>(k));
+}
+
+void ReferenceDion::step(const std::vector<Dense>& gradients, Index step_number, double learning_rate) {
+  const bool tall = info.rows >= info.cols;
+  const double replicas = static_cast<double>(gradients.size());
+
+  std::vector<Dense> B;
+  Dense P_mean;
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    const Dense sum = M[i] + gradients[i];
+    B.push_back(tall ? sum : transpose(sum));
+    P_mean = i == 0 ? B[i] * Q : P_mean + B[i] * Q;
+  }
+  std::vector<bool> dead;
+  P = orthonormal_factor((1 / replicas) * P_mean, dead);
+  dead_columns = std::count(dead.begin(), dead.end(), true);
+
+  std::vector<Dense> R_own;
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    R_own.push_back(transpose(B[i]) * P);
+    R = i == 0 ? R_own[i] : R + R_own[i];
+  }
+  R = (1 / replicas) * R;
+
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    Dense next = B[i] - (1 - mu) * (P * transpose(kept == Kept::kLocal ? R_own[i] : R));
+    if (kept == Kept::kNoFeedback) next = mu * B[i];
+    M[i] = tall ? next : transpose(next);
+  }
+  for (Index j = 0; j < factor_rank; ++j) {
+    const double scale = column_norm(R, j) + 1e-8;
+    for (Index i = 0; i < Q.rows; ++i) Q(i, j) = R(i, j) / scale;
+  }
+  const double eta =
+      learning_rate * std::sqrt(static_cast<double>(info.rows) / static_cast<double>(info.cols));
+  const Dense update = P * transpose(Q);
+  W = (1 - learning_rate * weight_decay) * W - eta * (tall ? update : transpose(update));
+
+  const RandomStream stream(seed, info.name + ".Q", step_number + 1);
+  for (Index j = 0; j < factor_rank; ++j) {
+    if (!dead[static_cast<std::size_t>(j)]) continue;
+    for (Index i = 0; i < Q.rows; ++i) Q(i, j) = stream.normal(i * factor_rank + j);
+    const double scale = column_norm(Q, j);
+    for (Index i = 0; i < Q.rows; ++i) Q(i, j) /= scale;
+  }
+}
+
+ReferenceAdamW::ReferenceAdamW(Dense weight) : W(std::move(weight)), m(W.rows, W.cols), v(W.rows, W.cols) {}
+
+void ReferenceAdamW::step(const Dense& gradient, double learning_rate) {
+  ++t;
+  for (std::size_t k = 0; k < W.a.size(); ++k) {
+    const double g = gradient.a[k];
+    m.a[k] = beta1 * m.a[k] + (1 - beta1) * g;
+    v.a[k] = beta2 * v.a[k] + (1 - beta2) * g * g;
+    const double m_hat = m.a[k] / (1 - std::pow(beta1, t));
+    const double v_hat = v.a[k] / (1 - std::pow(beta2, t));
+    W.a[k] =
+        (1 - learning_rate * weight_decay) * W.a[k] - learning_rate * m_hat / (std::sqrt(v_hat) + epsilon);
+  }
+}
+
+}  // namespace lowband::test

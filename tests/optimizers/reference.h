@@ -1,0 +1,64 @@
+#pragma once
+
+#include "sharding/parameter.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace lowband::test {
+
+/// A matrix in double with the plainest arithmetic there is.
+struct Dense {
+  Index rows = 0;
+  Index cols = 0;
+  std::vector<double> a;
+
+  Dense() = default;
+  Dense(Index rows_, Index cols_) : rows(rows_), cols(cols_), a(static_cast<std::size_t>(rows_ * cols_)) {}
+  double& operator()(Index i, Index j) { return a[static_cast<std::size_t>(i * cols + j)]; }
+  double operator()(Index i, Index j) const { return a[static_cast<std::size_t>(i * cols + j)]; }
+};
+
+Dense transpose(const Dense& x);
+Dense operator*(const Dense& x, const Dense& y);
+Dense operator*(double s, const Dense& x);
+Dense operator+(const Dense& x, const Dense& y);
+Dense operator-(const Dense& x, const Dense& y);
+double norm(const Dense& x);     // Frobenius
+double largest(const Dense& x);  // max |x_ij|, NaN where there is one
+
+/// What a replica keeps of B after a step.
+enum class Kept { kLocal, kAggregated, kNoFeedback };
+
+/// The published algorithm for one matrix, replicas side by side in one process: algorithms.md 2.7, steps 1
+/// to 9. Shares nothing with the production code but the random numbers of Q.
+struct ReferenceDion {
+  ReferenceDion(const ParameterInfo& info, Index factor_rank, int replicas, std::uint64_t seed);
+
+  void step(const std::vector<Dense>& gradients, Index step_number, double learning_rate);
+
+  double mu = 0.95;
+  double weight_decay = 0;
+  Kept kept = Kept::kLocal;
+
+  ParameterInfo info;
+  Index factor_rank;
+  std::uint64_t seed;
+  Dense W;
+  std::vector<Dense> M;  // (m, n), one for each replica
+  Dense Q;               // (min(m, n), r)
+  Dense P, R;            // of the last step
+  Index dead_columns = 0;
+};
+
+/// AdamW on one array.
+struct ReferenceAdamW {
+  explicit ReferenceAdamW(Dense weight);
+  void step(const Dense& gradient, double learning_rate);
+
+  double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0;
+  Dense W, m, v;
+  int t = 0;
+};
+
+}  // namespace lowband::test

@@ -1,0 +1,226 @@
+#include "world_run.h"
+
+#include "collectives/local/local_world.h"
+#include "runtime/random.h"
+
+#include <cmath>
+#include <cstring>
+#include <mutex>
+
+#include <gtest/gtest.h>
+
+namespace lowband::test {
+namespace {
+
+MatrixLayout layout_of(const ParameterInfo& info, const MeshShape& mesh) {
+  return MatrixLayout(info.rows, info.cols, info.cut, mesh.tensor, mesh.shard);
+}
+
+/// Copies a piece into its place, and checks a place written before for equal bits.
+struct Assembly {
+  std::map<std::string, Dense> whole;
+  std::map<std::string, std::vector<bool>> written;
+
+  template <class Real>
+  void add(const std::string& name, Index rows, Index cols, MatrixView<Real> piece, Index row, Index col) {
+    auto [place, fresh] = whole.try_emplace(name, rows, cols);
+    std::vector<bool>& seen = written[name];
+    if (fresh) seen.resize(place->second.a.size());
+    for (Index i = 0; i < piece.rows; ++i) {
+      for (Index j = 0; j < piece.cols; ++j) {
+        const auto k = static_cast<std::size_t>((row + i) * cols + col + j);
+        const double value = static_cast<double>(piece(i, j));
+        if (seen[k] && std::memcmp(&place->second.a[k], &value, sizeof value) != 0)
+          ADD_FAILURE() << name << "(" << row + i << ", " << col + j
+                        << ") differs between processes: " << place->second.a[k] << " and " << value;
+        place->second.a[k] = value;
+        seen[k] = true;
+      }
+    }
+  }
+};
+
+}  // namespace
+
+Dense Snapshot::mean(const std::string& name) const {
+  Dense sum = states[0].at(name);
+  for (std::size_t i = 1; i < states.size(); ++i) sum = sum + states[i].at(name);
+  return (1.0 / static_cast<double>(states.size())) * sum;
+}
+
+Dense initial_weight(const ParameterInfo& info) {
+  Dense weight(info.rows, info.cols);
+  const RandomStream stream(11, info.name + ".weight");
+  for (std::size_t k = 0; k < weight.a.size(); ++k)
+    weight.a[k] = static_cast<double>(static_cast<float>(0.1 * stream.normal(static_cast<Index>(k))));
+  return weight;
+}
+
+Dense gradient_of(const GradientFunction& gradient, const ParameterInfo& info, Index step, int first_share,
+                  int shares) {
+  Dense mean(info.rows, info.cols);
+  for (Index i = 0; i < info.rows; ++i) {
+    for (Index j = 0; j < info.cols; ++j) {
+      for (int share = first_share; share < first_share + shares; ++share)
+        mean(i, j) += gradient(info, step, share, i, j) / shares;
+    }
+  }
+  return mean;
+}
+
+double cheap_noise(const std::string& name, Index step, Index share, Index row, Index col) {
+  std::uint64_t x = std::hash<std::string>()(name);
+  for (const Index key : {step, share, row, col}) {
+    x = (x ^ static_cast<std::uint64_t>(key)) * 0x9e3779b97f4a7c15u;
+    x ^= x >> 29;
+  }
+  double sum = 0;
+  for (int word = 0; word < 4; ++word) sum += static_cast<double>(x >> (16 * word) & 0xffffu) / 65536.0 - 0.5;
+  return sum * std::sqrt(3.0);
+}
+
+double noisy_gradient(const ParameterInfo& info, Index step, int share, Index row, Index col) {
+  return 0.5 * cheap_noise(info.name, step, -1, row, col) + cheap_noise(info.name, step, share, row, col);
+}
+
+std::vector<TestParameter> assorted_parameters() {
+  const auto matrix = [](const char* name, Role role, Index rows, Index cols, TensorCut cut, Index rank) {
+    return TestParameter{{.name = name, .role = role, .rows = rows, .cols = cols, .cut = cut}, rank};
+  };
+  return {
+      matrix("embed", Role::kEmbedding, 29, 16, TensorCut::kRows, 0),
+      matrix("q", Role::kQuery, 24, 16, TensorCut::kRows, 5),
+      matrix("o", Role::kOutput, 16, 24, TensorCut::kCols, 3),
+      matrix("k", Role::kKey, 16, 16, TensorCut::kRows, 8),
+      matrix("norm", Role::kNorm, 1, 17, TensorCut::kNone, 0),
+      matrix("gate", Role::kGate, 37, 16, TensorCut::kRows, 6),
+      matrix("up", Role::kUp, 13, 31, TensorCut::kRows, 13),
+      matrix("down", Role::kDown, 23, 11, TensorCut::kCols, 11),
+      matrix("row", Role::kValue, 1, 9, TensorCut::kRows, 1),
+      matrix("column", Role::kValue, 9, 1, TensorCut::kRows, 1),
+  };
+}
+
+template <class Real>
+std::vector<Snapshot> run(const RunPlan& plan) {
+  LB_EXPECTS(plan.shares % (plan.mesh.replica * plan.mesh.shard) == 0, "run: found ", plan.shares,
+             " shares, expected a multiple of replica x shard");
+  std::vector<Snapshot> snapshots(static_cast<std::size_t>(plan.steps));
+  std::vector<Assembly> weights(snapshots.size());
+  std::vector<std::vector<Assembly>> states(
+      snapshots.size(), std::vector<Assembly>(static_cast<std::size_t>(plan.mesh.replica)));
+  std::mutex mutex;
+  run_world(plan.mesh.processes(), [&](Communicator& world) {
+    ProcessMesh mesh(world, plan.mesh);
+    const MeshPosition position = mesh.position();
+
+    std::vector<Buffer<Real>> storage;
+    std::vector<Parameter<Real>> parameters;
+    RankProfile profile{.name = "test", .matrices = {}, .factor_ranks = {}};
+    for (const TestParameter& test : plan.parameters) {
+      const MatrixLayout layout = layout_of(test.info, plan.mesh);
+      const Range rows = layout.tensor_rows(position.tensor);
+      const Range cols = layout.tensor_cols(position.tensor);
+      storage.emplace_back(2 * rows.size() * cols.size());
+      const MatrixView<Real> weight = storage.back().matrix(0, rows.size(), cols.size());
+      const MatrixView<Real> gradient = storage.back().matrix(weight.elements(), rows.size(), cols.size());
+      const Dense initial = initial_weight(test.info);
+      for (Index i = 0; i < rows.size(); ++i) {
+        for (Index j = 0; j < cols.size(); ++j)
+          weight(i, j) = static_cast<Real>(initial(rows.begin + i, cols.begin + j));
+      }
+      parameters.push_back({test.info, weight, gradient});
+      if (test.factor_rank == 0) continue;
+      profile.matrices.push_back(test.info);
+      profile.factor_ranks.push_back(test.factor_rank);
+    }
+    ShardedOptimizer<Real> optimizer(mesh, parameters, profile, plan.options);
+
+    for (Index step = 0; step < plan.steps; ++step) {
+      const int shares = plan.shares / mesh.data_size();
+      for (const Parameter<Real>& parameter : parameters) {
+        const Dense mean =
+            gradient_of(plan.gradient, parameter.info, step, shares * mesh.data_index(), shares);
+        const MatrixLayout layout = layout_of(parameter.info, plan.mesh);
+        const Index row = layout.tensor_rows(position.tensor).begin;
+        const Index col = layout.tensor_cols(position.tensor).begin;
+        for (Index i = 0; i < parameter.gradient.rows; ++i) {
+          for (Index j = 0; j < parameter.gradient.cols; ++j)
+            parameter.gradient(i, j) = static_cast<Real>(mean(row + i, col + j));
+        }
+      }
+      world.ledger().begin_step();
+      const StepReport report = optimizer.step(
+          {.step = step, .learning_rate = plan.learning_rate, .scalar_learning_rate = plan.learning_rate});
+
+      const std::lock_guard lock(mutex);
+      const auto s = static_cast<std::size_t>(step);
+      Snapshot& snapshot = snapshots[s];
+      if (snapshot.planned_factor_bytes + snapshot.planned_dense_bytes > 0) {
+        EXPECT_EQ(snapshot.report.gradient_norm, report.gradient_norm);
+        EXPECT_EQ(snapshot.report.clip_scale, report.clip_scale);
+        EXPECT_EQ(snapshot.report.skipped_matrices, report.skipped_matrices);
+        EXPECT_EQ(snapshot.report.skipped_other, report.skipped_other);
+        EXPECT_EQ(snapshot.report.dead_columns, report.dead_columns);
+        EXPECT_EQ(snapshot.report.householder_fallbacks, report.householder_fallbacks);
+      }
+      snapshot.report = report;
+      snapshot.planned_factor_bytes = optimizer.planned_factor_bytes();
+      snapshot.planned_dense_bytes = optimizer.planned_dense_bytes();
+      const Ledger& ledger = world.ledger();
+      if (world.process() == 0) snapshot.calls = ledger.step_sum().calls;
+      if (position.replica == 0) {
+        snapshot.factor_bytes += ledger.step_sum("replica", Purpose::kFactor).payload_bytes;
+        snapshot.dense_bytes += ledger.step_sum("replica", Purpose::kDense).payload_bytes;
+        for (const auto& [key, bytes] : ledger.step_parameters()) {
+          if (key.axis == "replica" && key.purpose == Purpose::kFactor)
+            snapshot.factor_bytes_of[key.parameter] += bytes;
+          if (key.axis == "replica" && key.purpose == Purpose::kDense)
+            snapshot.dense_bytes_of[key.parameter] += bytes;
+        }
+      }
+
+      Assembly& state_of_replica = states[s][static_cast<std::size_t>(position.replica)];
+      std::map<std::string, MatrixView<Real>> state;
+      for (const StateTensor<Real>& tensor : optimizer.state()) state[tensor.name] = tensor.value;
+      for (const Parameter<Real>& parameter : parameters) {
+        const ParameterInfo& info = parameter.info;
+        const MatrixLayout layout = layout_of(info, plan.mesh);
+        weights[s].add(info.name, info.rows, info.cols, parameter.weight,
+                       layout.tensor_rows(position.tensor).begin, layout.tensor_cols(position.tensor).begin);
+        const Range rows = layout.owned_rows(position.shard, position.tensor);
+        const Range cols = layout.owned_cols(position.shard, position.tensor);
+        if (const auto m = state.find(info.name + ".M"); m != state.end()) {
+          EXPECT_EQ(m->second.rows, rows.size());
+          EXPECT_EQ(m->second.cols, cols.size());
+          state_of_replica.add(m->first, info.rows, info.cols, m->second, rows.begin, cols.begin);
+        }
+        if (const auto q = state.find(info.name + ".Q"); q != state.end())
+          state_of_replica.add(q->first, std::min(info.rows, info.cols), q->second.cols, q->second,
+                               info.rows >= info.cols ? cols.begin : rows.begin, 0);
+        if (const auto t = state.find(info.name + ".t"); t != state.end())
+          state_of_replica.add(t->first, 1, 1, t->second, 0, 0);
+      }
+    }
+  });
+  for (std::size_t s = 0; s < snapshots.size(); ++s) {
+    snapshots[s].weights = std::move(weights[s].whole);
+    for (Assembly& replica : states[s]) snapshots[s].states.push_back(std::move(replica.whole));
+    for (const TestParameter& test : plan.parameters) {
+      if (const auto q = snapshots[s].states[0].find(test.info.name + ".Q");
+          q != snapshots[s].states[0].end()) {
+        for (const auto& replica : snapshots[s].states)
+          EXPECT_EQ(std::memcmp(replica.at(q->first).a.data(), q->second.a.data(),
+                                q->second.a.size() * sizeof(double)),
+                    0)
+              << q->first << " differs between replicas";
+      }
+    }
+  }
+  return snapshots;
+}
+
+template std::vector<Snapshot> run<float>(const RunPlan& plan);
+template std::vector<Snapshot> run<double>(const RunPlan& plan);
+
+}  // namespace lowband::test
