@@ -1,0 +1,115 @@
+#include "launcher/plan/plan.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <map>
+
+namespace lowband {
+
+namespace {
+
+double ratio(Index part, Index whole) { return static_cast<double>(part) / static_cast<double>(whole); }
+
+/// 17 of "model.layers.17.self_attn.q_proj.weight".
+Index layer_of(const std::string& name) {
+  constexpr std::string_view kPrefix = "model.layers.";
+  Index layer = -1;
+  if (name.starts_with(kPrefix))
+    std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), layer);
+  LB_EXPECTS(layer >= 0, "plan: found layer matrix ", name, ", expected a name like model.layers.0.x.weight");
+  return layer;
+}
+
+MatrixPlan plan_matrix(const ParameterInfo& info, Index factor_rank) {
+  MatrixPlan plan;
+  plan.set_name(info.name);
+  plan.set_role(std::string(role_name(info.role)));
+  plan.set_layer(layer_of(info.name));
+  plan.set_rows(info.rows);
+  plan.set_cols(info.cols);
+  plan.set_factor_rank(factor_rank);
+  plan.set_break_even_rank(break_even_rank(info.rows, info.cols));
+  plan.set_factor_elements(factor_rank * (info.rows + info.cols));
+  plan.set_dense_elements(info.elements());
+  plan.set_cheaper(plan.factor_elements() < plan.dense_elements() ? "factors" : "dense");
+  return plan;
+}
+
+void add_layers(PlanReport& report, const RankProfile& reference) {
+  std::map<Index, LayerPlan> layers;
+  for (int l = 0; l < report.matrices_size(); ++l) {
+    const MatrixPlan& matrix = report.matrices(l);
+    LayerPlan& layer = layers[matrix.layer()];
+    layer.set_layer(matrix.layer());
+    layer.set_factor_elements(layer.factor_elements() + matrix.factor_elements());
+    layer.set_dense_elements(layer.dense_elements() + matrix.dense_elements());
+    layer.set_cheaper_elements(layer.cheaper_elements() +
+                               std::min(matrix.factor_elements(), matrix.dense_elements()));
+    layer.set_reference_factor_elements(layer.reference_factor_elements() +
+                                        reference.factor_ranks[static_cast<std::size_t>(l)] *
+                                            (matrix.rows() + matrix.cols()));
+  }
+  for (auto& [index, layer] : layers) {
+    layer.set_ratio_to_dense(ratio(layer.factor_elements(), layer.dense_elements()));
+    layer.set_ratio_to_reference(ratio(layer.factor_elements(), layer.reference_factor_elements()));
+    report.set_cheaper_elements(report.cheaper_elements() + layer.cheaper_elements());
+    *report.add_layers() = layer;
+  }
+}
+
+void add_remarks(PlanReport& report, const RunConfig& config) {
+  const auto above = std::ranges::count_if(
+      report.matrices(), [](const MatrixPlan& matrix) { return matrix.cheaper() == "dense"; });
+  const std::string counted =
+      cat(above, " of ", report.matrices_size(), " matrices have a rank at or above break-even");
+  if (report.factor_elements() > report.dense_elements()) {
+    report.add_remarks(cat("The factors of ", report.profile(), " exceed the dense gradient: they are ",
+                           std::round(report.ratio_to_dense() * 1e4) / 1e4, " times its size; ", counted,
+                           "."));
+  } else if (above > 0) {
+    report.add_remarks(cat(counted, ": their dense gradient would be smaller."));
+  }
+  if (config.mesh().replica() == 1)
+    report.add_remarks(
+        "mesh.replica is 1: no factor leaves a process. B(r) is what each of several replicas sends.");
+}
+
+}  // namespace
+
+PlanReport make_plan(const RunConfig& config, const RunConfig::Profile& reference) {
+  validate(config, mesh_shape(config).processes());
+  const ModelConfig model = model_config(config);
+  const std::vector<ParameterInfo> parameters = parameter_table(model);
+  const RankProfile profile = rank_profile(config, parameters);
+  const RankProfile reference_profile = rank_profile(reference, model, parameters);
+  const DType dtype = config.precision() == RunConfig::F64 ? DType::kF64 : DType::kF32;
+
+  PlanReport report;
+  report.set_profile(profile.name);
+  report.set_reference(reference_profile.name);
+  report.set_dtype(std::string(dtype_name(dtype)));
+  for (std::size_t l = 0; l < profile.matrices.size(); ++l)
+    *report.add_matrices() = plan_matrix(profile.matrices[l], profile.factor_ranks[l]);
+  add_layers(report, reference_profile);
+
+  report.set_factor_elements(factor_elements(profile));
+  report.set_factor_bytes(report.factor_elements() * dtype_bytes(dtype));
+  report.set_dense_elements(dense_elements(profile));
+  report.set_dense_bytes(report.dense_elements() * dtype_bytes(dtype));
+  report.set_reference_factor_elements(factor_elements(reference_profile));
+  report.set_ratio_to_dense(ratio(report.factor_elements(), report.dense_elements()));
+  report.set_ratio_to_reference(budget_ratio(profile, reference_profile));
+  report.set_match_tolerance(config.profile().match_tolerance());
+  report.set_matches_reference(std::abs(report.ratio_to_reference() - 1) <= report.match_tolerance());
+
+  Index elements = 0;
+  for (const ParameterInfo& info : parameters) elements += info.elements();
+  report.set_parameters(elements);
+  report.set_uncompressed_elements(elements - report.dense_elements());
+  report.set_uncompressed_bytes(report.uncompressed_elements() * dtype_bytes(dtype));
+  add_remarks(report, config);
+  return report;
+}
+
+}  // namespace lowband

@@ -1,0 +1,19 @@
+#pragma once
+
+#include "launcher/plan/plan.pb.h"
+#include "trainer/config/run_config.h"
+
+#include <string>
+
+namespace lowband {
+
+/// The ranks and bytes of `config`'s profile, beside those of `reference` for the same model.
+///
+/// Throws: InvalidArgument as `validate`, as `rank_profile`, and for optimizer.kind ADAMW, which has no
+/// ranks.
+PlanReport make_plan(const RunConfig& config, const RunConfig::Profile& reference);
+
+/// The report as aligned text, neighbouring layers that are alike shown once.
+std::string plan_table(const PlanReport& report);
+
+}  // namespace lowband

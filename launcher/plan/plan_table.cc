@@ -1,0 +1,129 @@
+#include "launcher/plan/plan.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <tuple>
+#include <vector>
+
+namespace lowband {
+
+namespace {
+
+/// 9,047,040
+std::string grouped(Index number) {
+  std::string digits = std::to_string(number);
+  for (Index at = std::ssize(digits) - 3; at > 0; at -= 3) digits.insert(static_cast<std::size_t>(at), ",");
+  return digits;
+}
+
+std::string fixed(double number, int decimals) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.*f", decimals, number);
+  return text;
+}
+
+/// Rows of cells: the first column to the left, the others to the right.
+class AlignedRows {
+ public:
+  void add(std::vector<std::string> cells) {
+    widths_.resize(std::max(widths_.size(), cells.size()));
+    for (std::size_t j = 0; j < cells.size(); ++j) widths_[j] = std::max(widths_[j], cells[j].size());
+    rows_.push_back(std::move(cells));
+  }
+  std::string text() const {
+    std::string out;
+    for (const auto& cells : rows_) {
+      std::string line;
+      for (std::size_t j = 0; j < cells.size(); ++j) {
+        const std::string padding(widths_[j] - cells[j].size(), ' ');
+        line += j == 0 ? cells[j] + padding : "  " + padding + cells[j];
+      }
+      out += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
+    }
+    return out;
+  }
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+  std::vector<std::size_t> widths_;
+};
+
+std::vector<MatrixPlan> matrices_of(const PlanReport& report, Index layer) {
+  std::vector<MatrixPlan> matrices;
+  std::ranges::copy_if(report.matrices(), std::back_inserter(matrices),
+                       [layer](const MatrixPlan& matrix) { return matrix.layer() == layer; });
+  return matrices;
+}
+
+bool alike(const std::vector<MatrixPlan>& a, const std::vector<MatrixPlan>& b) {
+  return std::ranges::equal(a, b, [](const MatrixPlan& x, const MatrixPlan& y) {
+    return std::tuple(x.role(), x.rows(), x.cols(), x.factor_rank()) ==
+           std::tuple(y.role(), y.rows(), y.cols(), y.factor_rank());
+  });
+}
+
+/// "self_attn.q_proj" of "model.layers.17.self_attn.q_proj.weight".
+std::string name_in_layer(const MatrixPlan& matrix) {
+  const std::string prefix = cat("model.layers.", matrix.layer(), ".");
+  const std::string name = matrix.name().substr(prefix.size());
+  return name.substr(0, name.rfind(".weight"));
+}
+
+/// Layers first .. last, which are alike: a heading, a line per matrix, their sum.
+void add_layer_rows(AlignedRows& rows, const LayerPlan& first, const LayerPlan& last,
+                    const std::vector<MatrixPlan>& matrices) {
+  const bool one = first.layer() == last.layer();
+  rows.add({one ? cat("layer ", first.layer()) : cat("layers ", first.layer(), "-", last.layer(), ", each")});
+  for (const MatrixPlan& matrix : matrices)
+    rows.add({"  " + name_in_layer(matrix), grouped(matrix.rows()), grouped(matrix.cols()),
+              grouped(matrix.factor_rank()), fixed(matrix.break_even_rank(), 1),
+              grouped(matrix.factor_elements()), grouped(matrix.dense_elements()), matrix.cheaper()});
+  rows.add({"  sum", "", "", "", "", grouped(first.factor_elements()), grouped(first.dense_elements()), ""});
+}
+
+std::string layers_text(const PlanReport& report) {
+  AlignedRows rows;
+  rows.add({"", "m", "n", "rank", "break-even", "factor elements", "dense elements", "smaller"});
+  for (int begin = 0, end = 0; begin < report.layers_size(); begin = end) {
+    const auto matrices = matrices_of(report, report.layers(begin).layer());
+    for (end = begin + 1; end < report.layers_size(); ++end)
+      if (!alike(matrices, matrices_of(report, report.layers(end).layer()))) break;
+    add_layer_rows(rows, report.layers(begin), report.layers(end - 1), matrices);
+  }
+  return rows.text();
+}
+
+std::string totals_text(const PlanReport& report) {
+  const Index element_bytes = report.factor_bytes() / report.factor_elements();
+  AlignedRows rows;
+  const auto add = [&](const std::string& label, Index elements, const std::string& ratio) {
+    rows.add({label, grouped(elements), grouped(elements * element_bytes), ratio});
+  };
+  const auto ratio_to = [&](Index elements) {
+    return fixed(static_cast<double>(report.factor_elements()) / static_cast<double>(elements), 4);
+  };
+  rows.add({"all layers, per step and replica", "elements", cat("bytes, ", report.dtype()), "B(r) / it"});
+  add("B(r), factors of " + report.profile(), report.factor_elements(), "");
+  add("B(r) of the reference " + report.reference(), report.reference_factor_elements(),
+      ratio_to(report.reference_factor_elements()));
+  add("dense gradient of the same matrices", report.dense_elements(), ratio_to(report.dense_elements()));
+  add("smaller of the two, per matrix", report.cheaper_elements(), ratio_to(report.cheaper_elements()));
+  add("not compressed: embedding, head, gains", report.uncompressed_elements(), "");
+  add("payload: B(r) + not compressed", report.factor_elements() + report.uncompressed_elements(), "");
+  return rows.text();
+}
+
+}  // namespace
+
+std::string plan_table(const PlanReport& report) {
+  std::string text = cat("profile ", report.profile(), "; ", report.matrices_size(), " matrices in ",
+                         report.layers_size(), " layers, ", grouped(report.parameters()), " parameters\n\n");
+  text += layers_text(report) + "\n" + totals_text(report) + "\n";
+  text += cat("ratio to ", report.reference(), " ", fixed(report.ratio_to_reference(), 4),
+              report.matches_reference() ? ": matched within " : ": not matched within ",
+              report.match_tolerance(), "\n");
+  for (const std::string& remark : report.remarks()) text += remark + "\n";
+  return text;
+}
+
+}  // namespace lowband

@@ -1,0 +1,138 @@
+#include "launcher/plan/plan.h"
+
+#include "runtime/json.h"
+#include "trainer/config/presets.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace lowband {
+namespace {
+
+using testing::HasSubstr;
+
+PlanReport plan_of(std::string_view preset, std::string_view profile,
+                   std::string_view reference = "structural") {
+  RunConfig config = parse_run_config(preset_text(preset), preset);
+  *config.mutable_profile() = parse_profile(profile);
+  return make_plan(config, parse_profile(reference));
+}
+
+struct Published {
+  const char* profile;
+  Index layer_elements;
+  const char* ratio_to_structural;
+  const char* ratio_to_dense;
+  Index cheaper_elements;
+  int above_break_even;
+};
+
+class Rank166M : public testing::TestWithParam<Published> {};
+
+TEST_P(Rank166M, HasThePublishedBudget) {
+  const Published& expected = GetParam();
+  const PlanReport report = plan_of("rank166m", expected.profile);
+  ASSERT_EQ(report.layers_size(), 18);
+  for (const LayerPlan& layer : report.layers()) {
+    EXPECT_EQ(layer.factor_elements(), expected.layer_elements);
+    EXPECT_EQ(layer.dense_elements(), 7'077'888);
+    EXPECT_EQ(layer.cheaper_elements(), expected.cheaper_elements);
+    EXPECT_EQ(layer.reference_factor_elements(), 9'043'968);
+    EXPECT_EQ(layer.ratio_to_reference(), report.ratio_to_reference());
+  }
+  EXPECT_EQ(report.factor_elements(), 18 * expected.layer_elements);
+  EXPECT_EQ(report.factor_bytes(), 18 * 4 * expected.layer_elements);
+  EXPECT_EQ(report.dense_bytes(), 18 * 4 * 7'077'888);
+  EXPECT_EQ(report.cheaper_elements(), 18 * expected.cheaper_elements);
+  EXPECT_EQ(report.uncompressed_elements(), 50257 * 768 + 37 * 768);
+  EXPECT_EQ(report.parameters(), 18 * 7'077'888 + 50257 * 768 + 37 * 768);
+
+  const std::string table = plan_table(report);
+  EXPECT_THAT(table, HasSubstr("layers 0-17, each"));
+  EXPECT_THAT(table, HasSubstr(cat("ratio to structural ", expected.ratio_to_structural)));
+  EXPECT_THAT(table, HasSubstr(cat("exceed the dense gradient: they are ", expected.ratio_to_dense,
+                                   " times its size")));
+  EXPECT_THAT(table, HasSubstr(cat(expected.above_break_even,
+                                   " of 126 matrices have a rank at or above break-even")));
+}
+
+// Figures of numerics.md 4.1 and algorithms.md 4.2: 7, 6 and 4 matrices of a layer lie above break-even.
+INSTANTIATE_TEST_SUITE_P(
+    Profiles, Rank166M,
+    testing::Values(Published{"uniform:620", 9'047'040, "1.0003", "1.2782", 7'077'888, 126},
+                    Published{"structural", 9'043'968, "1.0000", "1.2778", 6'684'672, 108},
+                    Published{"inverted", 8'257'536, "0.9130", "1.1667", 5'898'240, 72}));
+
+TEST(Plan, SaysWhichProfilesMatch) {
+  EXPECT_TRUE(plan_of("rank166m", "uniform:620").matches_reference());
+  EXPECT_FALSE(plan_of("rank166m", "uniform:619").matches_reference());
+  EXPECT_THAT(plan_table(plan_of("rank166m", "uniform:619")),
+              HasSubstr("ratio to structural 0.9987: not matched within 0.0005"));
+}
+
+TEST(Plan, ListsEveryMatrixWithItsBreakEvenRank) {
+  const PlanReport report = plan_of("rank166m", "structural");
+  ASSERT_EQ(report.matrices_size(), 126);
+  const MatrixPlan& value = report.matrices(2);
+  EXPECT_EQ(value.name(), "model.layers.0.self_attn.v_proj.weight");
+  EXPECT_EQ(value.factor_rank(), 128);
+  EXPECT_EQ(value.break_even_rank(), 384);
+  EXPECT_EQ(value.factor_elements(), 128 * 1536);
+  EXPECT_EQ(value.cheaper(), "factors");
+  const MatrixPlan& down = report.matrices(125);
+  EXPECT_EQ(down.layer(), 17);
+  EXPECT_EQ(down.rows(), 768);
+  EXPECT_EQ(down.cols(), 2048);
+  EXPECT_EQ(down.cheaper(), "dense");
+}
+
+// At equality nothing is gained by factors: 384 x 1536 = 768 x 768.
+TEST(Plan, TakesDenseAtBreakEven) {
+  EXPECT_EQ(plan_of("rank166m", "uniform:384").matrices(0).cheaper(), "dense");
+  EXPECT_EQ(plan_of("rank166m", "uniform:383").matrices(0).cheaper(), "factors");
+}
+
+TEST(Plan, SaysNothingAboutTheDenseGradientWhereFactorsAreSmaller) {
+  const PlanReport report = plan_of("quickstart", "uniform:24", "structural@uniform:24");
+  EXPECT_EQ(report.ratio_to_reference(), 1.0);
+  EXPECT_THAT(report.remarks(), testing::IsEmpty());
+}
+
+TEST(Plan, ShowsLayersThatDifferSeparately) {
+  RunConfig config = parse_run_config(preset_text("smoke"), "smoke");
+  apply_override(config, "model.layers=4");
+  config.mutable_profile()->Clear();
+  config.mutable_profile()->set_kind(RunConfig::Profile::EXPLICIT);
+  for (const ParameterInfo& info : parameter_table(model_config(config)))
+    if (is_layer_matrix(info.role)) (*config.mutable_profile()->mutable_ranks())[info.name] = 5;
+  (*config.mutable_profile()->mutable_ranks())["model.layers.2.mlp.up_proj.weight"] = 6;
+  const std::string table = plan_table(make_plan(config, parse_profile("uniform:5")));
+  EXPECT_THAT(table, HasSubstr("layers 0-1, each\n"));
+  EXPECT_THAT(table, HasSubstr("layer 2\n"));
+  EXPECT_THAT(table, HasSubstr("layer 3\n"));
+}
+
+TEST(Plan, CountsBytesInThePrecisionOfTheRun) {
+  RunConfig config = parse_run_config(preset_text("smoke"), "smoke");
+  const PlanReport f32 = make_plan(config, config.profile());
+  config.set_precision(RunConfig::F64);
+  const PlanReport f64 = make_plan(config, config.profile());
+  EXPECT_EQ(f64.factor_elements(), f32.factor_elements());
+  EXPECT_EQ(f64.factor_bytes(), 2 * f32.factor_bytes());
+}
+
+TEST(Plan, IsAMessageThatBecomesJson) {
+  const std::string json = to_json(plan_of("rank166m", "inverted"));
+  EXPECT_THAT(json, HasSubstr("\"factor_elements\":148635648"));
+  EXPECT_THAT(json, HasSubstr("\"profile\":\"inverted\""));
+}
+
+TEST(Plan, RefusesARunWithoutRanks) {
+  RunConfig config = parse_run_config(preset_text("smoke"), "smoke");
+  config.clear_profile();
+  config.mutable_optimizer()->set_kind(RunConfig::Optimizer::ADAMW);
+  EXPECT_THROW(make_plan(config, parse_profile("structural")), InvalidArgument);
+}
+
+}  // namespace
+}  // namespace lowband
