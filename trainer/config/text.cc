@@ -4,7 +4,6 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
-#include <ranges>
 #include <sstream>
 #include <utility>
 
@@ -215,8 +214,10 @@ bool assign(Message& message, const FieldDescriptor& field, std::string_view val
   const auto& reflection = *message.GetReflection();
   reflection.ClearField(&message, &field);
   if (field.cpp_type() == FieldDescriptor::CPPTYPE_STRING && field.is_repeated()) {
-    for (const auto& element : std::views::split(value, ','))
-      reflection.AddString(&message, &field, std::string(element.begin(), element.end()));
+    for (std::size_t begin = 0, end = 0; end != std::string_view::npos; begin = end + 1) {
+      end = value.find(',', begin);
+      reflection.AddString(&message, &field, std::string(value.substr(begin, end - begin)));
+    }
     return true;
   }
   if (field.cpp_type() == FieldDescriptor::CPPTYPE_STRING) {

@@ -2,6 +2,9 @@
 
 #include "tests/trainer/config/valid_run.h"
 
+#include <fstream>
+#include <sstream>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -23,6 +26,18 @@ TEST(Presets, QuickStartRunsOnFourProcessesAndCanBeMatched) {
   EXPECT_EQ(mesh_shape(config).tensor, 2);
   *config.mutable_profile() = parse_profile(cat("structural@uniform:", config.profile().rank()));
   EXPECT_NO_THROW(validate(config, 4));
+}
+
+TEST(Presets, ExampleOfTheDocumentationIsAValidRun) {
+  std::ifstream file(LOWBAND_SOURCE_DIR "/docs/config.md");
+  std::ostringstream page;
+  page << file.rdbuf();
+  const std::string text = page.str(), fence = "```textproto\n";
+  const std::size_t begin = text.find(fence) + fence.size();
+  const RunConfig config =
+      parse_run_config(text.substr(begin, text.find("```", begin) - begin), "docs/config.md");
+  EXPECT_NO_THROW(validate(config, 4));
+  EXPECT_EQ(micro_batches_per_step(config), 2);
 }
 
 TEST(Presets, UnknownNameListsTheKnownOnes) {
