@@ -1,6 +1,7 @@
 #include "collectives/agreement.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <vector>
 
 namespace lowband {
@@ -14,6 +15,8 @@ std::string failure_of(const std::function<void()>& local_work) {
     return error.what();
   } catch (const IoError& error) {
     return error.what();
+  } catch (const std::filesystem::filesystem_error& error) {
+    return cat(error.path1().string(), ": ", error.code().message());
   }
 }
 

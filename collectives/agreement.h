@@ -13,8 +13,9 @@ class AgreedFailure : public InvalidArgument {
   using InvalidArgument::InvalidArgument;
 };
 
-/// Runs `local_work` on every process and lets nobody go on alone: when it threw InvalidArgument or IoError
-/// on any process, every process throws AgreedFailure with the message of the first of them.
+/// Runs `local_work` on every process and lets nobody go on alone: when it threw InvalidArgument, IoError
+/// or a file system's error on any process, every process throws AgreedFailure with the message of the first
+/// of them.
 ///
 /// For work that touches only this process (files, configuration, memory) and that the others cannot see
 /// fail. Collective: all processes of `world`; `local_work` must not communicate. Other exceptions pass

@@ -1,6 +1,6 @@
 #include "trainer/checkpoint.h"
 
-#include "trainer/agreement.h"
+#include "collectives/agreement.h"
 #include "trainer/checkpoint.pb.h"
 #include "trainer/data/content_hash.h"
 #include "trainer/data/files.h"
@@ -179,7 +179,7 @@ path save_checkpoint(Communicator& world, const path& directory, const Checkpoin
   const path partial = final.string() + std::string(kPartialSuffix);
   const bool first = world.process() == 0;
 
-  run_agreed(world, [&] {
+  agree(world, [&] {
     if (!first) return;
     require_writable_directory(directory);
     std::filesystem::remove_all(partial);
@@ -187,13 +187,13 @@ path save_checkpoint(Communicator& world, const path& directory, const Checkpoin
   });
 
   TensorFileReceipt own;
-  run_agreed(world, [&] { own = write_tensor_file(partial / file_name(world.process()), tensors); });
+  agree(world, [&] { own = write_tensor_file(partial / file_name(world.process()), tensors); });
   const auto processes = static_cast<std::size_t>(world.size());
   const std::array<std::int64_t, 2> send{own.size_bytes, static_cast<std::int64_t>(own.header_hash)};
   std::vector<std::int64_t> receipts(2 * processes);
   world.all_gather<std::int64_t>(send, receipts, std::vector<Index>(processes, 2), Tag{Purpose::kControl});
 
-  run_agreed(world, [&] {
+  agree(world, [&] {
     if (!first) return;
     CheckpointManifest manifest = make_manifest(identity, config_text, progress);
     for (std::size_t p = 0; p < processes; ++p) {
@@ -213,7 +213,7 @@ CheckpointProgress load_checkpoint(Communicator& world, const path& checkpoint,
   // Verify everything, agree, then change memory.
   CheckpointManifest manifest;
   std::optional<TensorFile> file;
-  run_agreed(world, [&] {
+  agree(world, [&] {
     manifest = read_manifest(checkpoint);
     check_identity(manifest, expected);
     LB_EXPECTS(world.size() == expected.mesh.processes(), "checkpoint mesh: found ",
@@ -228,7 +228,7 @@ CheckpointProgress load_checkpoint(Communicator& world, const path& checkpoint,
                                        static_cast<std::int64_t>(manifest.files(0).header_hash())};
   const auto own = of_first;
   world.broadcast<std::int64_t>(of_first, 0, Tag{Purpose::kControl});
-  run_agreed(world, [&] {
+  agree(world, [&] {
     LB_EXPECTS(own == of_first, "checkpoint ", checkpoint.string(), ": found step ", own[0],
                " with other content, expected the checkpoint of process 0, step ", of_first[0]);
   });

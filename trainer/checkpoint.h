@@ -59,7 +59,7 @@ CheckpointProgress load_checkpoint(Communicator& world, const std::filesystem::p
 std::optional<std::filesystem::path> latest_complete(const std::filesystem::path& directory);
 
 /// Removes all complete checkpoints but the newest `count`, and what interrupted saves left behind.
-/// Call on one process, within run_agreed, while none of them saves.
+/// Call on one process, within agree, while none of them saves.
 void keep_latest(const std::filesystem::path& directory, Index count);
 
 /// The configuration text that a checkpoint carries.

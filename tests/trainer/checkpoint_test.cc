@@ -88,7 +88,7 @@ std::string refused(const path& checkpoint, const CheckpointIdentity& expected,
 }
 
 std::string refused_io(const path& checkpoint) {
-  return refused<IoError>(checkpoint, identity_of(kTwoByTwo));
+  return refused<InvalidArgument>(checkpoint, identity_of(kTwoByTwo));
 }
 
 void flip_bit(const path& file, Index offset) {
@@ -147,14 +147,14 @@ TEST_F(Checkpoint, EveryDamagedByteIsFound) {
   for (Index i = 0; i < 24; ++i) offsets.push_back(data_begin + 128 + i);
   for (const Index offset : offsets) {
     flip_bit(file, offset);
-    EXPECT_THROW(loads(), IoError) << "byte " << offset << " of " << size;
+    EXPECT_THROW(loads(), InvalidArgument) << "byte " << offset << " of " << size;
     flip_bit(file, offset);
   }
   loads();
   const path manifest = saved / "manifest.txtpb";
   for (Index offset = 0; offset < std::ssize(read_text(manifest)); offset += 7) {
     flip_bit(manifest, offset);
-    EXPECT_THROW(loads(), IoError) << "manifest byte " << offset;
+    EXPECT_THROW(loads(), InvalidArgument) << "manifest byte " << offset;
     flip_bit(manifest, offset);
   }
 }
@@ -162,8 +162,8 @@ TEST_F(Checkpoint, EveryDamagedByteIsFound) {
 TEST_F(Checkpoint, DamageOnOneProcessStopsAllAndNamesIt) {
   const path saved = save(directory_, 5);
   flip_bit(saved / "process-0002.bin", std::ssize(read_text(saved / "process-0002.bin")) - 64);
-  EXPECT_THAT(refused_io(saved),
-              testing::AllOf(HasSubstr("process 2: "), HasSubstr("process-0002.bin: counters: damaged")));
+  EXPECT_THAT(refused_io(saved), testing::AllOf(HasSubstr("[process 2 of 4] "),
+                                                HasSubstr("process-0002.bin: counters: damaged")));
 }
 
 TEST_F(Checkpoint, NamesWhatIsMissingOrTruncated) {
@@ -221,7 +221,7 @@ TEST_F(Checkpoint, RefusesOtherTensorsEvenOnOneProcess) {
   EXPECT_THAT(message([](auto& tensors) { std::swap(tensors[0].rows, tensors[0].cols); }),
               HasSubstr("model.a.weight: shape: found (5, 3), expected (3, 5)"));
   EXPECT_THAT(message([](auto& tensors) { tensors.pop_back(); }), HasSubstr("found 4 tensors, expected 3"));
-  EXPECT_THAT(message([](auto& tensors) { tensors.pop_back(); }), testing::StartsWith("process 1: "));
+  EXPECT_THAT(message([](auto& tensors) { tensors.pop_back(); }), testing::StartsWith("[process 1 of 4] "));
 }
 
 TEST_F(Checkpoint, LatestIsTheHighestCompleteStep) {
@@ -263,10 +263,10 @@ TEST_F(Checkpoint, UnwritableDirectoryStopsAllProcesses) {
   run_world(4, [&](Communicator& world) {
     ProcessState state(world.process());
     EXPECT_THAT(
-        thrown_message<IoError>([&] {
+        thrown_message<InvalidArgument>([&] {
           save_checkpoint(world, directory_, identity_of(kTwoByTwo), kConfig, {}, state.tensors());
         }),
-        testing::AllOf(testing::StartsWith("process 0: "), HasSubstr("run/checkpoints: cannot create")));
+        testing::AllOf(testing::StartsWith("[process 0 of 4] "), HasSubstr("run/checkpoints: cannot create")));
   });
 }
 
