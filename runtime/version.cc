@@ -1,0 +1,7 @@
+#include "runtime/version.h"
+
+namespace lowband {
+
+std::string_view version() { return LOWBAND_VERSION; }
+
+}  // namespace lowband
