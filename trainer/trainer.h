@@ -20,6 +20,11 @@ struct TrainingSession {
   std::ostream* console = nullptr;
 };
 
+struct RunOutcome {
+  RunSummary summary;        // filled on process 0, when the run came to its end
+  bool interrupted = false;  // a stop was requested; equal on all processes
+};
+
 /// One run as one process sees it: model, optimizer, data, records, in the order of docs/life_of_a_step.md.
 ///
 /// Collective: every process of `world` constructs it with the same configuration and makes the same calls.
@@ -32,9 +37,9 @@ class Trainer {
   Trainer(const RunConfig& config, Communicator& world, const TrainingSession& session);
   ~Trainer();
 
-  /// Trains from the current step to the last, validates, writes checkpoints and records.
-  /// Returns the summary (equal on all processes); `interrupted` is set when a stop was requested.
-  RunSummary run();
+  /// Trains from the current step to the last, validates, writes checkpoints and records. A stop request ends
+  /// it after the current step, with a checkpoint. A run that is complete already is not touched.
+  RunOutcome run();
 
   /// One step alone; returns the training loss, nats per token, mean over the whole batch.
   double step();
@@ -51,6 +56,6 @@ class Trainer {
 };
 
 /// `Trainer<Real>::run` in the precision of the configuration.
-RunSummary train(const RunConfig& config, Communicator& world, const TrainingSession& session);
+RunOutcome train(const RunConfig& config, Communicator& world, const TrainingSession& session);
 
 }  // namespace lowband

@@ -1,0 +1,209 @@
+// A whole run: what is counted, how it is interrupted and continued, and what it refuses.
+
+#include "collectives/agreement.h"
+#include "collectives/local/local_world.h"
+#include "tests/trainer/scratch_directory.h"
+#include "tests/trainer/small_run.h"
+#include "trainer/trainer.h"
+
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <mutex>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace lowband {
+namespace {
+
+using testing::HasSubstr;
+namespace fs = std::filesystem;
+
+constexpr MeshShape kMesh{2, 1, 2};
+
+/// Runs `config` as threads and returns the weights of every process, by process and name.
+using Weights = std::map<std::string, std::vector<float>>;
+Weights run_to_end(const RunConfig& config, const std::atomic<bool>* stop = nullptr) {
+  Weights weights;
+  std::mutex mutex;
+  run_world(config.mesh().replica() * config.mesh().shard() * config.mesh().tensor(),
+            [&](Communicator& world) {
+              Trainer<float> trainer(config, world, {stop, nullptr});
+              const RunOutcome outcome = trainer.run();
+              EXPECT_EQ(outcome.interrupted, stop != nullptr);
+              const std::lock_guard lock(mutex);
+              for (const auto& parameter : trainer.parameters()) {
+                const auto flat = parameter.weight.flat();
+                weights[cat(world.process(), " ", parameter.info.name)].assign(flat.begin(), flat.end());
+              }
+            });
+  return weights;
+}
+
+bool same_bits(const Weights& a, const Weights& b) {
+  return a.size() == b.size() && std::all_of(a.begin(), a.end(), [&](const auto& entry) {
+           const auto other = b.find(entry.first);
+           return other != b.end() && other->second.size() == entry.second.size() &&
+                  std::memcmp(other->second.data(), entry.second.data(), 4 * entry.second.size()) == 0;
+         });
+}
+
+TEST(Training, FactorBytesCountedEqualBytesPlannedEveryStep) {
+  const ScratchDirectory scratch;
+  const RunConfig config = small_run(scratch.path(), kMesh);
+  run_to_end(config);
+  const auto lines = read_run_lines(scratch.path() / "runs/run");
+  // B(r) by hand: rank 5; q, k, v, o are 24 x 20 or 20 x 24, gate, up, down 35 x 20; 2 layers; 4 bytes.
+  const Index planned = 2 * 5 * (4 * (24 + 20) + 3 * (35 + 20)) * 4;
+  int steps = 0;
+  for (const RunLine& line : lines) {
+    if (!line.has_step()) continue;
+    ++steps;
+    EXPECT_EQ(line.step().counted_factor_bytes(), planned);
+    Index dense = 0, control = 0;
+    for (const TransferSum& sum : line.step().transfers()) {
+      if (sum.axis() == "replica" && sum.purpose() == "dense") dense += sum.payload_bytes();
+      if (sum.purpose() == "control") control += sum.payload_bytes();
+    }
+    // Process 0 holds half of the vocabulary's rows, and all of the five norm gains.
+    EXPECT_EQ(dense, (64 * 20 + 5 * 20) * 4);
+    EXPECT_GT(control, 0);
+  }
+  EXPECT_EQ(steps, 20);
+  const RunSummary summary = read_run_summary(scratch.path() / "runs/run");
+  EXPECT_EQ(summary.planned_factor_bytes(), planned);
+  EXPECT_EQ(summary.counted_factor_bytes(), planned);
+  EXPECT_EQ(summary.dense_gradient_bytes(), 2 * (4 * 24 * 20 + 3 * 35 * 20) * 4);
+  EXPECT_LT(summary.final_validation_loss(), 4.0);
+}
+
+TEST(Training, ResumedRunContinuesBitIdentically) {
+  const ScratchDirectory whole, halves;
+  const Weights expected = run_to_end(small_run(whole.path(), kMesh));
+  RunConfig config = small_run(halves.path(), kMesh);
+  std::atomic<bool> stop = true;  // ends after the first step
+  config.mutable_checkpoint()->set_resume("auto");
+  run_to_end(config, &stop);
+  EXPECT_FALSE(fs::exists(halves.path() / "runs/run/summary.json"));
+  run_to_end(config, &stop);  // and after the second
+  EXPECT_TRUE(same_bits(run_to_end(config), expected));
+
+  // The record reads as if nothing had happened: every step once, in order, with the same losses.
+  std::vector<double> losses, expected_losses;
+  for (const auto& line : read_run_lines(halves.path() / "runs/run")) {
+    if (line.has_step()) losses.push_back(line.step().loss());
+  }
+  for (const auto& line : read_run_lines(whole.path() / "runs/run")) {
+    if (line.has_step()) expected_losses.push_back(line.step().loss());
+  }
+  EXPECT_EQ(losses, expected_losses);
+}
+
+TEST(Training, CompleteRunIsNotTouched) {
+  const ScratchDirectory scratch;
+  RunConfig config = small_run(scratch.path(), {});
+  config.mutable_checkpoint()->set_resume("auto");
+  run_to_end(config);
+  const auto record = scratch.path() / "runs/run/run.jsonl";
+  const auto before = fs::last_write_time(record);
+  const auto bytes = fs::file_size(record);
+  run_world(1, [&](Communicator& world) {
+    const RunOutcome again = Trainer<float>(config, world, {}).run();
+    EXPECT_EQ(again.summary.steps(), 20);
+    EXPECT_GT(again.summary.final_validation_loss(), 0);
+  });
+  EXPECT_EQ(fs::last_write_time(record), before);
+  EXPECT_EQ(fs::file_size(record), bytes);
+}
+
+TEST(Training, TimelineHasEveryPhase) {
+  const ScratchDirectory scratch;
+  RunConfig config = small_run(scratch.path(), kMesh);
+  config.set_trace(true);
+  run_to_end(config);
+  for (int process = 0; process < 4; ++process) {
+    std::ifstream file(scratch.path() / cat("runs/run/timeline-", process, ".json"));
+    const std::string text{std::istreambuf_iterator<char>(file), {}};
+    for (const char* phase :
+         {"step 19", "forward_backward", "optimizer", "all_reduce", "validation", "checkpoint"}) {
+      EXPECT_THAT(text, HasSubstr(phase)) << process;
+    }
+  }
+}
+
+/// Expects that the run is refused on all processes with a message that has all the parts, and writes
+/// nothing.
+void expect_refused(const RunConfig& config, const std::vector<std::string>& parts) {
+  int refused = 0;
+  const int processes = 4;
+  std::mutex mutex;
+  run_world(processes, [&](Communicator& world) {
+    try {
+      Trainer<float>(config, world, {}).run();
+    } catch (const InvalidArgument& error) {
+      const std::lock_guard lock(mutex);
+      ++refused;
+      for (const std::string& part : parts) EXPECT_THAT(error.what(), HasSubstr(part));
+    }
+  });
+  EXPECT_EQ(refused, processes);
+  EXPECT_FALSE(fs::exists(config.output_dir() + "/" + config.name()));
+}
+
+TEST(Training, RefusesWhatDoesNotFitBeforeWritingAnything) {
+  const ScratchDirectory scratch;
+  const RunConfig good = small_run(scratch.path(), kMesh);
+
+  RunConfig config = good;
+  config.mutable_mesh()->set_replica(3);
+  expect_refused(config, {"mesh", "3", "4"});
+
+  config = good;
+  config.mutable_data()->set_train(0, (scratch.path() / "absent*.bin").string());
+  expect_refused(config, {"data.train", "absent*.bin", "expected"});
+
+  config = good;
+  fs::copy_file(scratch.path() / "train.bin", scratch.path() / "truncated.bin");
+  fs::resize_file(scratch.path() / "truncated.bin", 10000);
+  config.mutable_data()->set_train(0, (scratch.path() / "truncated.bin").string());
+  expect_refused(config, {"truncated.bin", "found", "expected"});
+
+  config = good;
+  config.mutable_model()->set_vocabulary(70);  // the letters go up to 'A' + 31 = 96
+  expect_refused(config, {"train.bin", "found", "expected"});
+
+  config = good;
+  config.mutable_validation()->set_sequences(100000);
+  expect_refused(config, {"validation.sequences", "100000", "expected at most"});
+
+  config = good;
+  config.mutable_profile()->set_rank(21);
+  expect_refused(config, {"rank", "21", "20"});
+
+  config = good;
+  config.mutable_checkpoint()->set_resume((scratch.path() / "nothing-here").string());
+  expect_refused(config, {"nothing-here"});
+
+  config = good;
+  std::ofstream(scratch.path() / "a_file") << "not a folder";
+  config.set_output_dir((scratch.path() / "a_file").string());
+  expect_refused(config, {"a_file"});
+}
+
+TEST(Training, RefusesTheCheckpointOfAnotherModelAndLeavesItAlone) {
+  const ScratchDirectory scratch;
+  RunConfig config = small_run(scratch.path(), kMesh);
+  run_to_end(config);
+  config.mutable_checkpoint()->set_resume((scratch.path() / "runs/run/checkpoints/step-000020").string());
+  config.set_name("other");
+  config.mutable_model()->set_ffn_width(36);
+  expect_refused(config, {"model.ffn_width", "35", "36"});
+  config.mutable_model()->set_ffn_width(35);
+  config.mutable_mesh()->set_replica(1);
+  config.mutable_mesh()->set_shard(2);
+  expect_refused(config, {"mesh", "replica 2", "shard 2"});
+}
+
+}  // namespace
+}  // namespace lowband

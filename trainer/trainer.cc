@@ -1,0 +1,569 @@
+#include "trainer/trainer.h"
+
+#include "collectives/agreement.h"
+#include "model/transformer.h"
+#include "optimizers/sharded_optimizer.h"
+#include "runtime/cpu.h"
+#include "runtime/version.h"
+#include "sharding/process_mesh.h"
+#include "trainer/checkpoint.h"
+#include "trainer/config/schedule.h"
+#include "trainer/data/token_shards.h"
+#include "trainer/message_fields.h"
+#include "trainer/progress.h"
+
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <optional>
+
+#include <glob.h>
+#include <google/protobuf/text_format.h>
+
+namespace lowband {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+/// The files that paths and glob patterns name, in the order of the patterns.
+std::vector<std::filesystem::path> expand(const std::string& field,
+                                          const google::protobuf::RepeatedPtrField<std::string>& patterns) {
+  std::vector<std::filesystem::path> files;
+  for (const std::string& pattern : patterns) {
+    glob_t found{};
+    const int status = glob(pattern.c_str(), 0, nullptr, &found);
+    for (std::size_t i = 0; status == 0 && i < found.gl_pathc; ++i) files.emplace_back(found.gl_pathv[i]);
+    globfree(&found);
+    LB_EXPECTS(status == 0, field, ": found no file at '", pattern,
+               "', expected a token shard or a pattern that matches some");
+  }
+  return files;
+}
+
+/// FNV-1a over 64-bit words: cheap, and any flipped bit changes it.
+std::uint64_t hash_bytes(std::uint64_t hash, const void* data, std::size_t bytes) {
+  const auto* at = static_cast<const unsigned char*>(data);
+  for (; bytes >= 8; at += 8, bytes -= 8) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, at, 8);
+    hash = (hash ^ word) * 0x100000001b3;
+  }
+  for (; bytes > 0; ++at, --bytes) hash = (hash ^ *at) * 0x100000001b3;
+  return hash;
+}
+
+OptimizerOptions optimizer_options(const RunConfig& config) {
+  const auto& from = config.optimizer();
+  OptimizerOptions to;
+  to.kind = from.kind() == RunConfig::Optimizer::DION ? OptimizerKind::kDion : OptimizerKind::kAdamW;
+  to.mu = from.mu();
+  to.residual = from.residual() == RunConfig::Optimizer::LOCAL ? Residual::kLocal : Residual::kAggregated;
+  to.weight_decay = from.weight_decay();
+  to.adamw_beta1 = from.adamw_beta1();
+  to.adamw_beta2 = from.adamw_beta2();
+  to.adamw_epsilon = from.adamw_epsilon();
+  to.clip_norm = from.clip_norm();
+  to.clip_estimator = from.clip_estimator() == RunConfig::Optimizer::SKETCH ? NormEstimator::kSketch
+                                                                            : NormEstimator::kTrueNorm;
+  to.seed = config.seed();
+  return to;
+}
+
+RankProfile profile_of(const RunConfig& config) {
+  if (config.optimizer().kind() != RunConfig::Optimizer::DION) return {};
+  return rank_profile(config, parameter_table(model_config(config)));
+}
+
+}  // namespace
+
+template <class Real>
+struct Trainer<Real>::State {
+  State(const RunConfig& config_, Communicator& world_, const TrainingSession& session_);
+
+  // Sums over the processes of one step: what was lost, whether somebody wants to stop, and what the ledgers
+  // counted.
+  struct StepSums {
+    double loss = 0;  // mean over the tokens of the step
+    bool stop = false;
+    Index factor_bytes = 0;        // on the replica axis, of one replica
+    Index replica_axis_bytes = 0;  // likewise, all purposes
+  };
+
+  double accumulate_gradients();
+  StepSums take_step();
+  StepSums agree_on_step(double loss_sum);
+  void record_step(const StepSums& sums, const StepReport& report, double learning_rate,
+                   double forward_backward_seconds, double seconds);
+  double validation_loss();
+  void check_replicas_agree();
+  void save();
+
+  void resume();
+  void open_record();
+  RunSummary summary() const;
+  CheckpointIdentity identity() const;
+  std::vector<NamedTensor> tensors();
+
+  bool first_process() const { return world.process() == 0; }
+  Index steps() const { return config.schedule().steps(); }
+  Index sequences_per_process() const {
+    return sequences_per_micro_batch(config) * micro_batches_per_step(config);
+  }
+  Index tokens_per_step() const { return config.batch().sequences_per_step() * model_shape.sequence; }
+  std::filesystem::path checkpoints() const { return directory / "checkpoints"; }
+  bool at_interval(Index interval) const { return interval > 0 && step % interval == 0; }
+  void say(const std::string& line) {
+    if (progress) progress->say(line);
+  }
+
+  RunConfig config;
+  Communicator& world;
+  TrainingSession session;
+  ModelConfig model_shape;
+  RankProfile profile;
+  std::filesystem::path directory;
+  Timeline timeline;
+  std::optional<TokenSet> train_set, validation_set;
+  std::optional<ProcessMesh> mesh;
+  std::optional<Transformer<Real>> model;
+  std::optional<ShardedOptimizer<Real>> optimizer;
+  std::optional<RunRecorder> record;          // on process 0
+  std::optional<Progress> progress;           // on process 0, with a console
+  std::vector<std::int32_t> tokens, targets;  // one micro-batch
+
+  Index step = 0;  // completed
+  Index first_step = 0;
+  bool complete = false;    // this run ended before, with all its records
+  double step_seconds = 0;  // of all steps since `first_step`, validation and checkpoints excluded
+  Clock::time_point begin = Clock::now();
+  std::optional<double> last_loss;
+  Index last_factor_bytes = 0;
+  std::optional<double> final_validation, best_validation;
+  Index best_validation_step = 0;
+};
+
+// ---- Beginning ----
+
+template <class Real>
+Trainer<Real>::State::State(const RunConfig& config_, Communicator& world_, const TrainingSession& session_)
+    : config(config_), world(world_), session(session_) {
+  agree(world, [&] {
+    lowband::validate(config, world.size());
+    model_shape = model_config(config);
+    profile = profile_of(config);
+    directory = std::filesystem::path(config.output_dir()) / config.name();
+    train_set.emplace(expand("data.train", config.data().train()), model_shape.vocabulary,
+                      model_shape.sequence, config.seed());
+    if (config.data().validation_size() == 0) return;
+    validation_set.emplace(expand("data.validation", config.data().validation()), model_shape.vocabulary,
+                           model_shape.sequence, config.seed());
+    LB_EXPECTS(config.validation().sequences() <= validation_set->blocks(), "validation.sequences: found ",
+               config.validation().sequences(), ", expected at most ", validation_set->blocks(),
+               ", the sequences in data.validation");
+  });
+  using Milliseconds = std::chrono::milliseconds;
+  world.set_deadline(
+      Milliseconds(static_cast<Milliseconds::rep>(1000 * config.collective_deadline_seconds())));
+  if (config.trace()) {
+    timeline = Timeline((directory / cat("timeline-", world.process(), ".json")).string(), world.process());
+    world.set_timeline(&timeline);
+  }
+  mesh.emplace(world, mesh_shape(config));
+  model.emplace(model_shape, mesh->tensor(), config.seed(), sequences_per_micro_batch(config));
+  optimizer.emplace(*mesh, model->parameters(), profile, optimizer_options(config));
+  const auto micro_batch_tokens =
+      static_cast<std::size_t>(sequences_per_micro_batch(config) * model_shape.sequence);
+  tokens.resize(micro_batch_tokens);
+  targets.resize(micro_batch_tokens);
+  resume();
+  open_record();
+}
+
+template <class Real>
+CheckpointIdentity Trainer<Real>::State::identity() const {
+  // What a trajectory depends on. The schedule may be extended and data may move.
+  CheckpointIdentity identity;
+  identity.mesh = mesh->shape();
+  identity.parameters = parameter_table(model_shape);
+  identity.fields = message_fields(config.model(), "model");
+  identity.fields.merge(message_fields(config.optimizer(), "optimizer"));
+  identity.fields.merge(message_fields(config.profile(), "profile"));
+  identity.fields.merge(message_fields(config.batch(), "batch"));
+  identity.fields["seed"] = std::to_string(config.seed());
+  identity.fields["precision"] = RunConfig::Precision_Name(config.precision());
+  return identity;
+}
+
+template <class Real>
+void Trainer<Real>::State::resume() {
+  const std::string& from = config.checkpoint().resume();
+  if (from == "none") return;
+  std::filesystem::path checkpoint = from;
+  if (from == "auto") {
+    const auto latest = latest_complete(checkpoints());
+    if (!latest) return;
+    checkpoint = *latest;
+  }
+  const CheckpointProgress reached = load_checkpoint(world, checkpoint, identity(), tensors());
+  LB_EXPECTS(reached.step <= steps(), "schedule.steps: found ", steps(), ", expected at least ", reached.step,
+             ", the steps of the checkpoint ", checkpoint.string());
+  step = first_step = reached.step;
+  const auto scalar = [&](const char* name) -> std::optional<double> {
+    const auto found = reached.scalars.find(name);
+    return found == reached.scalars.end() ? std::nullopt : std::optional(found->second);
+  };
+  last_loss = scalar("last_loss");
+  best_validation = scalar("best_validation_loss");
+  best_validation_step = static_cast<Index>(scalar("best_validation_step").value_or(0));
+}
+
+template <class Real>
+void Trainer<Real>::State::open_record() {
+  std::uint8_t summary_exists = std::filesystem::exists(directory / "summary.json");
+  world.broadcast<std::uint8_t>({&summary_exists, 1}, 0, {Purpose::kControl});
+  complete = step == steps() && summary_exists != 0;
+  if (first_process() && session.console != nullptr) {
+    progress.emplace(*session.console, terminal_columns(), step, steps());
+  }
+  if (complete) return say(cat("complete already, ", step, " steps: ", directory.string()));
+  agree(world, [&] {
+    if (!first_process()) return;
+    const bool continues = step > 0 && std::filesystem::exists(directory / "run.jsonl");
+    record.emplace(directory, continues ? std::optional(step) : std::nullopt);
+  });
+  if (!first_process()) return;
+  const Index element_bytes = dtype_bytes(dtype_of<Real>);
+  Index elements = 0, state_bytes = 0;
+  for (const ParameterInfo& info : parameter_table(model_shape)) elements += info.elements();
+  for (const auto& tensor : optimizer->state()) state_bytes += tensor.value.elements() * element_bytes;
+
+  RunStart start;
+  start.set_completed_steps(step);
+  start.set_total_steps(steps());
+  start.set_name(config.name());
+  start.set_profile(profile.name);
+  google::protobuf::TextFormat::PrintToString(config, start.mutable_config_text());
+  start.set_replica(mesh->shape().replica);
+  start.set_shard(mesh->shape().shard);
+  start.set_tensor(mesh->shape().tensor);
+  start.set_version(std::string(version()));
+  start.set_communicator(std::string(world.backend()));
+  start.set_cpu(cpu_info().model);
+  start.set_blas_kernels(blas_core_name());
+  start.set_gemm_library(gemm_library_name());
+  start.set_vector_kernels(vector_kernel_name());
+  start.set_threads(compute_threads());
+  start.set_parameters(elements);
+  start.set_planned_factor_bytes(optimizer->planned_factor_bytes());
+  start.set_planned_dense_bytes(optimizer->planned_dense_bytes());
+  start.set_dense_gradient_bytes(dense_elements(profile) * element_bytes);
+  record->write(start);
+
+  say(cat(format_quantity(static_cast<double>(elements)), " parameters on ", world.size(),
+          " processes (replica ", mesh->shape().replica, " x shard ", mesh->shape().shard, " x tensor ",
+          mesh->shape().tensor, "), ", world.backend(), ", kernels ", vector_kernel_name(), ", ",
+          compute_threads(), " thread(s) each"));
+  say(cat("memory per process: weights and gradients ",
+          format_quantity(static_cast<double>(model->parameter_bytes()), "B"), ", activations ",
+          format_quantity(static_cast<double>(model->activation_bytes()), "B"), ", optimizer ",
+          format_quantity(static_cast<double>(state_bytes), "B")));
+  if (optimizer->planned_factor_bytes() > 0) {
+    say(cat("profile ", profile.name, ": B(r) ",
+            format_quantity(static_cast<double>(optimizer->planned_factor_bytes()), "B"),
+            " per step and replica, ",
+            static_cast<double>(factor_elements(profile)) / static_cast<double>(dense_elements(profile)),
+            " of the dense gradient"));
+  }
+  if (step > 0) say(cat("continues after step ", step));
+}
+
+// ---- One step ----
+
+template <class Real>
+double Trainer<Real>::State::accumulate_gradients() {
+  const Timeline::Range range(&timeline, "forward_backward", 0);
+  const Index per_micro_batch = sequences_per_micro_batch(config), sequence = model_shape.sequence;
+  const double gradient_scale = 1.0 / static_cast<double>(sequences_per_process() * sequence);
+  model->zero_gradients();
+  // Sample numbers count over the whole run, so that the batch of a step does not depend on the layout.
+  Index sample = step * config.batch().sequences_per_step() + mesh->data_index() * sequences_per_process();
+  double loss_sum = 0;
+  for (Index micro_batch = 0; micro_batch < micro_batches_per_step(config); ++micro_batch) {
+    for (Index row = 0; row < per_micro_batch; ++row, ++sample) {
+      const auto offset = static_cast<std::size_t>(row * sequence),
+                 count = static_cast<std::size_t>(sequence);
+      train_set->sample(sample, std::span(tokens).subspan(offset, count),
+                        std::span(targets).subspan(offset, count));
+    }
+    loss_sum += model->forward_backward(tokens, targets, per_micro_batch, gradient_scale, {});
+  }
+  return loss_sum;
+}
+
+template <class Real>
+auto Trainer<Real>::State::take_step() -> StepSums {
+  const auto step_begin = Clock::now();
+  const Timeline::Range range(&timeline, cat("step ", step), 0);
+  world.ledger().begin_step();
+  const double loss_sum = accumulate_gradients();
+  const double forward_backward_seconds = seconds_since(step_begin);
+
+  const double factor = learning_rate_factor(config.schedule(), step);
+  const double learning_rate = factor * config.optimizer().learning_rate();
+  StepReport report;
+  {
+    const Timeline::Range optimizer_range(&timeline, "optimizer", 0);
+    report = optimizer->step({step, learning_rate, factor * scalar_learning_rate(config)});
+  }
+  const StepSums sums = agree_on_step(loss_sum);
+  ++step;
+  const double seconds = seconds_since(step_begin);
+  step_seconds += seconds;
+  last_loss = sums.loss;
+  last_factor_bytes = sums.factor_bytes;
+  if (record) record_step(sums, report, learning_rate, forward_backward_seconds, seconds);
+  return sums;
+}
+
+template <class Real>
+auto Trainer<Real>::State::agree_on_step(double loss_sum) -> StepSums {
+  // Losses add up over data-parallel processes; the T processes of a tensor group hold the same one. Bytes
+  // add up over the processes of a replica, and every replica counts the same. Byte counts are exact in a
+  // double (< 2^53).
+  const Ledger& ledger = world.ledger();
+  Index replica_axis_bytes = 0;
+  for (const Purpose purpose : kPurposes)
+    replica_axis_bytes += ledger.step_sum("replica", purpose).payload_bytes;
+  const bool stop = session.stop_requested != nullptr && session.stop_requested->load();
+  const int replicas = mesh->shape().replica;
+  std::array<double, 4> sums{loss_sum / mesh->shape().tensor, stop ? 1.0 : 0.0,
+                             static_cast<double>(ledger.step_sum("replica", Purpose::kFactor).payload_bytes),
+                             static_cast<double>(replica_axis_bytes)};
+  world.all_reduce<double>(sums, Reduction::kSum, {Purpose::kControl});
+  const StepSums result{sums[0] / static_cast<double>(tokens_per_step()), sums[1] > 0,
+                        static_cast<Index>(sums[2]) / replicas, static_cast<Index>(sums[3]) / replicas};
+  if (result.factor_bytes != optimizer->planned_factor_bytes()) {
+    throw Error(cat("step ", step, ": found ", result.factor_bytes,
+                    " bytes of factors counted on the replica axis, ",
+                    "expected B(r) = ", optimizer->planned_factor_bytes()));
+  }
+  return result;
+}
+
+template <class Real>
+void Trainer<Real>::State::record_step(const StepSums& sums, const StepReport& report, double learning_rate,
+                                       double forward_backward_seconds, double seconds) {
+  if (progress) {
+    progress->update(step, sums.loss, static_cast<double>(tokens_per_step()), seconds,
+                     static_cast<double>(sums.replica_axis_bytes));
+  }
+  if (!at_interval(config.log_interval_steps()) && step != steps() && !sums.stop) return;
+  StepRecord line;
+  line.set_step(step);
+  line.set_loss(sums.loss);
+  line.set_learning_rate(learning_rate);
+  line.set_gradient_norm(report.gradient_norm);
+  line.set_clip_scale(report.clip_scale);
+  line.set_tokens(tokens_per_step());
+  line.set_seconds(seconds);
+  line.set_forward_backward_seconds(forward_backward_seconds);
+  line.set_optimizer_seconds(report.seconds);
+  line.set_communication_seconds(world.ledger().step_sum().seconds);
+  line.set_counted_factor_bytes(sums.factor_bytes);
+  for (TransferSum& sum : transfer_sums(world.ledger().step())) *line.add_transfers() = std::move(sum);
+  line.set_dead_columns(report.dead_columns);
+  line.set_skipped_matrices(report.skipped_matrices);
+  line.set_skipped_other(report.skipped_other);
+  line.set_householder_fallbacks(report.householder_fallbacks);
+  record->write(line);
+}
+
+template <class Real>
+void Trainer<Real>::State::check_replicas_agree() {
+  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a's offset basis
+  for (const auto& parameter : model->parameters()) {
+    const auto bytes = static_cast<std::size_t>(parameter.weight.elements()) * sizeof(Real);
+    hash = hash_bytes(hash, parameter.weight.data, bytes);
+  }
+  const auto replicas = static_cast<std::size_t>(mesh->replica().size());
+  const auto mine = static_cast<Index>(hash);
+  std::vector<Index> hashes(replicas), ones(replicas, 1);
+  mesh->replica().all_gather<Index>({&mine, 1}, hashes, ones, {Purpose::kControl});
+  for (std::size_t other = 1; other < replicas; ++other) {
+    if (hashes[other] == hashes[0]) continue;
+    throw Error(cat("replicas differ after step ", step, ": found weight hash ", hashes[other],
+                    " on replica ", other, ", expected ", hashes[0], " as on replica 0"));
+  }
+}
+
+// ---- Validation, checkpoint, end ----
+
+template <class Real>
+double Trainer<Real>::State::validation_loss() {
+  const Timeline::Range range(&timeline, "validation", 0);
+  const auto validation_begin = Clock::now();
+  const Index wanted = config.validation().sequences();
+  const Index count = wanted == 0 ? validation_set->blocks() : wanted;
+  const Index per_micro_batch = sequences_per_micro_batch(config), sequence = model_shape.sequence;
+  double loss_sum = 0;
+  // Sequence i belongs to data-parallel position i mod data_size.
+  for (Index next = mesh->data_index(); next < count;) {
+    Index rows = 0;
+    for (; rows < per_micro_batch && next < count; ++rows, next += mesh->data_size()) {
+      const auto offset = static_cast<std::size_t>(rows * sequence),
+                 extent = static_cast<std::size_t>(sequence);
+      validation_set->block(next, std::span(tokens).subspan(offset, extent),
+                            std::span(targets).subspan(offset, extent));
+    }
+    const auto extent = static_cast<std::size_t>(rows * sequence);
+    loss_sum += model->loss(std::span(tokens).first(extent), std::span(targets).first(extent), rows);
+  }
+  std::array<double, 1> sum{loss_sum / mesh->shape().tensor};
+  world.all_reduce<double>(sum, Reduction::kSum, {Purpose::kControl});
+  const double loss = sum[0] / static_cast<double>(count * sequence);
+
+  final_validation = loss;
+  if (!best_validation || loss < *best_validation) {
+    best_validation = loss;
+    best_validation_step = step;
+  }
+  if (record) {
+    ValidationRecord line;
+    line.set_step(step);
+    line.set_loss(loss);
+    line.set_tokens(count * sequence);
+    line.set_seconds(seconds_since(validation_begin));
+    record->write(line);
+    say(cat("step ", step, ": validation loss ", loss, " nats per token"));
+  }
+  return loss;
+}
+
+template <class Real>
+std::vector<NamedTensor> Trainer<Real>::State::tensors() {
+  auto all = checkpoint_tensors<Real>(std::span<const Parameter<Real>>(model->parameters()));
+  const auto state = optimizer->state();
+  const auto rest = checkpoint_tensors<Real>(std::span<const StateTensor<Real>>(state));
+  all.insert(all.end(), rest.begin(), rest.end());
+  return all;
+}
+
+template <class Real>
+void Trainer<Real>::State::save() {
+  const Timeline::Range range(&timeline, "checkpoint", 0);
+  CheckpointProgress reached;
+  reached.step = step;
+  if (last_loss) reached.scalars["last_loss"] = *last_loss;
+  if (best_validation) {
+    reached.scalars["best_validation_loss"] = *best_validation;
+    reached.scalars["best_validation_step"] = static_cast<double>(best_validation_step);
+  }
+  std::string config_text;
+  google::protobuf::TextFormat::PrintToString(config, &config_text);
+  lowband::save_checkpoint(world, checkpoints(), identity(), config_text, reached, tensors());
+  agree(world, [&] {
+    if (first_process()) keep_latest(checkpoints(), config.checkpoint().keep());
+  });
+}
+
+template <class Real>
+RunSummary Trainer<Real>::State::summary() const {
+  RunSummary summary;
+  const Index own_steps = step - first_step;
+  summary.set_name(config.name());
+  summary.set_profile(profile.name);
+  summary.set_steps(step);
+  summary.set_tokens(step * tokens_per_step());
+  summary.set_seconds(seconds_since(begin));
+  if (step_seconds > 0)
+    summary.set_tokens_per_second(static_cast<double>(own_steps * tokens_per_step()) / step_seconds);
+  summary.set_processes(world.size());
+  if (last_loss) summary.set_final_loss(*last_loss);
+  if (final_validation) summary.set_final_validation_loss(*final_validation);
+  if (best_validation) summary.set_best_validation_loss(*best_validation);
+  summary.set_best_validation_step(best_validation_step);
+  summary.set_planned_factor_bytes(optimizer->planned_factor_bytes());
+  summary.set_counted_factor_bytes(last_factor_bytes);
+  const Index dense_bytes = dense_elements(profile) * dtype_bytes(dtype_of<Real>);
+  summary.set_dense_gradient_bytes(dense_bytes);
+  if (dense_bytes > 0) {
+    summary.set_ratio_to_dense(static_cast<double>(last_factor_bytes) / static_cast<double>(dense_bytes));
+  }
+  for (TransferSum& sum : transfer_sums(world.ledger().total())) *summary.add_transfers() = std::move(sum);
+  return summary;
+}
+
+template <class Real>
+Trainer<Real>::Trainer(const RunConfig& config, Communicator& world, const TrainingSession& session)
+    : state_(std::make_unique<State>(config, world, session)) {}
+
+template <class Real>
+Trainer<Real>::~Trainer() = default;
+
+template <class Real>
+RunOutcome Trainer<Real>::run() {
+  State& s = *state_;
+  const auto& checkpoint = s.config.checkpoint();
+  if (s.complete) return {s.first_process() ? read_run_summary(s.directory) : RunSummary(), false};
+  bool stopped = false;
+  while (s.step < s.steps() && !stopped) {
+    stopped = s.take_step().stop && s.step < s.steps();
+    const bool last = s.step == s.steps();
+    if (s.at_interval(s.config.hash_interval_steps()) || last) s.check_replicas_agree();
+    if (s.validation_set && !stopped && (s.at_interval(s.config.validation().interval_steps()) || last)) {
+      s.validation_loss();
+    }
+    if (stopped || last || s.at_interval(checkpoint.interval_steps())) s.save();
+  }
+  if (s.first_step == s.steps() && s.validation_set) s.validation_loss();  // only the summary was missing
+  s.timeline.write();
+  RunOutcome outcome;
+  outcome.interrupted = stopped;
+  if (s.progress) s.progress->finish();
+  if (!s.first_process() || stopped) return outcome;
+  outcome.summary = s.summary();
+  s.record->write(outcome.summary);
+  return outcome;
+}
+
+template <class Real>
+double Trainer<Real>::step() {
+  return state_->take_step().loss;
+}
+
+template <class Real>
+double Trainer<Real>::validate() {
+  LB_EXPECTS(state_->validation_set, "data.validation: found nothing, expected token shards to validate on");
+  return state_->validation_loss();
+}
+
+template <class Real>
+void Trainer<Real>::save_checkpoint() {
+  state_->save();
+}
+
+template <class Real>
+Index Trainer<Real>::next_step() const {
+  return state_->step;
+}
+
+template <class Real>
+std::span<const Parameter<Real>> Trainer<Real>::parameters() const {
+  return state_->model->parameters();
+}
+
+template class Trainer<float>;
+template class Trainer<double>;
+
+RunOutcome train(const RunConfig& config, Communicator& world, const TrainingSession& session) {
+  if (config.precision() == RunConfig::F64) return Trainer<double>(config, world, session).run();
+  return Trainer<float>(config, world, session).run();
+}
+
+}  // namespace lowband
