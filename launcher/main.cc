@@ -1,0 +1,69 @@
+#include "launcher/commands.h"
+#include "runtime/cpu.h"
+#include "runtime/error.h"
+#include "runtime/version.h"
+
+#include <iostream>
+#include <map>
+
+namespace {
+
+constexpr const char* kUsage = R"(lowband: communication-efficient training of large transformers
+
+  lowband train CONFIG | --preset NAME     train; under lowband-run or mpirun on all processes of the job
+      --profile PROFILE                    rank profile: uniform:24, structural, inverted*0.125, fraction:1/4,
+                                           structural@uniform:24 (the first shape, the communication of the second)
+      --set FIELD=VALUE                    change one field of the configuration, may be repeated
+      --threads-as-processes N             N processes as threads of this one, without MPI
+  lowband plan CONFIG | --preset NAME      ranks, bytes and break-even of every matrix before anything runs
+      --profile PROFILE[,PROFILE...]       other profiles than the configuration's
+      --reference PROFILE                  what the ratios are relative to (default: structural)
+      --set FIELD=VALUE  --json
+  lowband data prepare FILE|FOLDER ...     text to token shards of a byte vocabulary
+      --out FOLDER  --suffix .txt  --validation-fraction 0.05  --json
+  lowband compare RUN_FOLDER ...           runs side by side
+      --picture PATH                       loss curves as PATH.png and PATH.svg
+      --json
+  lowband presets [NAME]                   named configurations that come with the program
+  lowband info [--json]                    what is built in, versions, kernels, devices
+
+Several processes: launcher/lowband-run -np N -- train CONFIG
+)";
+
+const std::map<std::string, int (*)(lowband::Arguments)> kCommands{
+    {"train", lowband::train_command}, {"plan", lowband::plan_command},       {"data", lowband::data_command},
+    {"info", lowband::info_command},   {"presets", lowband::presets_command},
+};
+
+int run(const std::vector<std::string>& words) {
+  if (words.empty() || words[0] == "--help" || words[0] == "-h" || words[0] == "help") {
+    std::cout << kUsage;
+    return words.empty() ? lowband::kExitUsage : 0;
+  }
+  if (words[0] == "--version") {
+    std::cout << "lowband " << lowband::version() << "\n";
+    return 0;
+  }
+  const auto command = kCommands.find(words[0]);
+  LB_EXPECTS(command != kCommands.end(), "found the command '", words[0],
+             "', expected train, plan, data, compare, presets or info (lowband --help)");
+  return command->second(lowband::Arguments({words.begin() + 1, words.end()}));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  lowband::ensure_fast_blas_kernels(argv);
+  try {
+    return run({argv + 1, argv + argc});
+  } catch (const lowband::InvalidArgument& error) {
+    std::cerr << "lowband: " << error.what() << "\n";
+    return lowband::kExitUsage;
+  } catch (const lowband::IoError& error) {
+    std::cerr << "lowband: " << error.what() << "\n";
+    return lowband::kExitUsage;
+  } catch (const std::exception& error) {
+    std::cerr << "lowband: " << error.what() << "\n";
+    return lowband::kExitInternal;
+  }
+}

@@ -1,0 +1,97 @@
+#include "collectives/agreement.h"
+#include "collectives/local/local_world.h"
+#include "collectives/mpi/mpi_world.h"
+#include "launcher/commands.h"
+#include "launcher/run_config_arguments.h"
+#include "runtime/cpu.h"
+#include "trainer/trainer.h"
+
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <iostream>
+#include <thread>
+
+namespace lowband {
+namespace {
+
+std::atomic<bool> stop_requested = false;  // the one thing a signal handler may touch
+static_assert(std::atomic<bool>::is_always_lock_free);
+
+// The first signal asks for a checkpoint and an orderly end; a second one ends the process as usual.
+void request_stop(int signal) {
+  stop_requested = true;
+  std::signal(signal, SIG_DFL);
+}
+
+/// Compute threads per process: the configuration, else what lowband-run worked out, else a fair share of the
+/// cores.
+int threads_per_process(const RunConfig& config, int processes) {
+  if (config.threads() > 0) return config.threads();
+  if (const char* from_launcher = std::getenv("LOWBAND_THREADS"))
+    return std::max(1, std::atoi(from_launcher));
+  return std::max(1, cpu_info().cores / processes);
+}
+
+/// The whole job as one process sees it. Failures that concern all processes are printed once.
+int train_in(Communicator& world, Arguments arguments) {
+  const TrainingSession session{&stop_requested, world.process() == 0 ? &std::cout : nullptr};
+  try {
+    RunConfig config;
+    agree(world, [&] {
+      config = config_from(arguments);
+      LB_EXPECTS(arguments.positional().empty(), "found more arguments than one configuration");
+    });
+    set_compute_threads(threads_per_process(config, world.size()));
+    return train(config, world, session).interrupted ? kExitInterrupted : 0;
+  } catch (const AgreedFailure& failure) {
+    if (world.process() == 0) std::cerr << "lowband: " << failure.what() << "\n";
+    world.barrier();  // mpirun ends the job when the first process leaves; the line is out by then
+    return kExitUsage;
+  }
+}
+
+int train_under_mpi(const Arguments& arguments) {
+  MpiWorld mpi;
+  const auto world = mpi.world();
+  const auto end_job = [&](const std::exception& error, int exit_code) {
+    std::cerr << cat("[process ", world->process(), " of ", world->size(), "] ", error.what(), "\n")
+              << std::flush;
+    mpi.abort(exit_code);
+  };
+  try {
+    return train_in(*world, arguments);
+  } catch (const PeerFailed& error) {
+    // Where another process failed by itself, its own line says more; it is out and the job is over before
+    // this.
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+    end_job(error, kExitTemporary);
+  } catch (const InvalidArgument& error) {
+    end_job(error, kExitUsage);
+  } catch (const std::exception& error) {
+    end_job(error, kExitInternal);
+  }
+  return kExitInternal;  // abort does not return
+}
+
+}  // namespace
+
+int train_command(Arguments arguments) {
+  std::signal(SIGINT, request_stop);
+  std::signal(SIGTERM, request_stop);
+  if (launched_by_mpi()) return train_under_mpi(arguments);
+
+  const std::string processes = arguments.option("threads-as-processes", "1");
+  const int count = std::atoi(processes.c_str());
+  LB_EXPECTS(count >= 1 && std::to_string(count) == processes, "--threads-as-processes: found ", processes,
+             ", expected a number of at least 1");
+  std::atomic<int> exit_code = 0;
+  LocalWorldOptions options;
+  options.total_deadline = std::chrono::hours(24 * 365);
+  run_world(
+      count, [&](Communicator& world) { exit_code = train_in(world, arguments); }, options);
+  return exit_code;
+}
+
+}  // namespace lowband
