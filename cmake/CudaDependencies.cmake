@@ -70,4 +70,5 @@ if(LOWBAND_HAVE_CUDA)
 endif()
 if(LOWBAND_HAVE_NCCL)
   lowband_imported(lowband_nccl ${LOWBAND_NCCL_LIBRARY} ${LOWBAND_NCCL_INCLUDE})
+  target_link_libraries(lowband_nccl INTERFACE lowband_cudart)  # nccl.h includes cuda_runtime.h
 endif()
