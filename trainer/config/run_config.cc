@@ -24,6 +24,23 @@ MeshShape mesh_shape(const RunConfig& config) {
       .replica = config.mesh().replica(), .shard = config.mesh().shard(), .tensor = config.mesh().tensor()};
 }
 
+OptimizerOptions optimizer_options(const RunConfig& config) {
+  using Optimizer = RunConfig::Optimizer;
+  const Optimizer& optimizer = config.optimizer();
+  return {
+      .kind = optimizer.kind() == Optimizer::ADAMW ? OptimizerKind::kAdamW : OptimizerKind::kDion,
+      .mu = optimizer.mu(),
+      .residual = optimizer.residual() == Optimizer::AGGREGATED ? Residual::kAggregated : Residual::kLocal,
+      .weight_decay = optimizer.weight_decay(),
+      .adamw_beta1 = optimizer.adamw_beta1(),
+      .adamw_beta2 = optimizer.adamw_beta2(),
+      .adamw_epsilon = optimizer.adamw_epsilon(),
+      .clip_norm = optimizer.clip_norm(),
+      .clip_estimator = optimizer.clip_estimator() == Optimizer::TRUE_NORM ? NormEstimator::kTrueNorm
+                                                                           : NormEstimator::kSketch,
+      .seed = config.seed()};
+}
+
 double scalar_learning_rate(const RunConfig& config) {
   const RunConfig::Optimizer& optimizer = config.optimizer();
   return optimizer.has_scalar_learning_rate() ? optimizer.scalar_learning_rate() : optimizer.learning_rate();

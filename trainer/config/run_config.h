@@ -1,6 +1,7 @@
 #pragma once
 
 #include "model/transformer.h"
+#include "optimizers/options.h"
 #include "sharding/process_mesh.h"
 #include "sharding/rank_profile.h"
 #include "trainer/config/run_config.pb.h"
@@ -47,6 +48,7 @@ void validate(const RunConfig& config, int processes);
 
 ModelConfig model_config(const RunConfig& config);
 MeshShape mesh_shape(const RunConfig& config);
+OptimizerOptions optimizer_options(const RunConfig& config);
 double scalar_learning_rate(const RunConfig& config);
 /// Sequences that one process computes at a time, and how many such micro-batches make its share of a step.
 Index sequences_per_micro_batch(const RunConfig& config);

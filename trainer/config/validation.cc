@@ -37,10 +37,8 @@ void expect_at_least_zero(const std::string& field, double value) {
              ", expected a number of at least 0");
 }
 
-/// In [0, 1], or in [0, 1) with `below_one`.
-void expect_fraction(const std::string& field, double value, bool below_one = false) {
-  LB_EXPECTS(value >= 0 && value <= 1 && !(below_one && value == 1), field, ": found ", value,
-             ", expected 0 <= value ", below_one ? "< 1" : "<= 1");
+void expect_fraction(const std::string& field, double value) {
+  LB_EXPECTS(value >= 0 && value <= 1, field, ": found ", value, ", expected 0 <= value <= 1");
 }
 
 // ---- Sections ----
@@ -108,15 +106,11 @@ void validate_optimizer(const RunConfig& config) {
   expect_set("optimizer.learning_rate", optimizer.has_learning_rate());
   expect_positive("optimizer.learning_rate", optimizer.learning_rate());
   expect_positive("optimizer.scalar_learning_rate", scalar_learning_rate(config));
-  expect_at_least_zero("optimizer.weight_decay", optimizer.weight_decay());
-  expect_fraction("optimizer.mu", optimizer.mu(), true);
-  expect_fraction("optimizer.adamw_beta1", optimizer.adamw_beta1(), true);
-  expect_fraction("optimizer.adamw_beta2", optimizer.adamw_beta2(), true);
-  expect_positive("optimizer.adamw_epsilon", optimizer.adamw_epsilon());
-  expect_at_least_zero("optimizer.clip_norm", optimizer.clip_norm());
+  validate(optimizer_options(config));
   if (!dion) {
     expect_unset("optimizer.mu", optimizer.has_mu(), "with optimizer.kind ADAMW");
     expect_unset("optimizer.residual", optimizer.has_residual(), "with optimizer.kind ADAMW");
+    expect_unset("optimizer.clip_estimator", optimizer.has_clip_estimator(), "with optimizer.kind ADAMW");
     expect_unset("profile", config.has_profile(), "with optimizer.kind ADAMW");
   }
   const bool true_norm = optimizer.clip_estimator() == RunConfig::Optimizer::TRUE_NORM;

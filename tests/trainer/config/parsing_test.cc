@@ -17,7 +17,8 @@ TEST(ParseRunConfig, ReadsEverySection) {
       mesh { replica: 2 shard: 3 tensor: 4 }
       data { train: ["a.bin", "b_*.bin"] validation: "c.bin" validation: "d.bin" }
       batch { sequences_per_step: 24 sequences_per_micro_batch: 2 }
-      optimizer { kind: ADAMW learning_rate: 3e-4 clip_norm: 0 clip_estimator: TRUE_NORM }
+      optimizer { kind: ADAMW learning_rate: 3e-4 scalar_learning_rate: 1e-4 weight_decay: 0.1
+                  adamw_beta1: 0.8 adamw_beta2: 0.99 adamw_epsilon: 1e-9 clip_norm: 0 }
       schedule { steps: 1000 kind: CONSTANT_LINEAR warmup_steps: 10 decay_steps: 200 final_fraction: 0.1 }
       seed: 18446744073709551615 precision: F64 threads: 3)",
                                             "text");
@@ -28,6 +29,15 @@ TEST(ParseRunConfig, ReadsEverySection) {
   EXPECT_EQ(model.rope_base, 5e5);
   EXPECT_EQ(model.norm_epsilon, 1e-6);
   EXPECT_FALSE(model.tied_head);
+  const OptimizerOptions optimizer = optimizer_options(config);
+  EXPECT_EQ(optimizer.kind, OptimizerKind::kAdamW);
+  EXPECT_EQ(optimizer.weight_decay, 0.1);
+  EXPECT_EQ(optimizer.adamw_beta1, 0.8);
+  EXPECT_EQ(optimizer.adamw_beta2, 0.99);
+  EXPECT_EQ(optimizer.adamw_epsilon, 1e-9);
+  EXPECT_EQ(optimizer.clip_norm, 0);
+  EXPECT_EQ(optimizer.seed, 18446744073709551615u);
+  EXPECT_EQ(scalar_learning_rate(config), 1e-4);
   EXPECT_EQ(mesh_shape(config).processes(), 24);
   EXPECT_THAT(config.data().train(), testing::ElementsAre("a.bin", "b_*.bin"));
   EXPECT_THAT(config.data().validation(), testing::ElementsAre("c.bin", "d.bin"));
@@ -36,6 +46,34 @@ TEST(ParseRunConfig, ReadsEverySection) {
   EXPECT_EQ(sequences_per_micro_batch(config), 2);
   EXPECT_EQ(micro_batches_per_step(config), 2);  // 24 / (2 replicas x 3 shards) = 4 of each process
   EXPECT_NO_THROW(validate(config, 24));
+}
+
+TEST(ParseRunConfig, PassesOptionsOfDionOn) {
+  RunConfig config = valid_run();
+  for (const char* assignment : {"optimizer.mu=0.5", "optimizer.residual=AGGREGATED", "mesh.replica=1",
+                                 "optimizer.clip_estimator=TRUE_NORM"})
+    apply_override(config, assignment);
+  validate(config, 2);
+  const OptimizerOptions optimizer = optimizer_options(config);
+  EXPECT_EQ(optimizer.kind, OptimizerKind::kDion);
+  EXPECT_EQ(optimizer.mu, 0.5);
+  EXPECT_EQ(optimizer.residual, Residual::kAggregated);
+  EXPECT_EQ(optimizer.clip_estimator, NormEstimator::kTrueNorm);
+}
+
+// The two sets of defaults are the same one.
+TEST(ParseRunConfig, DefaultsOfTheOptimizerAreThoseOfItsOptions) {
+  const OptimizerOptions written = optimizer_options(RunConfig()), own;
+  EXPECT_EQ(written.kind, own.kind);
+  EXPECT_EQ(written.mu, own.mu);
+  EXPECT_EQ(written.residual, own.residual);
+  EXPECT_EQ(written.weight_decay, own.weight_decay);
+  EXPECT_EQ(written.adamw_beta1, own.adamw_beta1);
+  EXPECT_EQ(written.adamw_beta2, own.adamw_beta2);
+  EXPECT_EQ(written.adamw_epsilon, own.adamw_epsilon);
+  EXPECT_EQ(written.clip_norm, own.clip_norm);
+  EXPECT_EQ(written.clip_estimator, own.clip_estimator);
+  EXPECT_EQ(written.seed, own.seed);
 }
 
 TEST(ParseRunConfig, FillsDefaultsThatDependOnOtherFields) {
@@ -88,6 +126,20 @@ INSTANTIATE_TEST_SUITE_P(
         BadText{"seed: 1 seed: 2",
                 "run.txtpb:1:13: seed: Non-repeated field \"seed\" is specified multiple times."},
         BadText{"model { width: 8", "run.txtpb:1:17: model.width: Expected identifier, got: "}));
+
+// Cut anywhere, with any byte changed to one that means something: a configuration or an InvalidArgument.
+TEST(ParseRunConfig, SurvivesDamagedText) {
+  const std::string whole = std::string(kValidRun) + "data { train: ['a', \"b\\\"\"] } # end\n";
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    std::vector<std::string> damaged{whole.substr(0, i), whole.substr(i)};
+    for (const char c : std::string("{}[]:<>'\"#\\\t\n-,"))
+      damaged.push_back(std::string(whole).replace(i, 1, 1, c));
+    for (const std::string& text : damaged) {
+      EXPECT_THAT(error_of([&] { parse_run_config(text, "run.txtpb"); }),
+                  testing::AnyOf(testing::IsEmpty(), testing::StartsWith("run.txtpb:")));
+    }
+  }
+}
 
 TEST(LoadRunConfig, ReadsAFileAndNamesItInErrors) {
   const ScratchDirectory scratch;
