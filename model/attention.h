@@ -6,8 +6,8 @@
 
 namespace lowband {
 
-/// Causal self-attention of one process's heads. Query head h reads key and value head h / (heads /
-/// kv_heads).
+/// Causal self-attention of one process's heads. Query head h reads key and value head
+/// h / (heads / kv_heads).
 struct AttentionShape {
   Index sequences = 0;
   Index sequence = 0;  // tokens of one sequence
@@ -27,9 +27,9 @@ struct AttentionShape {
 
 /// out <- softmax(q k^T / sqrt(head_dim)) v, each query seeing the keys up to its own position.
 ///
-/// Shapes: qkv (tokens, qkv_cols): all query heads, then all key heads, then all value heads; out (tokens,
-/// query_cols); scratch (threads, scratch_cols): at most `scratch.rows` threads work. Results do not depend
-/// on their number.
+/// Shapes: qkv (tokens, qkv_cols): all query heads, then all key heads, then all value heads;
+/// out (tokens, query_cols); scratch (threads, scratch_cols), overwritten.
+/// At most `scratch.rows` threads work; results do not depend on their number.
 template <class Real>
 void attention(const AttentionShape& shape, MatrixView<const Real> qkv, MatrixView<Real> out,
                std::span<Real> statistics, MatrixView<Real> scratch);

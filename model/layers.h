@@ -11,7 +11,7 @@ namespace lowband {
 
 // The pieces of a decoder layer that work on token rows and send nothing. Row t of every matrix belongs to
 // token t of the micro-batch. Work is split over OpenMP threads by blocks of rows; results do not depend on
-// their number. "d_" is the gradient of the loss; a backward function adds to its outputs where its contract
+// their number. "d_x" is the gradient of the loss in x; backward functions add to it where the contract
 // says "+".
 
 /// Rows per unit of parallel work and per partial sum of a gain's gradient. A constant, so that sums do not
@@ -29,8 +29,8 @@ void linear_input_gradient(MatrixView<const Real> d_y, MatrixView<const Real> w,
 template <class Real>
 void linear_weight_gradient(MatrixView<const Real> d_y, MatrixView<const Real> x, MatrixView<Real> d_w);
 
-/// x <- x + residual when `residual` has rows; then y <- gain * x * s with s = 1 / sqrt(mean(x^2) + epsilon)
-/// per row.
+/// x <- x + residual when `residual` has rows; then, per row, y <- gain * x * s with
+/// s = 1 / sqrt(mean(x^2) + epsilon).
 ///
 /// Shapes: x, y, residual (tokens, width), gain (1, width); s has `tokens` elements.
 template <class Real>
@@ -61,8 +61,8 @@ class RotaryTable {
   Buffer<Real> cosine_, sine_;
 };
 
-/// Turns the heads in the columns of x, (tokens, heads * head_dim), in place; token t is at position t mod
-/// sequence.
+/// Turns the heads in the columns of x, (tokens, heads * head_dim), in place.
+/// Token t is at position t mod sequence.
 template <class Real>
 void rotate(const RotaryTable<Real>& table, MatrixView<Real> x);
 /// The opposite turn: the gradient of `rotate`, in place.
@@ -76,8 +76,9 @@ void swiglu(MatrixView<const Real> gate_up, MatrixView<Real> h);
 template <class Real>
 void swiglu_backward(MatrixView<const Real> gate_up, MatrixView<const Real> d_h, MatrixView<Real> d_gate_up);
 
-/// x_t <- row of token t if its id is in `owned`, else 0.  Shapes: weight (owned.size(), width), x (tokens,
-/// width).
+/// x_t <- row of token t if its id is in `owned`, else 0.
+///
+/// Shapes: weight (owned.size(), width), x (tokens, width).
 template <class Real>
 void embed(std::span<const std::int32_t> tokens, Range owned, MatrixView<const Real> weight,
            MatrixView<Real> x);

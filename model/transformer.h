@@ -25,8 +25,8 @@ struct ModelConfig {
   bool tied_head = true;
 };
 
-/// Checks every field; throws InvalidArgument "model.heads: found 6, expected a multiple of tensor = 4" and
-/// the like.
+/// Checks every field; throws InvalidArgument, for example
+/// "model.heads: found 6, expected a multiple of mesh.tensor = 4".
 void validate(const ModelConfig& config, int tensor_processes);
 
 /// All parameters in a fixed order, with Hugging Face's LLaMA names and shapes. Allocates nothing.
@@ -44,7 +44,11 @@ Index activation_payload_bytes(const ModelConfig& config, Index tokens, int tens
 template <class Real>
 class Transformer {
  public:
-  /// Collective: all processes of `tensor`, equal arguments. Borrows `tensor`.
+  /// Allocates all memory: for micro-batches of up to `max_sequences` and the present compute_threads().
+  ///
+  /// Collective: all processes of `tensor`, equal arguments.
+  /// Ownership: borrows `tensor`.
+  /// Throws: InvalidArgument, see validate().
   Transformer(const ModelConfig& config, Communicator& tensor, std::uint64_t seed, Index max_sequences);
   ~Transformer();
   Transformer(Transformer&&) noexcept;
@@ -54,17 +58,19 @@ class Transformer {
 
   void zero_gradients();
 
-  /// Adds gradient_scale * d(sum of token losses) to the gradients and returns the sum of token losses
-  /// (nats).
+  /// Adds gradient_scale * d(sum of token losses) to the gradients; returns the sum of token losses (nats).
   ///
-  /// Shapes: tokens and targets are (sequences, config.sequence), row-major, equal on the whole tensor group.
-  /// `gradient_ready(i)` is called when the gradient of parameters()[i] is complete for this micro-batch (may
-  /// be empty). Collective: the tensor group. Throws: InvalidArgument for a token id outside the vocabulary.
+  /// `gradient_ready(i)`, which may be empty, is called once for every i in decreasing order, as soon as the
+  /// gradient of parameters()[i] is complete for this micro-batch.
+  /// Shapes: tokens and targets are (sequences, config.sequence), row-major.
+  /// Collective: the tensor group, equal tokens and targets.
+  /// Throws: InvalidArgument for a wrong size or an id outside the vocabulary, on all processes, before
+  /// anything is sent.
   double forward_backward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
                           Index sequences, double gradient_scale,
                           const std::function<void(Index)>& gradient_ready);
 
-  /// Sum of token losses without gradients.
+  /// Sum of token losses (nats) without gradients. Otherwise like `forward_backward`.
   double loss(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets, Index sequences);
 
   /// Bytes of the weights, and as many again for the gradients; bytes of all activations and scratch.

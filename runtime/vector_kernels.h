@@ -57,8 +57,9 @@ struct VectorKernels {
   /// One AdamW step, with g' = gradient_scale g:
   ///   m <- beta1 m + (1 - beta1) g',  v <- beta2 v + (1 - beta2) g'^2,
   ///   w <- decay w - step_size m / (sqrt(v) inv_sqrt_correction2 + epsilon).
-  /// step_size = eta / (1 - beta1^t), inv_sqrt_correction2 = 1 / sqrt(1 - beta2^t), decay = 1 - eta * weight
-  /// decay.  Reference: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019.
+  /// step_size = eta / (1 - beta1^t), inv_sqrt_correction2 = 1 / sqrt(1 - beta2^t),
+  /// decay = 1 - eta * (weight decay).
+  /// Reference: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019.
   void (*adamw_update)(Real* w, Real* m, Real* v, const Real* g, Index n, Real beta1, Real beta2,
                        Real step_size, Real inv_sqrt_correction2, Real epsilon, Real decay,
                        Real gradient_scale);
