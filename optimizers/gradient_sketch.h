@@ -14,8 +14,9 @@ namespace lowband {
 /// process ever held it. Which bucket and sign an element gets depends on (seed, step, parameter name, global
 /// row and column) alone, never on the layout.
 ///
-/// E[sum of squared buckets] = ||G||^2, relative standard deviation at most sqrt(2 / kBuckets) = 2.2 % of the
-/// square and 1.1 % of the norm, for every G.
+/// E[sum of squared buckets] = ||G||^2 with a relative standard deviation of at most sqrt(2 / kBuckets) = 2.2
+/// %, so 1.1 % for the norm, for every G. Errors are nearly normal when many elements matter; when a few
+/// carry everything, the estimate is nearly always exact and now and then, when two of them meet, far off.
 /// Reference: Charikar, Chen, Farach-Colton 2002; second moment: Thorup and Zhang 2004.
 class GradientSketch {
  public:

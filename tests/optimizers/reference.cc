@@ -118,7 +118,7 @@ void ReferenceDion::step(const std::vector<Dense>& gradients, Index step_number,
 
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     Dense next = B[i] - (1 - mu) * (P * transpose(kept == Kept::kLocal ? R_own[i] : R));
-    if (kept == Kept::kNoFeedback) next = mu * B[i];
+    if (kept == Kept::kNoFeedback) next = mu * (P * transpose(R_own[i]));
     M[i] = tall ? next : transpose(next);
   }
   for (Index j = 0; j < factor_rank; ++j) {

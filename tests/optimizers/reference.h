@@ -27,7 +27,7 @@ Dense operator-(const Dense& x, const Dense& y);
 double norm(const Dense& x);     // Frobenius
 double largest(const Dense& x);  // max |x_ij|, NaN where there is one
 
-/// What a replica keeps of B after a step.
+/// What a replica keeps of B after a step. kNoFeedback forgets what was not sent: M = mu P R^T.
 enum class Kept { kLocal, kAggregated, kNoFeedback };
 
 /// The published algorithm for one matrix, replicas side by side in one process: algorithms.md 2.7, steps 1

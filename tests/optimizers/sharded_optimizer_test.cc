@@ -1,0 +1,273 @@
+// AdamW, clipping, options and checkpoints of the whole optimizer.
+
+#include "collectives/local/local_world.h"
+#include "world_run.h"
+
+#include <cmath>
+#include <cstring>
+
+#include <gtest/gtest.h>
+
+namespace lowband {
+namespace {
+
+using namespace test;
+
+RunPlan plan_for(const MeshShape& mesh, OptimizerKind kind) {
+  RunPlan plan;
+  plan.mesh = mesh;
+  plan.parameters = assorted_parameters();
+  plan.options = {.kind = kind, .weight_decay = 0.1, .clip_norm = 0};
+  plan.gradient = noisy_gradient;
+  plan.shares = 12;
+  return plan;
+}
+
+/// Norm of the mean gradient, all parameters.
+double true_norm(const RunPlan& plan, Index step) {
+  double squares = 0;
+  for (const TestParameter& parameter : plan.parameters)
+    squares += std::pow(norm(gradient_of(plan.gradient, parameter.info, step, 0, plan.shares)), 2);
+  return std::sqrt(squares);
+}
+
+std::string message_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const InvalidArgument& error) {
+    return error.what();
+  }
+  return "nothing thrown";
+}
+
+const MeshShape kMeshes[] = {{1, 1, 1}, {1, 1, 2}, {1, 2, 1}, {2, 1, 1}, {2, 2, 2}, {1, 3, 1}, {3, 1, 1}};
+
+class AdamWOn : public testing::TestWithParam<MeshShape> {};
+
+TEST_P(AdamWOn, EqualsTheReference) {
+  RunPlan plan = plan_for(GetParam(), OptimizerKind::kAdamW);
+  plan.steps = 10;
+  const auto exact = run<double>(plan);
+  const auto rounded = run<float>(plan);
+  for (const TestParameter& parameter : plan.parameters) {
+    ReferenceAdamW reference(initial_weight(parameter.info));
+    reference.weight_decay = parameter.info.role == Role::kNorm ? 0 : plan.options.weight_decay;
+    for (Index step = 0; step < plan.steps; ++step) {
+      reference.step(gradient_of(plan.gradient, parameter.info, step, 0, plan.shares), plan.learning_rate);
+      const auto s = static_cast<std::size_t>(step);
+      EXPECT_LE(largest(exact[s].weights.at(parameter.info.name) - reference.W), 1e-12)
+          << parameter.info.name;
+      // 0.02 per step, each accurate to some ulps of a ratio of moments
+      EXPECT_LE(largest(rounded[s].weights.at(parameter.info.name) - reference.W), 2e-6)
+          << parameter.info.name;
+    }
+  }
+  EXPECT_EQ(exact[0].planned_factor_bytes, 0);
+  EXPECT_EQ(exact[0].factor_bytes, 0);
+  EXPECT_EQ(exact[0].dense_bytes, exact[0].planned_dense_bytes);
+}
+
+INSTANTIATE_TEST_SUITE_P(Meshes, AdamWOn, testing::ValuesIn(kMeshes));
+
+TEST(AdamW, FirstStepMovesEveryEntryByTheLearningRate) {
+  RunPlan plan = plan_for({1, 1, 1}, OptimizerKind::kAdamW);
+  plan.options.weight_decay = 0;
+  plan.options.adamw_epsilon = 1e-30;
+  const auto snapshots = run<double>(plan);
+  for (const TestParameter& parameter : plan.parameters) {
+    const Dense moved = snapshots[0].weights.at(parameter.info.name) - initial_weight(parameter.info);
+    for (const double step : moved.a) EXPECT_NEAR(std::abs(step), plan.learning_rate, 1e-14);
+  }
+}
+
+class ClippingOn : public testing::TestWithParam<MeshShape> {};
+
+TEST_P(ClippingOn, TrueNormIsTheNormOfTheMeanGradient) {
+  for (const OptimizerKind kind : {OptimizerKind::kDion, OptimizerKind::kAdamW}) {
+    RunPlan plan = plan_for(GetParam(), kind);
+    if (kind == OptimizerKind::kDion && plan.mesh.replica > 1) continue;  // refused, below
+    plan.options.clip_estimator = NormEstimator::kTrueNorm;
+    plan.options.clip_norm = 3;
+    plan.steps = 2;
+    const auto snapshots = run<double>(plan);
+    for (Index step = 0; step < plan.steps; ++step) {
+      const StepReport& report = snapshots[static_cast<std::size_t>(step)].report;
+      EXPECT_NEAR(report.gradient_norm, true_norm(plan, step), 1e-12 * report.gradient_norm);
+      EXPECT_NEAR(report.clip_scale, 3 / true_norm(plan, step), 1e-12);
+    }
+  }
+}
+
+TEST_P(ClippingOn, SketchIsWithinItsErrorOverManySeeds) {
+  RunPlan plan = plan_for(GetParam(), OptimizerKind::kDion);
+  plan.steps = 30;  // each with a hash of its own
+  plan.learning_rate = 0;
+  const double sigma = 0.5 * std::sqrt(2.0 / 4096);  // of the norm
+  double sum = 0;
+  const auto snapshots = run<float>(plan);
+  for (Index step = 0; step < plan.steps; ++step) {
+    const double error =
+        snapshots[static_cast<std::size_t>(step)].report.gradient_norm / true_norm(plan, step) - 1;
+    EXPECT_LE(std::abs(error), 5 * sigma);
+    sum += error;
+  }
+  EXPECT_LE(std::abs(sum / 30), 5 * sigma / std::sqrt(30.0));
+}
+
+TEST_P(ClippingOn, ScalesTheGradientOfEveryParameter) {
+  RunPlan plan = plan_for(GetParam(), OptimizerKind::kDion);
+  plan.options.clip_norm = 2;
+  plan.steps = 3;
+  const auto clipped = run<double>(plan);
+  plan.options.clip_norm = 0;
+  plan.gradient = [&](const ParameterInfo& info, Index step, int share, Index row, Index col) {
+    return clipped[static_cast<std::size_t>(step)].report.clip_scale *
+           noisy_gradient(info, step, share, row, col);
+  };
+  const auto scaled = run<double>(plan);
+  for (std::size_t step = 0; step < clipped.size(); ++step) {
+    EXPECT_LT(clipped[step].report.clip_scale, 0.5);
+    EXPECT_EQ(scaled[step].report.clip_scale, 1);
+    for (const auto& [name, weight] : clipped[step].weights)
+      EXPECT_LE(largest(scaled[step].weights.at(name) - weight), 1e-11) << name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Meshes, ClippingOn, testing::ValuesIn(kMeshes));
+
+TEST(Clipping, LeavesSmallGradientsAlone) {
+  RunPlan plan = plan_for({2, 1, 1}, OptimizerKind::kDion);
+  plan.options.clip_norm = 1e6;
+  EXPECT_EQ(run<float>(plan)[0].report.clip_scale, 1);
+}
+
+TEST(Clipping, RefusesATrueNormThatNobodyHolds) {
+  RunPlan plan = plan_for({2, 1, 1}, OptimizerKind::kDion);
+  plan.options.clip_estimator = NormEstimator::kTrueNorm;
+  EXPECT_NE(message_of([&] { run<float>(plan); }).find("optimizer.clip_estimator: found true_norm"),
+            std::string::npos);
+}
+
+TEST(Options, AreCheckedFieldByField) {
+  const auto message = [](auto change) {
+    OptimizerOptions options;
+    change(options);
+    return message_of([&] { validate(options); });
+  };
+  EXPECT_EQ(message([](OptimizerOptions&) {}), "nothing thrown");
+  EXPECT_EQ(message([](OptimizerOptions& o) { o.mu = 1; }), "optimizer.mu: found 1, expected 0 <= mu < 1");
+  EXPECT_EQ(message([](OptimizerOptions& o) { o.mu = -0.1; }),
+            "optimizer.mu: found -0.1, expected 0 <= mu < 1");
+  EXPECT_EQ(message([](OptimizerOptions& o) { o.adamw_beta1 = std::nan(""); }),
+            "optimizer.adamw_beta1: found nan, expected 0 <= adamw_beta1 < 1");
+  EXPECT_EQ(message([](OptimizerOptions& o) { o.adamw_beta2 = 1.5; }),
+            "optimizer.adamw_beta2: found 1.5, expected 0 <= adamw_beta2 < 1");
+  EXPECT_EQ(message([](OptimizerOptions& o) { o.adamw_epsilon = 0; }),
+            "optimizer.adamw_epsilon: found 0, expected a positive number");
+  EXPECT_EQ(message([](OptimizerOptions& o) { o.weight_decay = -1; }),
+            "optimizer.weight_decay: found -1, expected a number >= 0");
+  EXPECT_EQ(message([](OptimizerOptions& o) { o.clip_norm = -1; }),
+            "optimizer.clip_norm: found -1, expected a number >= 0 (0 = no clipping)");
+}
+
+TEST(Parameters, OfAnotherShapeAreRefused) {
+  const auto message = message_of([] {
+    run_world(1, [](Communicator& world) {
+      ProcessMesh mesh(world, {});
+      Buffer<float> storage(200);
+      const ParameterInfo info{
+          .name = "w", .role = Role::kQuery, .rows = 10, .cols = 9, .cut = TensorCut::kRows};
+      Parameter<float> parameter{info, storage.matrix(0, 10, 10), storage.matrix(100, 10, 10)};
+      ShardedOptimizer<float>(mesh, std::span(&parameter, 1), {}, {.kind = OptimizerKind::kAdamW});
+    });
+  });
+  EXPECT_NE(message.find("piece of w: found (10, 10), row stride 10, expected a contiguous (10, 9)"),
+            std::string::npos)
+      << message;
+}
+
+TEST(Parameters, MayBeNone) {
+  run_world(2, [](Communicator& world) {
+    ProcessMesh mesh(world, {.replica = 2});
+    ShardedOptimizer<float> optimizer(mesh, {}, {}, {});
+    const StepReport report = optimizer.step({});
+    EXPECT_EQ(report.gradient_norm, 0);
+    EXPECT_EQ(optimizer.planned_factor_bytes() + optimizer.planned_dense_bytes(), 0);
+    EXPECT_TRUE(optimizer.state().empty());
+  });
+}
+
+// Two optimizers on one gradient sequence; the second takes over weights and state of the first half way.
+TEST(State, ContinuesBitByBit) {
+  for (const OptimizerKind kind : {OptimizerKind::kDion, OptimizerKind::kAdamW}) {
+    run_world(8, [&](Communicator& world) {
+      ProcessMesh mesh(world, {2, 2, 2});
+      const std::vector<TestParameter> tests = assorted_parameters();
+      RankProfile profile{.name = "test", .matrices = {}, .factor_ranks = {}};
+      for (const TestParameter& test : tests) {
+        if (test.factor_rank == 0) continue;
+        profile.matrices.push_back(test.info);
+        profile.factor_ranks.push_back(test.factor_rank);
+      }
+      struct Model {
+        std::vector<Buffer<float>> storage;
+        std::vector<Parameter<float>> parameters;
+      };
+      const auto make_model = [&](float weight) {
+        Model model;
+        for (const TestParameter& test : tests) {
+          const MatrixLayout layout(test.info.rows, test.info.cols, test.info.cut, 2, 2);
+          const Index rows = layout.tensor_rows(mesh.position().tensor).size();
+          const Index cols = layout.tensor_cols(mesh.position().tensor).size();
+          model.storage.emplace_back(2 * rows * cols);
+          model.parameters.push_back({test.info, model.storage.back().matrix(0, rows, cols),
+                                      model.storage.back().matrix(rows * cols, rows, cols)});
+          std::ranges::fill(model.parameters.back().weight.flat(), weight);
+        }
+        return model;
+      };
+      const auto set_gradients = [&](Model& model, Index step) {
+        for (Parameter<float>& parameter : model.parameters) {
+          for (Index i = 0; i < parameter.gradient.rows; ++i) {
+            for (Index j = 0; j < parameter.gradient.cols; ++j)
+              parameter.gradient(i, j) =
+                  static_cast<float>(noisy_gradient(parameter.info, step, world.process() / 2, i, j));
+          }
+        }
+      };
+      const auto step_of = [](Index step) {
+        return StepInfo{.step = step, .learning_rate = 0.02, .scalar_learning_rate = 0.01};
+      };
+
+      Model first = make_model(0.5f);
+      ShardedOptimizer<float> uninterrupted(mesh, first.parameters, profile, {.kind = kind});
+      for (Index step = 0; step < 3; ++step) {
+        set_gradients(first, step);
+        uninterrupted.step(step_of(step));
+      }
+      Model second = make_model(-1.0f);
+      ShardedOptimizer<float> resumed(mesh, second.parameters, profile, {.kind = kind});
+      const auto from = uninterrupted.state();
+      const auto to = resumed.state();
+      ASSERT_EQ(from.size(), to.size());
+      for (std::size_t i = 0; i < from.size(); ++i) {
+        ASSERT_EQ(from[i].name, to[i].name);
+        std::ranges::copy(from[i].value.flat(), to[i].value.flat().begin());
+      }
+      for (std::size_t i = 0; i < tests.size(); ++i)
+        std::ranges::copy(first.parameters[i].weight.flat(), second.parameters[i].weight.flat().begin());
+      for (Index step = 3; step < 6; ++step) {
+        set_gradients(first, step);
+        uninterrupted.step(step_of(step));
+        set_gradients(second, step);
+        resumed.step(step_of(step));
+      }
+      for (std::size_t i = 0; i < tests.size(); ++i)
+        EXPECT_TRUE(std::ranges::equal(first.parameters[i].weight.flat(), second.parameters[i].weight.flat()))
+            << tests[i].info.name;
+    });
+  }
+}
+
+}  // namespace
+}  // namespace lowband
