@@ -279,6 +279,17 @@ TEST_P(DionOn, AZeroGradientOnOneProcessDoesNotActAlone) {
   expect_equals_reference<double>(plan, 1e-12, 1e-10);
 }
 
+// Every column dead at step 0, all but two at step 1, none from step 2 on: refilled columns enter the
+// weights, so every process has to have drawn its own rows of the same vectors.
+TEST_P(DionOn, RefilledColumnsAreTheReferencesOnEveryLayout) {
+  RunPlan plan = assorted_plan(GetParam());
+  plan.gradient = [](const ParameterInfo& info, Index step, int share, Index row, Index col) {
+    if (step == 0 || (step == 1 && row >= 2)) return 0.0;
+    return noisy_gradient(info, step, share, row, col);
+  };
+  expect_equals_reference<double>(plan, 1e-12, 1e-10);
+}
+
 TEST_P(DionOn, ZeroGradientsOnZeroStateChangeNothing) {
   RunPlan plan = assorted_plan(GetParam());
   plan.steps = 2;
