@@ -78,8 +78,8 @@ int train_under_mpi(const Arguments& arguments) {
 }  // namespace
 
 int train_command(Arguments arguments) {
-  std::signal(SIGINT, request_stop);
-  std::signal(SIGTERM, request_stop);
+  // SIGUSR1 is what lowband-run sends: mpirun passes it on at once, to every host.
+  for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) std::signal(signal, request_stop);
   if (launched_by_mpi()) return train_under_mpi(arguments);
 
   const std::string processes = arguments.option("threads-as-processes", "1");
