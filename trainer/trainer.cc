@@ -58,23 +58,6 @@ std::uint64_t hash_bytes(std::uint64_t hash, const void* data, std::size_t bytes
   return hash;
 }
 
-OptimizerOptions optimizer_options(const RunConfig& config) {
-  const auto& from = config.optimizer();
-  OptimizerOptions to;
-  to.kind = from.kind() == RunConfig::Optimizer::DION ? OptimizerKind::kDion : OptimizerKind::kAdamW;
-  to.mu = from.mu();
-  to.residual = from.residual() == RunConfig::Optimizer::LOCAL ? Residual::kLocal : Residual::kAggregated;
-  to.weight_decay = from.weight_decay();
-  to.adamw_beta1 = from.adamw_beta1();
-  to.adamw_beta2 = from.adamw_beta2();
-  to.adamw_epsilon = from.adamw_epsilon();
-  to.clip_norm = from.clip_norm();
-  to.clip_estimator = from.clip_estimator() == RunConfig::Optimizer::SKETCH ? NormEstimator::kSketch
-                                                                            : NormEstimator::kTrueNorm;
-  to.seed = config.seed();
-  return to;
-}
-
 RankProfile profile_of(const RunConfig& config) {
   if (config.optimizer().kind() != RunConfig::Optimizer::DION) return {};
   return rank_profile(config, parameter_table(model_config(config)));
