@@ -20,7 +20,8 @@ namespace lowband {
 /// | reduce_scatter | raw part of ahead(k) goes there, k = 1..n-1; each owner reduces n raw | (n-1) S     |
 /// |                | parts as a binary tree over process numbers (tree_reduction.h)        |             |
 /// | all_gather     | ring: the own part to ahead(1), then pass on what came from behind(1) | (n-1) S     |
-/// | all_reduce     | both, on parts cut evenly by elements                                 | 2 (n-1) S   |
+/// | all_reduce     | both, on parts cut evenly by elements; two processes with little data | 2 (n-1) S   |
+/// |                | swap all of it and reduce twice                                       |             |
 /// | broadcast      | chain root, root+1, ..., in pieces that overlap                       | (n-1) S     |
 /// | barrier        | calls to ahead(1), ahead(2), ahead(4), ...                            | 0           |
 ///
@@ -72,7 +73,9 @@ class ExchangeCommunicator : public Communicator {
   void send_data(int to, std::span<const std::byte> bytes);
   void receive_data(int from, std::span<std::byte> bytes);
 
+  std::byte* scratch(Index bytes);
   void scatter_reduce(const std::byte* send, std::byte* own_result);
+  void swap_reduce(std::span<std::byte> data);
   void gather(std::byte* whole);
 
   // Of the running call.

@@ -234,7 +234,7 @@ float noise(int process, Index e) {
 // Every process compares with numbers it draws itself, so this is also: the same bits on all processes, and
 // on all backends that run it.
 void sums_have_the_bits_of_the_documented_tree(Communicator& group) {
-  for (const Index elements : {Index{5}, Index{2003}}) {
+  for (const Index elements : {Index{5}, Index{20'011}}) {
     std::vector<float> data;
     std::vector<float> expected;
     for (Index e = 0; e < elements; ++e) {
@@ -316,6 +316,16 @@ void the_ledger_counts_every_operation(Communicator& group) {
     const WireBytes sent = wire_bytes_of_all(group, Purpose::kDense);
     EXPECT_EQ(sent.transport, row.bytes_of_all);
     EXPECT_EQ(sent.modelled, row.bytes_of_all);
+  }
+
+  // Of two processes, little data and much take different ways.
+  for (const Index elements : {Index{1}, Index{100'003}}) {
+    std::vector<double> data(at(elements));
+    group.ledger().begin_step();
+    group.all_reduce<double>(data, Reduction::kSum, kDense);
+    const WireBytes sent = wire_bytes_of_all(group, Purpose::kDense);
+    EXPECT_EQ(sent.transport, 2 * (n - 1) * elements * 8);
+    EXPECT_EQ(sent.modelled, sent.transport);
   }
 
   group.ledger().begin_step();
