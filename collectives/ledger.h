@@ -71,12 +71,14 @@ class Ledger {
     std::string axis;
     Purpose purpose;
     Operation operation;
+    // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 sees a pointer in <=>
     auto operator<=>(const Key&) const = default;
   };
   struct ParameterKey {
     std::string axis;
     Purpose purpose;
     std::string parameter;
+    // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 sees a pointer in <=>
     auto operator<=>(const ParameterKey&) const = default;
   };
   const std::map<Key, TransferTotals>& step() const { return step_; }

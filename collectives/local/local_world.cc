@@ -9,6 +9,7 @@
 #include <exception>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -226,8 +227,8 @@ void run_world(int processes, const std::function<void(Communicator&)>& body,
                const LocalWorldOptions& options) {
   LB_EXPECTS(processes >= 1, "run_world: ", processes, " processes, expected at least one");
   const auto world = std::make_shared<LocalWorld>(processes);
-  std::vector<int> everyone;
-  for (int p = 0; p < processes; ++p) everyone.push_back(p);
+  std::vector<int> everyone(static_cast<std::size_t>(processes));
+  std::iota(everyone.begin(), everyone.end(), 0);
   const auto group = std::make_shared<LocalGroup>(world, everyone);
 
   Outcome outcome(processes);
@@ -253,6 +254,7 @@ void run_world(int processes, const std::function<void(Communicator&)>& body,
 
   {
     std::vector<std::jthread> threads;
+    threads.reserve(static_cast<std::size_t>(processes));
     for (int p = 0; p < processes; ++p) threads.emplace_back(live, p);
     std::unique_lock lock(outcome.mutex);
     if (!outcome.ended.wait_for(lock, options.total_deadline, [&] { return outcome.running == 0; })) {

@@ -39,8 +39,8 @@ class MpiWorld {
   [[noreturn]] void abort(int exit_code) const;
 
  private:
-  std::chrono::milliseconds deadline_;
-  int exceptions_in_flight_;
+  [[maybe_unused]] std::chrono::milliseconds deadline_;  // unused in a build without MPI
+  [[maybe_unused]] int exceptions_in_flight_;
 };
 
 }  // namespace lowband

@@ -17,7 +17,7 @@ std::string mpi_version() { return ""; }
 MpiWorld::MpiWorld(std::chrono::milliseconds deadline) : deadline_(deadline), exceptions_in_flight_(0) {
   refuse();
 }
-MpiWorld::~MpiWorld() = default;
+MpiWorld::~MpiWorld() {}
 std::unique_ptr<Communicator> MpiWorld::world() const { refuse(); }
 void MpiWorld::abort(int exit_code) const { std::_Exit(exit_code); }
 
