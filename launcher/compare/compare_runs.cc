@@ -1,0 +1,83 @@
+#include "launcher/compare/compare_runs.h"
+
+#include "runtime/error.h"
+#include "trainer/progress.h"
+#include "trainer/run_record.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <vector>
+
+namespace lowband {
+namespace {
+
+std::string fixed(double number, int decimals) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.*f", decimals, number);
+  return text;
+}
+
+// Rows of equally many cells, the first two columns to the left, numbers to the right.
+std::string aligned(const std::vector<std::vector<std::string>>& rows) {
+  constexpr std::size_t kTextColumns = 2;
+  std::vector<std::size_t> widths(rows.front().size());
+  for (const auto& row : rows) {
+    for (std::size_t j = 0; j < row.size(); ++j) widths[j] = std::max(widths[j], row[j].size());
+  }
+  std::string text;
+  for (const auto& row : rows) {
+    for (std::size_t j = 0; j < row.size(); ++j) {
+      const std::string padding(widths[j] - row[j].size(), ' ');
+      text += (j > 0 ? "  " : "") + (j < kTextColumns ? row[j] + padding : padding + row[j]);
+    }
+    text += '\n';
+  }
+  return text;
+}
+
+}  // namespace
+
+Comparison compare_runs(std::span<const std::filesystem::path> run_folders) {
+  LB_EXPECTS(!run_folders.empty(), "compare: found no run folder, expected at least one");
+  Comparison comparison;
+  for (const std::filesystem::path& folder : run_folders) {
+    const RunSummary summary = read_run_summary(folder);
+    Comparison::Run& run = *comparison.add_runs();
+    run.set_folder(folder.string());
+    run.set_profile(summary.profile());
+    run.set_steps(summary.steps());
+    if (summary.has_final_validation_loss()) run.set_final_validation_loss(summary.final_validation_loss());
+    if (summary.has_best_validation_loss()) {
+      run.set_best_validation_loss(summary.best_validation_loss());
+      run.set_best_validation_step(summary.best_validation_step());
+    }
+    run.set_tokens_per_second(summary.tokens_per_second());
+    run.set_planned_factor_bytes(summary.planned_factor_bytes());
+    run.set_counted_factor_bytes(summary.counted_factor_bytes());
+    run.set_ratio_to_dense(summary.ratio_to_dense());
+    const auto first_bytes = static_cast<double>(comparison.runs(0).counted_factor_bytes());
+    run.set_ratio_to_first(first_bytes > 0 ? static_cast<double>(run.counted_factor_bytes()) / first_bytes
+                                           : 0);
+  }
+  return comparison;
+}
+
+std::string comparison_table(const Comparison& comparison) {
+  std::vector<std::vector<std::string>> rows{{"run", "profile", "steps", "final val. loss", "best (step)",
+                                              "tokens/s", "B(r) planned", "B(r) counted", "/ dense",
+                                              "/ first run"}};
+  for (const Comparison::Run& run : comparison.runs()) {
+    rows.push_back({std::filesystem::path(run.folder()).filename().string(), run.profile(),
+                    std::to_string(run.steps()),
+                    run.has_final_validation_loss() ? fixed(run.final_validation_loss(), 4) : "none",
+                    run.has_best_validation_loss()
+                        ? cat(fixed(run.best_validation_loss(), 4), " (", run.best_validation_step(), ")")
+                        : "none",
+                    format_quantity(run.tokens_per_second()), cat(run.planned_factor_bytes(), " B"),
+                    cat(run.counted_factor_bytes(), " B"), fixed(run.ratio_to_dense(), 4),
+                    fixed(run.ratio_to_first(), 4)});
+  }
+  return aligned(rows) + "Loss in nats per token. B(r): factor payload of one step on the replica axis.\n";
+}
+
+}  // namespace lowband

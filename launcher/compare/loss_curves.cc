@@ -1,0 +1,140 @@
+#include "launcher/compare/loss_curves.h"
+
+#include "runtime/error.h"
+#include "trainer/data/files.h"
+#include "trainer/progress.h"
+#include "trainer/run_record.h"
+
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <vector>
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+namespace lowband {
+namespace {
+
+using std::filesystem::path;
+
+std::string run_name(const path& folder) {
+  const path normal = folder.lexically_normal();
+  return (normal.has_filename() ? normal : normal.parent_path()).filename().string();
+}
+
+// A string of gnuplot in single quotes, in which only the quote itself is special.
+std::string quoted(const std::string& text) {
+  std::string out = "'";
+  for (const char c : text) out += c == '\'' ? "''" : std::string(1, c);
+  return out + "'";
+}
+
+void write_file(const path& name, const std::string& text) {
+  DurableFile file(name);
+  file.append(text);
+  file.commit();
+}
+
+// Instructions that read STEM.csv and write STEM.png and STEM.svg, all in the current folder.
+std::string instructions(std::span<const path> run_folders, const std::string& stem) {
+  constexpr std::array kColours{"#1f5fa8", "#d9652b", "#3c8d40", "#8a4fa3", "#7f7f7f"};
+  std::string curves;
+  for (std::size_t i = 0; i < run_folders.size(); ++i) {
+    const RunSummary summary = read_run_summary(run_folders[i]);
+    const std::string colour = kColours[i % kColours.size()];
+    const std::string title =
+        cat(run_name(run_folders[i]), " (", summary.profile(),
+            "), B(r) = ", format_quantity(static_cast<double>(summary.counted_factor_bytes()), "B"));
+    // Validation lies above training, so it is drawn later.
+    curves += cat("  csv using 1:", 2 + 2 * i, " with lines linewidth 1 linecolor rgb '#80", colour.substr(1),
+                  "' notitle, \\\n");
+    curves += cat("  csv using 1:", 3 + 2 * i, " with linespoints linewidth 2 pointtype ", 5 + 2 * (i % 5),
+                  " pointsize 0.9 linecolor rgb '", colour, "' title ", quoted(title), ", \\\n");
+  }
+  return cat("# gnuplot: draws ", stem, ".png and ", stem, ".svg from ", stem, ".csv\n",
+             "csv = ", quoted(stem + ".csv"),
+             R"(
+set datafile separator comma
+set key top right noenhanced spacing 1.3
+set title "Training and validation loss" font "sans,15"
+set xlabel "step"
+set ylabel "loss in nats per token"
+set grid linecolor rgb "#dddddd"
+set border 3 linecolor rgb "#444444"
+set tics nomirror
+)",
+             "set terminal pngcairo size 1200, 720 font 'sans,12'\nset output ", quoted(stem + ".png"),
+             "\nplot \\\n", curves,
+             "  NaN with lines linewidth 1 linecolor rgb '#888888' title 'thin lines: training; marks: "
+             "validation'\n",
+             "set terminal svg size 1200, 720 dynamic font 'sans,12' background '#ffffff'\nset output ",
+             quoted(stem + ".svg"), "\nreplot\n");
+}
+
+// Runs gnuplot on a file, in the folder where that lies.
+void run_gnuplot(const path& folder, const std::string& file) {
+  const pid_t child = ::fork();
+  if (child < 0) throw IoError(cat("gnuplot: cannot start: ", std::strerror(errno)));
+  if (child == 0) {
+    if (::chdir(folder.c_str()) == 0)
+      ::execlp("gnuplot", "gnuplot", file.c_str(), static_cast<char*>(nullptr));
+    ::_exit(127);
+  }
+  int status = 0;
+  while (::waitpid(child, &status, 0) < 0) {
+    if (errno != EINTR) throw IoError(cat("gnuplot: cannot wait for it: ", std::strerror(errno)));
+  }
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 127) {
+    throw IoError("gnuplot: not found, expected it to draw the picture (Debian: gnuplot-nox)");
+  }
+  if (status != 0)
+    throw IoError(cat("gnuplot: failed on ", (folder / file).string(), ", wait status ", status));
+}
+
+}  // namespace
+
+std::string loss_curves_csv(std::span<const path> run_folders) {
+  const std::size_t columns = 2 * run_folders.size();
+  std::string text = "step";
+  std::map<Index, std::vector<std::string>> rows;
+  for (std::size_t i = 0; i < run_folders.size(); ++i) {
+    const std::string name = run_name(run_folders[i]);
+    text += cat(",", name, " training,", name, " validation");
+    const auto put = [&](Index step, std::size_t column, double loss) {
+      auto& row = rows[step];
+      row.resize(columns);
+      row[column] = cat(loss);
+    };
+    for (const RunLine& line : read_run_lines(run_folders[i])) {
+      if (line.has_step() && line.step().has_loss()) put(line.step().step(), 2 * i, line.step().loss());
+      if (line.has_validation() && line.validation().has_loss()) {
+        put(line.validation().step(), 2 * i + 1, line.validation().loss());
+      }
+    }
+  }
+  text += '\n';
+  for (const auto& [step, cells] : rows) {
+    text += std::to_string(step);
+    for (const std::string& cell : cells) text += "," + cell;
+    text += '\n';
+  }
+  return text;
+}
+
+void draw_loss_curves(std::span<const path> run_folders, const path& stem) {
+  const path folder = stem.has_parent_path() ? stem.parent_path() : path(".");
+  const std::string name = stem.filename().string();
+  LB_EXPECTS(!name.empty(), "picture: found '", stem.string(),
+             "', expected a path to put .png and .svg behind");
+  const std::string csv = loss_curves_csv(run_folders);
+  const std::string script = instructions(run_folders, name);
+  require_writable_directory(folder);
+  write_file(folder / (name + ".csv"), csv);
+  write_file(folder / (name + ".gp"), script);
+  run_gnuplot(folder, name + ".gp");
+}
+
+}  // namespace lowband

@@ -1,0 +1,54 @@
+#include "launcher/compare/compare_runs.h"
+
+#include "tests/launcher/compare/finished_run.h"
+
+#include <vector>
+
+#include <gmock/gmock.h>
+
+namespace lowband {
+namespace {
+
+using std::filesystem::path;
+using testing::HasSubstr;
+
+TEST(CompareRuns, SetsEveryRunAgainstTheFirst) {
+  const ScratchDirectory scratch;
+  const std::vector<path> folders{finished_run(scratch, "uniform", "uniform:24", 2.2, 1890000),
+                                  finished_run(scratch, "structural", "structural", 2.1, 1889055)};
+  const Comparison comparison = compare_runs(folders);
+  ASSERT_EQ(comparison.runs_size(), 2);
+  EXPECT_EQ(comparison.runs(0).ratio_to_first(), 1.0);
+  EXPECT_DOUBLE_EQ(comparison.runs(1).ratio_to_first(), 1889055.0 / 1890000.0);
+  EXPECT_DOUBLE_EQ(comparison.runs(1).ratio_to_dense(), 0.1889055);
+  EXPECT_EQ(
+      comparison_table(comparison),
+      "run         profile     steps  final val. loss  best (step)  tokens/s  B(r) planned  B(r) counted  "
+      "/ dense  / first run\n"
+      "uniform     uniform:24     60           2.3000  2.2500 (40)     5.12k     1890000 B     1890000 B   "
+      "0.1890       1.0000\n"
+      "structural  structural     60           2.2000  2.1500 (40)     5.12k     1889055 B     1889055 B   "
+      "0.1889       0.9995\n"
+      "Loss in nats per token. B(r): factor payload of one step on the replica axis.\n");
+}
+
+TEST(CompareRuns, RunsWithoutValidationOrFactorsSaySo) {
+  const ScratchDirectory scratch;
+  RunRecorder(scratch.path()).write(RunSummary());
+  const std::vector<path> folders{scratch.path()};
+  const Comparison comparison = compare_runs(folders);
+  EXPECT_EQ(comparison.runs(0).ratio_to_first(), 0);
+  EXPECT_FALSE(comparison.runs(0).has_final_validation_loss());
+  EXPECT_THAT(comparison_table(comparison), HasSubstr("none"));
+}
+
+TEST(CompareRuns, NamesTheRunThatHasNotEnded) {
+  const ScratchDirectory scratch;
+  const std::vector<path> folders{scratch.path() / "absent"};
+  EXPECT_THAT(thrown_message<IoError>([&] { compare_runs(folders); }),
+              HasSubstr("absent/summary.json: cannot open"));
+  EXPECT_THAT(thrown_message<InvalidArgument>([] { compare_runs({}); }), HasSubstr("found no run folder"));
+}
+
+}  // namespace
+}  // namespace lowband
