@@ -7,10 +7,6 @@
 #include <algorithm>
 #include <cmath>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 namespace lowband {
 namespace {
 
@@ -18,23 +14,17 @@ namespace {
 // half a block per row is computed in vain, and scores of 64 x sequence stay in cache.
 constexpr Index kQueryBlock = 64;
 
-Index thread_number() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
-
-// body(sequence, kv_head, scratch row) for every pair, in parallel.
-// One pair owns the gradients of its keys and values.
+// body(sequence, kv_head, scratch row) for every pair; each worker has a scratch row and every workers-th
+// pair. One pair owns the gradients of its keys and values.
 template <class Real, class Body>
 void for_kv_heads(const AttentionShape& shape, MatrixView<Real> scratch, Body body) {
   const Index pairs = shape.sequences * shape.kv_heads;
-  [[maybe_unused]] const int threads = static_cast<int>(std::min<Index>(compute_threads(), scratch.rows));
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (Index pair = 0; pair < pairs; ++pair)
-    body(pair / shape.kv_heads, pair % shape.kv_heads, scratch.row(thread_number()));
+  const Index workers = std::min<Index>(compute_threads(), scratch.rows);
+#pragma omp parallel for schedule(static)
+  for (Index worker = 0; worker < workers; ++worker) {
+    for (Index pair = worker; pair < pairs; pair += workers)
+      body(pair / shape.kv_heads, pair % shape.kv_heads, scratch.row(worker));
+  }
 }
 
 // The columns of one head among the rows of one sequence.
