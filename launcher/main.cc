@@ -31,7 +31,8 @@ Several processes: launcher/lowband-run -np N -- train CONFIG
 )";
 
 const std::map<std::string, int (*)(lowband::Arguments)> kCommands{
-    {"train", lowband::train_command}, {"plan", lowband::plan_command},       {"data", lowband::data_command},
+    {"train", lowband::train_command}, {"plan", lowband::plan_command},
+    {"data", lowband::data_command},   {"compare", lowband::compare_command},
     {"info", lowband::info_command},   {"presets", lowband::presets_command},
 };
 

@@ -22,9 +22,9 @@ void fill(MatrixView<Real> view, Real value) {
 }  // namespace
 
 template <class Real>
-Dion<Real>::Dion(ProcessMesh& mesh, std::vector<DionMatrix> matrices, const OptimizerOptions& options)
+Dion<Real>::Dion(ProcessMesh& mesh, const std::vector<DionMatrix>& matrices, const OptimizerOptions& options)
     : options_(options),
-      matrices_(make_matrices(mesh, std::move(matrices), options.seed)),
+      matrices_(make_matrices(mesh, matrices, options.seed)),
       exchange_({.replica = &mesh.replica(), .within_replica = &mesh.within_replica()},
                 factor_shapes(mesh, matrices_), options.residual == Residual::kLocal) {}
 
@@ -35,10 +35,10 @@ RandomStream Dion<Real>::Matrix::random(std::uint64_t seed, Index step) const {
 
 template <class Real>
 std::vector<typename Dion<Real>::Matrix> Dion<Real>::make_matrices(const ProcessMesh& mesh,
-                                                                   std::vector<DionMatrix> definitions,
+                                                                   const std::vector<DionMatrix>& definitions,
                                                                    std::uint64_t seed) {
   std::vector<Matrix> matrices;
-  for (DionMatrix& definition : definitions) {
+  for (const DionMatrix& definition : definitions) {
     const ParameterInfo& info = definition.info;
     const Index r = definition.factor_rank;
     LB_EXPECTS(r >= 1 && r <= std::min(info.rows, info.cols), "factor rank of ", info.name, ": found ", r,
@@ -57,7 +57,7 @@ std::vector<typename Dion<Real>::Matrix> Dion<Real>::make_matrices(const Process
     matrix.right_factor = Buffer<Real>(b.size() * r);
     matrix.m = matrix.momentum.matrix(0, rows.size(), cols.size());
     matrix.q = matrix.right_factor.matrix(0, b.size(), r);
-    matrix.definition = std::move(definition);
+    matrix.definition = definition;
     const RandomStream stream = matrix.random(seed, 0);
     for (Index k = 0; k < matrix.q.elements(); ++k)
       matrix.q.data[k] = static_cast<Real>(stream.normal(b.begin * r + k));

@@ -41,7 +41,7 @@ class Dion {
   /// Collective, as `step`: all processes of the mesh, equal arguments.
   /// Throws: InvalidArgument naming the parameter when a rank is outside 1..min(m, n), or when the tensor
   /// axis does not cut a matrix although it has several processes.
-  Dion(ProcessMesh& mesh, std::vector<DionMatrix> matrices, const OptimizerOptions& options);
+  Dion(ProcessMesh& mesh, const std::vector<DionMatrix>& matrices, const OptimizerOptions& options);
 
   /// One matrix in one step: the blocks that this process owns.
   struct Piece {
@@ -69,8 +69,8 @@ class Dion {
     MatrixView<Real> q;  // (block's extent along b, r)
     RandomStream random(std::uint64_t seed, Index step) const;
   };
-  static std::vector<Matrix> make_matrices(const ProcessMesh& mesh, std::vector<DionMatrix> definitions,
-                                           std::uint64_t seed);
+  static std::vector<Matrix> make_matrices(const ProcessMesh& mesh,
+                                           const std::vector<DionMatrix>& definitions, std::uint64_t seed);
   static std::vector<FactorShape> factor_shapes(ProcessMesh& mesh, const std::vector<Matrix>& matrices);
 
   void left_product(Index i, const Piece& piece, Real gradient_scale);

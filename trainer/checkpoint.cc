@@ -175,7 +175,7 @@ path save_checkpoint(Communicator& world, const path& directory, const Checkpoin
                      std::span<const NamedTensor> tensors) {
   LB_EXPECTS(identity.mesh.processes() == world.size(), "checkpoint mesh: found ", identity.mesh.processes(),
              " processes, expected ", world.size());
-  const path final = directory / step_name(progress.step);
+  path final = directory / step_name(progress.step);
   const path partial = final.string() + std::string(kPartialSuffix);
   const bool first = world.process() == 0;
 

@@ -63,7 +63,8 @@ std::string format_progress(const ProgressState& state, int columns) {
       format_quantity(state.bytes_per_step, "B/step"), format_duration(state.seconds_left) + " left"};
   std::string joined;
   for (const std::string& field : fields) {
-    const std::string longer = joined + (joined.empty() ? " " : " | ") + field;
+    std::string longer = joined;
+    longer.append(joined.empty() ? " " : " | ").append(field);
     if (std::ssize(steps) + std::ssize(longer) > columns) break;
     joined = longer;
   }

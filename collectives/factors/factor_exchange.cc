@@ -9,6 +9,7 @@ namespace {
 template <class Real>
 std::vector<typename FactorRows<Real>::Shape> left_shapes(const std::vector<FactorShape>& shapes) {
   std::vector<typename FactorRows<Real>::Shape> rows;
+  rows.reserve(shapes.size());
   for (const FactorShape& shape : shapes)
     rows.push_back({shape.name, shape.left_rows, shape.factor_rank, shape.across_b});
   return rows;
@@ -17,6 +18,7 @@ std::vector<typename FactorRows<Real>::Shape> left_shapes(const std::vector<Fact
 template <class Real>
 std::vector<typename FactorRows<Real>::Shape> right_shapes(const std::vector<FactorShape>& shapes) {
   std::vector<typename FactorRows<Real>::Shape> rows;
+  rows.reserve(shapes.size());
   for (const FactorShape& shape : shapes)
     rows.push_back({shape.name, shape.right_rows, shape.factor_rank, shape.across_a});
   return rows;

@@ -262,11 +262,11 @@ TEST_F(Checkpoint, UnwritableDirectoryStopsAllProcesses) {
   scratch_.write("run", "a file in the way");
   run_world(4, [&](Communicator& world) {
     ProcessState state(world.process());
-    EXPECT_THAT(
-        thrown_message<InvalidArgument>([&] {
-          save_checkpoint(world, directory_, identity_of(kTwoByTwo), kConfig, {}, state.tensors());
-        }),
-        testing::AllOf(testing::StartsWith("[process 0 of 4] "), HasSubstr("run/checkpoints: cannot create")));
+    EXPECT_THAT(thrown_message<InvalidArgument>([&] {
+                  save_checkpoint(world, directory_, identity_of(kTwoByTwo), kConfig, {}, state.tensors());
+                }),
+                testing::AllOf(testing::StartsWith("[process 0 of 4] "),
+                               HasSubstr("run/checkpoints: cannot create")));
   });
 }
 
