@@ -36,6 +36,6 @@ for name in first second; do
   prints "validation loss" train run.txtpb --threads-as-processes 4 --set name=$name --set schedule.steps=12
 done
 prints "first|second" compare runs/first runs/second
-prints '"name":"first"' compare runs/first runs/second --json
+prints '"folder":"runs/first"' compare runs/first runs/second --json
 prints "complete already" train run.txtpb --threads-as-processes 4 --set name=first --set schedule.steps=12 --set checkpoint.resume=auto
 finish
