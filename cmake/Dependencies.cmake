@@ -3,11 +3,10 @@
 
 include(CheckCXXSourceCompiles)
 set(LOWBAND_SWITCH_HELP "AUTO: use it when found; ON: error when missing; OFF: never")
-foreach(switch MPI ONEDNN OPENMP NVTX CUDA NCCL)
+foreach(switch MPI ONEDNN OPENMP NVTX CUDA NCCL TESTS)
   set(LOWBAND_${switch} AUTO CACHE STRING "${LOWBAND_SWITCH_HELP}")
   set_property(CACHE LOWBAND_${switch} PROPERTY STRINGS AUTO ON OFF)
 endforeach()
-option(LOWBAND_TESTS "Build the tests (needs GoogleTest)" ON)
 option(LOWBAND_PERF "Build the benchmarks" ON)
 
 # lowband_decide(SWITCH found hint): sets LOWBAND_HAVE_<SWITCH>, or stops when it was demanded and is not there.
@@ -70,7 +69,8 @@ include(CudaDependencies)
 find_path(LOWBAND_NVTX_INCLUDE nvtx3/nvToolsExt.h HINTS ${LOWBAND_CUDA_INCLUDE})
 lowband_decide(NVTX "${LOWBAND_NVTX_INCLUDE}" "Install the CUDA toolkit's NVTX headers.")
 
-if(LOWBAND_TESTS)
-  find_package(GTest REQUIRED)
+find_package(GTest QUIET)
+lowband_decide(TESTS "${GTest_FOUND}" "Install libgtest-dev and libgmock-dev.")
+if(LOWBAND_HAVE_TESTS)
   include(GoogleTest)
 endif()
