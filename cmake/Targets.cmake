@@ -49,7 +49,7 @@ function(lowband_test name)
   target_link_libraries(${name} PRIVATE ${ARG_DEPENDS} lowband_runtime GTest::gtest GTest::gmock)
   gtest_discover_tests(
     ${name}
-    TEST_PREFIX "${name}."
+    TEST_PREFIX "${name}." NO_PRETTY_VALUES
     DISCOVERY_MODE PRE_TEST
     PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
 endfunction()
