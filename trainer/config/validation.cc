@@ -11,6 +11,11 @@ namespace {
 // Keep the element count of a whole model inside 64 bits.
 constexpr Index kLargestExtent = Index{1} << 22;
 constexpr Index kMostLayers = 10'000;
+// OpenMP ends the program when it cannot start so many.
+constexpr Index kMostThreads = 4096;
+// One tick of the deadline's clock; a year, which its nanoseconds hold.
+constexpr double kShortestDeadlineSeconds = 0.001;
+constexpr double kLongestDeadlineSeconds = 365.0 * 24 * 3600;
 constexpr Index kNoLimit = std::numeric_limits<Index>::max();
 
 // ---- What a single field must be ----
@@ -184,8 +189,11 @@ void validate_output(const RunConfig& config) {
              "checkpoint.resume: found nothing, expected none, auto or the path of a checkpoint");
   expect_count("log_interval_steps", config.log_interval_steps(), 1);
   expect_count("hash_interval_steps", config.hash_interval_steps(), 0);
-  expect_positive("collective_deadline_seconds", config.collective_deadline_seconds());
-  expect_count("threads", config.threads(), 0);
+  const double deadline = config.collective_deadline_seconds();
+  LB_EXPECTS(deadline >= kShortestDeadlineSeconds && deadline <= kLongestDeadlineSeconds,
+             "collective_deadline_seconds: found ", deadline, ", expected ", kShortestDeadlineSeconds, " to ",
+             kLongestDeadlineSeconds);
+  expect_count("threads", config.threads(), 0, kMostThreads);
 }
 
 }  // namespace

@@ -156,8 +156,12 @@ INSTANTIATE_TEST_SUITE_P(
                "checkpoint.resume: found nothing, expected none, auto or the path of a checkpoint"},
         BadRun{{"log_interval_steps=0"}, "log_interval_steps: found 0, expected at least 1"},
         BadRun{{"collective_deadline_seconds=nan"},
-               "collective_deadline_seconds: found nan, expected a positive number"},
-        BadRun{{"threads=-1"}, "threads: found -1, expected at least 0"}));
+               "collective_deadline_seconds: found nan, expected 0.001 to 31536000"},
+        BadRun{{"collective_deadline_seconds=1e300"},
+               "collective_deadline_seconds: found 1e+300, expected 0.001 to 31536000"},
+        BadRun{{"collective_deadline_seconds=0.0001"},
+               "collective_deadline_seconds: found 0.0001, expected 0.001 to 31536000"},
+        BadRun{{"threads=-1"}, "threads: found -1, expected 0 to 4096"}));
 
 // ---- Profiles of a configuration ----
 
