@@ -6,11 +6,14 @@
 #include "runtime/cpu.h"
 #include "trainer/trainer.h"
 
+#include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <iostream>
+#include <string_view>
 #include <thread>
 
 namespace lowband {
@@ -44,13 +47,22 @@ void await_stop_signals() {
   }).detach();
 }
 
+int count_of(std::string_view name, std::string_view text) {
+  int count = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), count);
+  LB_EXPECTS(error == std::errc() && end == text.data() + text.size() && count >= 1, name, ": found ",
+             text.empty() ? "nothing" : text, ", expected a number of at least 1");
+  return count;
+}
+
 /// Compute threads per process: the configuration, else what lowband-run worked out, else a fair share of the
-/// cores.
+/// cores; the last two as far as this build can.
 int threads_per_process(const RunConfig& config, int processes) {
   if (config.threads() > 0) return config.threads();
-  if (const char* from_launcher = std::getenv("LOWBAND_THREADS"))
-    return std::max(1, std::atoi(from_launcher));
-  return std::max(1, cpu_info().cores / processes);
+  const char* from_launcher = std::getenv("LOWBAND_THREADS");
+  const int share = from_launcher != nullptr ? count_of("LOWBAND_THREADS", from_launcher)
+                                             : std::max(1, cpu_info().cores / processes);
+  return std::min(share, most_compute_threads());
 }
 
 /// The whole job as one process sees it. Failures that concern all processes are printed once.
@@ -61,8 +73,8 @@ int train_in(Communicator& world, Arguments arguments) {
     agree(world, [&] {
       config = config_from(arguments);
       LB_EXPECTS(arguments.positional().empty(), "found more arguments than one configuration");
+      set_compute_threads(threads_per_process(config, world.size()));
     });
-    set_compute_threads(threads_per_process(config, world.size()));
     return train(config, world, session).interrupted ? kExitInterrupted : 0;
   } catch (const AgreedFailure& failure) {
     if (world.process() == 0) std::cerr << "lowband: " << failure.what() << "\n";
@@ -100,10 +112,7 @@ int train_command(Arguments arguments) {
   await_stop_signals();
   if (launched_by_mpi()) return train_under_mpi(arguments);
 
-  const std::string processes = arguments.option("threads-as-processes", "1");
-  const int count = std::atoi(processes.c_str());
-  LB_EXPECTS(count >= 1 && std::to_string(count) == processes, "--threads-as-processes: found ", processes,
-             ", expected a number of at least 1");
+  const int count = count_of("--threads-as-processes", arguments.option("threads-as-processes", "1"));
   std::atomic<int> exit_code = 0;
   LocalWorldOptions options;
   options.total_deadline = std::chrono::hours(24 * 365);

@@ -31,7 +31,10 @@ std::string gemm_library_name();
 void ensure_fast_blas_kernels(char** argv);
 
 /// Sets the number of compute threads of this thread's later calls, for every library underneath.
+/// Throws: InvalidArgument outside 1 .. most_compute_threads().
 void set_compute_threads(int threads);
 int compute_threads();
+/// 1 in a build without OpenMP, otherwise OpenMP's own limit.
+int most_compute_threads();
 
 }  // namespace lowband

@@ -92,11 +92,11 @@ void ensure_fast_blas_kernels(char** argv) {
 }
 
 void set_compute_threads(int threads) {
-  LB_EXPECTS(threads >= 1, "threads: found ", threads, ", expected at least 1");
+  const int most = most_compute_threads();
+  LB_EXPECTS(threads >= 1 && threads <= most, "threads: found ", threads, ", expected ",
+             most == 1 ? "1: this build has no OpenMP, or OMP_THREAD_LIMIT is 1" : cat("1 to ", most));
 #ifdef _OPENMP
   omp_set_num_threads(threads);
-#else
-  LB_EXPECTS(threads == 1, "threads: found ", threads, ", expected 1: this build has no OpenMP");
 #endif
   if (const auto set_threads = blas_symbol<void (*)(int)>("openblas_set_num_threads")) set_threads(threads);
 }
@@ -104,6 +104,14 @@ void set_compute_threads(int threads) {
 int compute_threads() {
 #ifdef _OPENMP
   return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+int most_compute_threads() {
+#ifdef _OPENMP
+  return omp_get_thread_limit();
 #else
   return 1;
 #endif

@@ -44,6 +44,8 @@ refused "trian|expected train" trian run.txtpb
 refused "--colour|expected" train run.txtpb --colour blue
 refused "--set|found nothing|expected" train run.txtpb --set
 refused "--threads-as-processes|four|expected" train run.txtpb --threads-as-processes four
+LOWBAND_THREADS=two refused "LOWBAND_THREADS|two|expected" train run.txtpb --threads-as-processes 4
+refused_run "threads|100000|expected" threads=100000
 refused "expected one file or --preset" train
 refused "absent.txtpb" train absent.txtpb
 refused "quickstrat|quickstart" train --preset quickstrat
