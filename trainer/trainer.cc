@@ -186,16 +186,23 @@ CheckpointIdentity Trainer<Real>::State::identity() const {
 template <class Real>
 void Trainer<Real>::State::resume() {
   const std::string& from = config.checkpoint().resume();
-  if (from == "none") return;
-  std::filesystem::path checkpoint = from;
-  if (from == "auto") {
-    const auto latest = latest_complete(checkpoints());
-    if (!latest) return;
-    checkpoint = *latest;
-  }
+  std::optional<std::filesystem::path> latest;
+  agree(world, [&] {
+    latest = latest_complete(checkpoints());
+    // A run that began anew beside them would remove its own checkpoints first, and `auto` would continue the
+    // other run.
+    std::error_code missing;
+    LB_EXPECTS(!latest || from == "auto" || std::filesystem::equivalent(from, *latest, missing),
+               "checkpoint.resume: found ", from, " beside the checkpoint ", latest->string(),
+               " of an earlier run, expected auto, another name or another output_dir");
+  });
+  if (from == "none" || (from == "auto" && !latest)) return;
+  const std::filesystem::path checkpoint = from == "auto" ? *latest : std::filesystem::path(from);
   const CheckpointProgress reached = load_checkpoint(world, checkpoint, identity(), tensors());
-  LB_EXPECTS(reached.step <= steps(), "schedule.steps: found ", steps(), ", expected at least ", reached.step,
-             ", the steps of the checkpoint ", checkpoint.string());
+  agree(world, [&] {
+    LB_EXPECTS(reached.step <= steps(), "schedule.steps: found ", steps(), ", expected at least ",
+               reached.step, ", the steps of the checkpoint ", checkpoint.string());
+  });
   step = first_step = reached.step;
   const auto scalar = [&](const char* name) -> std::optional<double> {
     const auto found = reached.scalars.find(name);

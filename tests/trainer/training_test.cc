@@ -117,6 +117,32 @@ TEST(Training, CompleteRunIsNotTouched) {
   EXPECT_EQ(fs::file_size(record), bytes);
 }
 
+// Checkpoints of two runs in one folder: the older run's later steps would outlive the new run's.
+TEST(Training, RunBeginsAnewInAFolderWithoutCheckpointsOnly) {
+  const ScratchDirectory scratch;
+  RunConfig config = small_run(scratch.path(), {});
+  run_to_end(config);
+  const auto record = scratch.path() / "runs/run/run.jsonl";
+  const auto bytes = fs::file_size(record);
+  const auto refusal_of = [](const RunConfig& refused) {
+    std::string message;
+    run_world(1, [&](Communicator& world) {
+      try {
+        Trainer<float>(refused, world, {}).run();
+      } catch (const InvalidArgument& error) {
+        message = error.what();
+      }
+    });
+    return message;
+  };
+  EXPECT_THAT(refusal_of(config), testing::AllOf(HasSubstr("checkpoint.resume: found none"),
+                                                 HasSubstr("step-000020"), HasSubstr("expected auto")));
+  config.mutable_schedule()->set_steps(19);
+  config.mutable_checkpoint()->set_resume("auto");
+  EXPECT_THAT(refusal_of(config), testing::StartsWith("schedule.steps: found 19, expected at least 20"));
+  EXPECT_EQ(fs::file_size(record), bytes);
+}
+
 TEST(Training, TimelineHasEveryPhase) {
   const ScratchDirectory scratch;
   RunConfig config = small_run(scratch.path(), kMesh);
