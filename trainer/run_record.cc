@@ -2,7 +2,6 @@
 
 #include "runtime/error.h"
 #include "runtime/json.h"
-#include "trainer/data/files.h"
 
 #include <string>
 #include <string_view>
@@ -61,6 +60,7 @@ Index completed_steps(const RunLine& line) {
 RunRecorder::RunRecorder(path output_dir, std::optional<Index> resumed_step)
     : output_dir_(std::move(output_dir)) {
   require_writable_directory(output_dir_);
+  lock_.emplace(output_dir_);
   const path name = output_dir_ / kLinesName;
   std::string kept;
   if (resumed_step && std::filesystem::exists(name)) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "collectives/ledger.h"
+#include "trainer/data/files.h"
 #include "trainer/run_record.pb.h"
 
 #include <filesystem>
@@ -19,8 +20,8 @@ class RunRecorder {
   /// one that is there: records of later steps, and a last line cut short, are removed, so steps only ever
   /// grow.
   ///
-  /// Throws: IoError naming the path when the directory or the files cannot be written, or when the record to
-  /// continue cannot be read.
+  /// Throws: IoError naming the path when the directory or the files cannot be written, when another recorder
+  /// is writing there, or when the record to continue cannot be read.
   explicit RunRecorder(std::filesystem::path output_dir, std::optional<Index> resumed_step = {});
 
   /// Each record is with the operating system when `write` returns. Throws: IoError naming the path.
@@ -33,6 +34,7 @@ class RunRecorder {
   void append(const RunLine& line);
 
   std::filesystem::path output_dir_;
+  std::optional<DirectoryLock> lock_;
   std::ofstream lines_;
 };
 

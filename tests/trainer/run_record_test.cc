@@ -133,6 +133,16 @@ TEST(RunRecorder, SummaryReturnsWhatWasWritten) {
   EXPECT_EQ(read_run_summary(scratch.path()).SerializeAsString(), summary.SerializeAsString());
 }
 
+TEST(RunRecorder, TwoRunsDoNotWriteIntoOneFolder) {
+  const ScratchDirectory scratch;
+  {
+    RunRecorder first(scratch.path());
+    EXPECT_THAT(thrown_message<IoError>([&] { RunRecorder second(scratch.path()); }),
+                testing::HasSubstr("found another run that is writing here"));
+  }
+  EXPECT_NO_THROW(RunRecorder(scratch.path()));
+}
+
 TEST(RunRecorder, NamesWhatCannotBeReadOrWritten) {
   const ScratchDirectory scratch;
   const path blocked = scratch.write("file", "in the way") / "run";

@@ -50,6 +50,20 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
+/// Keeps other processes from locking the same directory, until it is destroyed or this process ends. On a
+/// file system without locks it does nothing.
+class DirectoryLock {
+ public:
+  /// Throws: IoError naming the directory when it cannot be opened or is locked already.
+  explicit DirectoryLock(const std::filesystem::path& directory);
+  DirectoryLock(const DirectoryLock&) = delete;
+  DirectoryLock& operator=(const DirectoryLock&) = delete;
+  ~DirectoryLock();
+
+ private:
+  int descriptor_ = -1;
+};
+
 /// Makes the entries of a directory (creations, renames) survive a power failure.
 void flush_directory(const std::filesystem::path& directory);
 
