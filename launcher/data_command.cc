@@ -1,5 +1,6 @@
 #include "launcher/commands.h"
 #include "runtime/error.h"
+#include "runtime/json.h"
 #include "trainer/data/prepare.h"
 
 #include <cstdlib>
@@ -25,7 +26,8 @@ int data_command(Arguments arguments) {
 
   const PrepareReport report = prepare_corpus(options);
   if (json) {
-    std::cout << "{\"train\":" << report.train_shard << ",\"validation\":" << report.validation_shard
+    std::cout << "{\"train\":" << json_string(report.train_shard.string())
+              << ",\"validation\":" << json_string(report.validation_shard.string())
               << ",\"train_tokens\":" << report.train_tokens
               << ",\"validation_tokens\":" << report.validation_tokens
               << ",\"train_documents\":" << report.train_documents

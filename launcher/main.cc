@@ -24,7 +24,7 @@ constexpr const char* kUsage = R"(lowband: communication-efficient training of l
   lowband compare RUN_FOLDER ...           runs side by side
       --picture PATH                       loss curves as PATH.png and PATH.svg
       --json
-  lowband presets [NAME]                   named configurations that come with the program
+  lowband presets [NAME | --json]          named configurations that come with the program
   lowband info [--json]                    what is built in, versions, kernels, devices
 
 Several processes: launcher/lowband-run -np N -- train CONFIG

@@ -7,12 +7,8 @@
 #include <google/protobuf/message.h>
 
 namespace lowband {
-namespace {
 
-using google::protobuf::FieldDescriptor;
-using google::protobuf::Message;
-
-std::string quoted(const std::string& text) {
+std::string json_string(std::string_view text) {
   std::string out = "\"";
   for (const char c : text) {
     switch (c) {
@@ -44,6 +40,11 @@ std::string quoted(const std::string& text) {
   return out + '"';
 }
 
+namespace {
+
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+
 std::string number(double value, int digits) {
   if (!std::isfinite(value)) return "null";
   char text[40];
@@ -73,9 +74,9 @@ std::string value_text(const Message& message, const FieldDescriptor* field, int
     case FieldDescriptor::CPPTYPE_BOOL:
       return LB_FIELD(Bool) ? "true" : "false";
     case FieldDescriptor::CPPTYPE_ENUM:
-      return quoted(LB_FIELD(Enum)->name());
+      return json_string(LB_FIELD(Enum)->name());
     case FieldDescriptor::CPPTYPE_STRING:
-      return quoted(LB_FIELD(String));
+      return json_string(LB_FIELD(String));
     case FieldDescriptor::CPPTYPE_MESSAGE:
       return to_json(LB_FIELD(Message));
 #undef LB_FIELD
@@ -91,7 +92,7 @@ std::string map_text(const Message& message, const FieldDescriptor* field) {
   for (int i = 0; i < reflection->FieldSize(message, field); ++i) {
     const Message& entry = reflection->GetRepeatedMessage(message, field, i);
     std::string name = value_text(entry, key, -1);
-    if (name.front() != '"') name = quoted(name);
+    if (name.front() != '"') name = json_string(name);
     out += (i == 0 ? "" : ",") + name + ":" + value_text(entry, value, -1);
   }
   return out + "}";
@@ -115,7 +116,7 @@ std::string to_json(const Message& message) {
     // A field with presence (optional, message) that was not set does not exist.
     if (field->has_presence() && !message.GetReflection()->HasField(message, field)) continue;
     if (out.size() > 1) out += ",";
-    out += quoted(field->name()) + ":";
+    out += json_string(field->name()) + ":";
     out += field->is_map()        ? map_text(message, field)
            : field->is_repeated() ? list_text(message, field)
                                   : value_text(message, field, -1);

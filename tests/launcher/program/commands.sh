@@ -20,6 +20,7 @@ prints() {
 prints "train|plan|compare" --help
 prints "lowband 0." --version
 prints "quickstart|rank166m|smoke" presets
+prints '{"presets":["|"quickstart"|"smoke"' presets --json
 prints "model {" presets rank166m
 prints "vector kernels|MPI|CUDA|devices" info
 prints '"vector_kernels":|"components":' info --json
@@ -32,6 +33,7 @@ prints "8,257,536|0.9130|exceed the dense gradient" plan --preset rank166m --pro
   fail "three profiles, three lines of JSON"
 
 prints '"reused":true' data prepare --out data corpus.txt --json
+prints '{"train":"tab\there/train.bin",' data prepare --out $'tab\there' corpus.txt --json
 for name in first second; do
   prints "validation loss" train run.txtpb --threads-as-processes 4 --set name=$name --set schedule.steps=12
 done
