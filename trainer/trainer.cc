@@ -257,8 +257,9 @@ void Trainer<Real>::State::open_record() {
 
   say(cat(format_quantity(static_cast<double>(elements)), " parameters on ", world.size(),
           " processes (replica ", mesh->shape().replica, " x shard ", mesh->shape().shard, " x tensor ",
-          mesh->shape().tensor, "), ", world.backend(), ", kernels ", vector_kernel_name(), ", ",
-          compute_threads(), " thread(s) each"));
+          mesh->shape().tensor, "), ", world.backend(), ", ", compute_threads(), " thread(s) each"));
+  say(cat("kernels: vector ", vector_kernel_name(), ", GEMM ", gemm_library_name(), ", BLAS ",
+          blas_core_name()));
   say(cat("memory per process: weights and gradients ",
           format_quantity(static_cast<double>(model->parameter_bytes()), "B"), ", activations ",
           format_quantity(static_cast<double>(model->activation_bytes()), "B"), ", optimizer ",
