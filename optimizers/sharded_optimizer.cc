@@ -33,20 +33,20 @@ std::vector<DionMatrix> dion_matrices(std::span<const Parameter<Real>> parameter
                                       const std::vector<Index>& matrices, const RankProfile& profile) {
   LB_EXPECTS(profile.matrices.size() == profile.factor_ranks.size(), "rank profile ", profile.name,
              ": found ", profile.factor_ranks.size(), " ranks for ", profile.matrices.size(), " matrices");
-  std::map<std::string, Index> ranks;
+  std::map<std::string, Index> factor_ranks;
   for (std::size_t i = 0; i < profile.matrices.size(); ++i)
-    ranks[profile.matrices[i].name] = profile.factor_ranks[i];
+    factor_ranks[profile.matrices[i].name] = profile.factor_ranks[i];
   std::vector<DionMatrix> definitions;
   for (const Index i : matrices) {
     const ParameterInfo& info = parameters[at(i)].info;
-    const auto rank = ranks.find(info.name);
-    LB_EXPECTS(rank != ranks.end(), "rank profile ", profile.name, ": found no rank for ", info.name,
-               ", expected one for every layer matrix");
-    definitions.push_back({info, rank->second});
-    ranks.erase(rank);
+    const auto factor_rank = factor_ranks.find(info.name);
+    LB_EXPECTS(factor_rank != factor_ranks.end(), "rank profile ", profile.name, ": found no rank for ",
+               info.name, ", expected one for every layer matrix");
+    definitions.push_back({info, factor_rank->second});
+    factor_ranks.erase(factor_rank);
   }
-  LB_EXPECTS(ranks.empty(), "rank profile ", profile.name, ": found a rank for ", ranks.begin()->first,
-             ", expected layer matrices of the model only");
+  LB_EXPECTS(factor_ranks.empty(), "rank profile ", profile.name, ": found a rank for ",
+             factor_ranks.begin()->first, ", expected layer matrices of the model only");
   return definitions;
 }
 

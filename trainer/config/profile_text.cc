@@ -29,9 +29,9 @@ bool read_rule(std::string_view text, RunConfig::Profile& profile) {
     profile.set_kind(text == "uniform" ? Profile::UNIFORM : Profile::FRACTION);
     return true;
   }
-  if (const auto [kind, rank] = split_at(text, ':'); kind == "uniform") {
+  if (const auto [kind, factor_rank] = split_at(text, ':'); kind == "uniform") {
     profile.set_kind(Profile::UNIFORM);
-    if (!read_number(rank, integer)) return false;
+    if (!read_number(factor_rank, integer)) return false;
     profile.set_rank(integer);
     return true;
   }
