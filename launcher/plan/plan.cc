@@ -103,10 +103,15 @@ PlanReport make_plan(const RunConfig& config, const RunConfig::Profile& referenc
   report.set_match_tolerance(config.profile().match_tolerance());
   report.set_matches_reference(std::abs(report.ratio_to_reference() - 1) <= report.match_tolerance());
 
-  Index elements = 0;
-  for (const ParameterInfo& info : parameters) elements += info.elements();
+  Index elements = 0, uncompressed = 0;
+  for (const ParameterInfo& info : parameters) {
+    elements += info.elements();
+    if (is_layer_matrix(info.role)) continue;
+    // Every process of the tensor axis holds, and sends, what the axis does not cut.
+    uncompressed += info.elements() * (info.cut == TensorCut::kNone ? config.mesh().tensor() : 1);
+  }
   report.set_parameters(elements);
-  report.set_uncompressed_elements(elements - report.dense_elements());
+  report.set_uncompressed_elements(uncompressed);
   report.set_uncompressed_bytes(report.uncompressed_elements() * dtype_bytes(dtype));
   add_remarks(report, config);
   return report;

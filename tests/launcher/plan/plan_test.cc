@@ -121,6 +121,14 @@ TEST(Plan, CountsBytesInThePrecisionOfTheRun) {
   EXPECT_EQ(f64.factor_bytes(), 2 * f32.factor_bytes());
 }
 
+// Two layers of width 64: five norm gains, which both processes of the tensor axis send.
+TEST(Plan, CountsNormGainsOncePerProcessOfTheTensorAxis) {
+  RunConfig config = parse_run_config(preset_text("smoke"), "smoke");
+  EXPECT_EQ(make_plan(config, config.profile()).uncompressed_elements(), 256 * 64 + 5 * 64);
+  config.mutable_mesh()->set_tensor(2);
+  EXPECT_EQ(make_plan(config, config.profile()).uncompressed_elements(), 256 * 64 + 2 * 5 * 64);
+}
+
 TEST(Plan, IsAMessageThatBecomesJson) {
   const std::string json = to_json(plan_of("rank166m", "inverted"));
   EXPECT_THAT(json, HasSubstr("\"factor_elements\":148635648"));
