@@ -96,6 +96,9 @@ case_dry_run() {
       --mca btl self,vader,tcp --mca oob_tcp_keepalive_time 5 --mca oob_tcp_keepalive_intvl 2 \
       --mca oob_tcp_keepalive_probes 3 --mca odls_base_sigkill_timeout 1 -x LOWBAND_THREADS=1 -x OMP_NUM_THREADS=3 \
       -x LOWBAND_TERMINAL_COLUMNS=0 -x OPENBLAS_CORETYPE=Haswell /opt/lowband info)"
+  ln -s "$(realpath "${lowband_run[-1]}")" "$scratch/linked"
+  check "binary beside a link's target" "$("$scratch/linked" -np 1 --dry-run -- info | grep -o '[^ ]*/build/release/bin/lowband info')" \
+    "$(cd "$(dirname "$(realpath "${lowband_run[-1]}")")/.." && pwd)/build/release/bin/lowband info"
   check "cores are not what OMP_NUM_THREADS says" \
     "$(OMP_NUM_THREADS=640 "${lowband_run[@]}" -np 2 --dry-run -- info | grep -o 'LOWBAND_THREADS=[0-9]*')" "LOWBAND_THREADS=$threads2"
   check "default binary" "$("${lowband_run[@]}" -np 1 --dry-run -- info | grep -o '[^ ]*/build/release/bin/lowband info')" \
