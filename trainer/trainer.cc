@@ -36,6 +36,10 @@ std::vector<std::filesystem::path> expand(const std::string& field,
                                           const google::protobuf::RepeatedPtrField<std::string>& patterns) {
   std::vector<std::filesystem::path> files;
   for (const std::string& pattern : patterns) {
+    if (std::error_code missing; std::filesystem::exists(pattern, missing)) {
+      files.emplace_back(pattern);  // whatever its name is made of
+      continue;
+    }
     glob_t found{};
     const int status = glob(pattern.c_str(), 0, nullptr, &found);
     for (std::size_t i = 0; status == 0 && i < found.gl_pathc; ++i) files.emplace_back(found.gl_pathv[i]);
@@ -209,6 +213,7 @@ void Trainer<Real>::State::resume() {
     return found == reached.scalars.end() ? std::nullopt : std::optional(found->second);
   };
   last_loss = scalar("last_loss");
+  last_factor_bytes = static_cast<Index>(scalar("last_factor_bytes").value_or(0));
   best_validation = scalar("best_validation_loss");
   best_validation_step = static_cast<Index>(scalar("best_validation_step").value_or(0));
 }
@@ -451,6 +456,7 @@ void Trainer<Real>::State::save() {
   CheckpointProgress reached;
   reached.step = step;
   if (last_loss) reached.scalars["last_loss"] = *last_loss;
+  reached.scalars["last_factor_bytes"] = static_cast<double>(last_factor_bytes);  // exact below 2^53
   if (best_validation) {
     reached.scalars["best_validation_loss"] = *best_validation;
     reached.scalars["best_validation_step"] = static_cast<double>(best_validation_step);

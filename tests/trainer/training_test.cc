@@ -117,6 +117,30 @@ TEST(Training, CompleteRunIsNotTouched) {
   EXPECT_EQ(fs::file_size(record), bytes);
 }
 
+// As after a death between the last checkpoint and the summary.
+TEST(Training, CompleteRunWithoutItsSummaryGetsItAgain) {
+  const ScratchDirectory scratch;
+  RunConfig config = small_run(scratch.path(), {});
+  config.mutable_checkpoint()->set_resume("auto");
+  run_to_end(config);
+  const RunSummary first = read_run_summary(scratch.path() / "runs/run");
+  fs::remove(scratch.path() / "runs/run/summary.json");
+  run_to_end(config);
+  const RunSummary again = read_run_summary(scratch.path() / "runs/run");
+  EXPECT_EQ(again.final_loss(), first.final_loss());
+  EXPECT_EQ(again.final_validation_loss(), first.final_validation_loss());
+  EXPECT_EQ(again.counted_factor_bytes(), first.counted_factor_bytes());
+  EXPECT_EQ(again.ratio_to_dense(), first.ratio_to_dense());
+}
+
+TEST(Training, DataPathMayHoldTheCharactersOfPatterns) {
+  const ScratchDirectory scratch;
+  RunConfig config = small_run(scratch.path(), {});
+  fs::rename(scratch.path() / "train.bin", scratch.path() / "train[1].bin");
+  config.mutable_data()->set_train(0, (scratch.path() / "train[1].bin").string());
+  EXPECT_NO_THROW(run_world(1, [&](Communicator& world) { Trainer<float>(config, world, {}); }));
+}
+
 // Checkpoints of two runs in one folder: the older run's later steps would outlive the new run's.
 TEST(Training, RunBeginsAnewInAFolderWithoutCheckpointsOnly) {
   const ScratchDirectory scratch;
