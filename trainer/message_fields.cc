@@ -43,7 +43,8 @@ Fields message_fields(const Message& message, const std::string& prefix) {
     const FieldDescriptor* field = descriptor->field(i);
     const std::string name = cat(prefix, prefix.empty() ? "" : ".", field->name());
     if (!field->is_repeated()) {
-      if (!field->has_presence() || reflection->HasField(message, field))
+      // A default counts as the value it stands for, whether it was written out or not.
+      if (!field->has_presence() || field->has_default_value() || reflection->HasField(message, field))
         add(fields, name, message, field, -1);
       continue;
     }

@@ -1,6 +1,7 @@
 #include "trainer/message_fields.h"
 
 #include "trainer/checkpoint.pb.h"
+#include "trainer/config/run_config.pb.h"
 
 #include <gmock/gmock.h>
 
@@ -28,6 +29,17 @@ TEST(MessageFields, NamesEveryFieldByItsPath) {
 TEST(MessageFields, MessagesThatAreNotSetAreLeftOut) {
   EXPECT_FALSE(message_fields(CheckpointManifest(), "").contains("mesh.replica"));
   EXPECT_TRUE(message_fields(CheckpointManifest(), "").contains("step"));
+}
+
+// A run that writes a default out continues a checkpoint of one that does not, and a default that changes
+// with the program does not go unnoticed.
+TEST(MessageFields, DefaultsAreValues) {
+  RunConfig::Optimizer written;
+  written.set_mu(0.95);
+  written.set_kind(RunConfig::Optimizer::DION);
+  EXPECT_EQ(message_fields(written, "o"), message_fields(RunConfig::Optimizer(), "o"));
+  EXPECT_EQ(message_fields(RunConfig::Optimizer(), "o").at("o.weight_decay"), "0.01");
+  EXPECT_FALSE(message_fields(RunConfig::Optimizer(), "o").contains("o.learning_rate"));
 }
 
 }  // namespace
