@@ -47,11 +47,15 @@ void await_stop_signals() {
   }).detach();
 }
 
+// Far above any machine's cores; a million threads would take its memory.
+constexpr int kLargestCount = 4096;
+
 int count_of(std::string_view name, std::string_view text) {
   int count = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), count);
-  LB_EXPECTS(error == std::errc() && end == text.data() + text.size() && count >= 1, name, ": found ",
-             text.empty() ? "nothing" : text, ", expected a number of at least 1");
+  LB_EXPECTS(error == std::errc() && end == text.data() + text.size() && count >= 1 && count <= kLargestCount,
+             name, ": found ", text.empty() ? "nothing" : text, ", expected a number from 1 to ",
+             kLargestCount);
   return count;
 }
 

@@ -75,6 +75,16 @@ void add_remarks(PlanReport& report, const RunConfig& config) {
         "mesh.replica is 1: no factor leaves a process. B(r) is what each of several replicas sends.");
 }
 
+/// `rank_profile`, with errors that say which of the two profiles is meant.
+RankProfile ranks_of_reference(const RunConfig::Profile& reference, const ModelConfig& model,
+                               std::span<const ParameterInfo> parameters) {
+  try {
+    return rank_profile(reference, model, parameters);
+  } catch (const InvalidArgument& error) {
+    throw InvalidArgument(cat("reference: ", error.what()));
+  }
+}
+
 }  // namespace
 
 PlanReport make_plan(const RunConfig& config, const RunConfig::Profile& reference) {
@@ -82,7 +92,7 @@ PlanReport make_plan(const RunConfig& config, const RunConfig::Profile& referenc
   const ModelConfig model = model_config(config);
   const std::vector<ParameterInfo> parameters = parameter_table(model);
   const RankProfile profile = rank_profile(config, parameters);
-  const RankProfile reference_profile = rank_profile(reference, model, parameters);
+  const RankProfile reference_profile = ranks_of_reference(reference, model, parameters);
   const DType dtype = config.precision() == RunConfig::F64 ? DType::kF64 : DType::kF32;
 
   PlanReport report;

@@ -44,6 +44,7 @@ refused "trian|expected train" trian run.txtpb
 refused "--colour|expected" train run.txtpb --colour blue
 refused "--set|found nothing|expected" train run.txtpb --set
 refused "--threads-as-processes|four|expected" train run.txtpb --threads-as-processes four
+refused "--threads-as-processes|1000000|expected" train run.txtpb --threads-as-processes 1000000
 LOWBAND_THREADS=two refused "LOWBAND_THREADS|two|expected" train run.txtpb --threads-as-processes 4
 refused_run "threads|100000|expected" threads=100000
 refused "expected one file or --preset" train
@@ -77,6 +78,7 @@ refused_run "rank|0|expected" profile.rank=0
 refused_run "model.layers.0.self_attn.q_proj.weight" 'profile={kind: EXPLICIT ranks {key: "model.layers.0.mlp.up_proj.weight" value: 4}}'
 refused "rank|40" plan run.txtpb --profile uniform:40
 refused "structurall|expected" plan run.txtpb --profile structurall
+refused "reference: profile|99|32" plan run.txtpb --reference uniform:99
 
 # Mesh and processes
 refused_run "mesh|replica 3|4" mesh.replica=3
