@@ -45,7 +45,13 @@ done
 # STYLE: words that name nothing.
 while IFS= read -r file; do
   complain "$file: its name says nothing (STYLE, Names)"
-done < <(git ls-files | grep -E '/(.*_)?(util|utils|helper|helpers|manager|common|misc|base|impl|wrapper|handler|legacy)(_.*)?\.[a-z]+$' || true)
+done < <(git ls-files | grep -E '/(.*_)?(util|utils|helper|helpers|manager|common|misc|base|impl|wrapper|handler|new|v[0-9]+|legacy)(_.*)?\.[a-z]+$' || true)
+
+# STYLE, rule 3: a process is no rank outside of MPI's and NCCL's own folders, and other ranks say of what.
+while IFS= read -r line; do
+  complain "$line: a bare rank (STYLE, rule 3)"
+done < <(grep -rnE --include='*.h' --include='*.cc' --include='*.cu' '\b(int|Index|auto|std::(size_t|u?int[0-9]+_t))( const)?&? rank\b' "${!may_include[@]}" |
+  grep -vE '^[^:]*/(mpi|nccl)/' || true)
 
 if ((failures > 0)); then
   echo "$failures violations"
