@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <numeric>
 #include <set>
 
@@ -20,10 +19,8 @@ using testing::HasSubstr;
 std::string shard_bytes(std::int32_t magic, std::int32_t version, std::int32_t count,
                         const std::vector<std::uint16_t>& ids) {
   std::array<std::int32_t, 256> header{magic, version, count};
-  std::string bytes(1024 + 2 * ids.size(), '\0');
-  std::memcpy(bytes.data(), header.data(), 1024);
-  std::memcpy(bytes.data() + 1024, ids.data(), 2 * ids.size());
-  return bytes;
+  std::string bytes(reinterpret_cast<const char*>(header.data()), 1024);
+  return bytes.append(reinterpret_cast<const char*>(ids.data()), 2 * ids.size());
 }
 
 // Writes a shard whose ids count up from `first`.
