@@ -27,6 +27,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+/// A loss that is not finite for so many steps will not be again. Fewer than the steps between two
+/// checkpoints of any sensible run, so that a good one is still there.
+constexpr Index kNonFiniteStepsAllowed = 5;
+
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
@@ -126,8 +130,9 @@ struct Trainer<Real>::State {
 
   Index step = 0;  // completed
   Index first_step = 0;
-  bool complete = false;    // this run ended before, with all its records
-  double step_seconds = 0;  // of all steps since `first_step`, validation and checkpoints excluded
+  Index non_finite_steps = 0;  // without a break, up to now
+  bool complete = false;       // this run ended before, with all its records
+  double step_seconds = 0;     // of all steps since `first_step`, validation and checkpoints excluded
   Clock::time_point begin = Clock::now();
   std::optional<double> last_loss;
   Index last_factor_bytes = 0;
@@ -200,8 +205,16 @@ void Trainer<Real>::State::resume() {
                "checkpoint.resume: found ", from, " beside the checkpoint ", latest->string(),
                " of an earlier run, expected auto, another name or another output_dir");
   });
-  if (from == "none" || (from == "auto" && !latest)) return;
-  const std::filesystem::path checkpoint = from == "auto" ? *latest : std::filesystem::path(from);
+  // Process 0 chooses: on folders that are not shared, the others may see another one, or none.
+  std::string chosen = latest ? latest->filename().string() : "";
+  auto length = static_cast<Index>(chosen.size());
+  world.broadcast<Index>({&length, 1}, 0, {Purpose::kControl});
+  chosen.resize(static_cast<std::size_t>(length));
+  world.broadcast<std::uint8_t>({reinterpret_cast<std::uint8_t*>(chosen.data()), chosen.size()}, 0,
+                                {Purpose::kControl});
+  if (from == "none" || (from == "auto" && chosen.empty())) return;
+  const std::filesystem::path checkpoint =
+      from == "auto" ? checkpoints() / chosen : std::filesystem::path(from);
   const CheckpointProgress reached = load_checkpoint(world, checkpoint, identity(), tensors());
   agree(world, [&] {
     LB_EXPECTS(reached.step <= steps(), "schedule.steps: found ", steps(), ", expected at least ",
@@ -324,6 +337,12 @@ auto Trainer<Real>::State::take_step() -> StepSums {
   last_loss = sums.loss;
   last_factor_bytes = sums.factor_bytes;
   if (record) record_step(sums, report, learning_rate, forward_backward_seconds, seconds);
+  non_finite_steps = std::isfinite(sums.loss) ? 0 : non_finite_steps + 1;
+  if (non_finite_steps == kNonFiniteStepsAllowed) {
+    throw AgreedFailure(cat("step ", step, ": found no finite loss for ", non_finite_steps,
+                            " steps, expected the run to recover; checkpoints are left as they are, a lower "
+                            "optimizer.learning_rate may help"));
+  }
   return sums;
 }
 

@@ -100,6 +100,24 @@ TEST(Training, ResumedRunContinuesBitIdentically) {
   EXPECT_EQ(losses, expected_losses);
 }
 
+TEST(Training, StopsOnAllProcessesWhenTheLossStaysNotFinite) {
+  const ScratchDirectory scratch;
+  RunConfig config = small_run(scratch.path(), kMesh);
+  config.mutable_optimizer()->set_learning_rate(1e10);
+  config.mutable_optimizer()->set_scalar_learning_rate(1e10);
+  config.mutable_schedule()->set_warmup_steps(0);
+  std::atomic<int> stopped = 0;
+  run_world(kMesh.processes(), [&](Communicator& world) {
+    try {
+      Trainer<float>(config, world, {}).run();
+    } catch (const AgreedFailure& failure) {
+      ++stopped;
+      EXPECT_THAT(failure.what(), HasSubstr("found no finite loss for 5 steps"));
+    }
+  });
+  EXPECT_EQ(stopped, kMesh.processes());
+}
+
 TEST(Training, CompleteRunIsNotTouched) {
   const ScratchDirectory scratch;
   RunConfig config = small_run(scratch.path(), {});
