@@ -8,6 +8,7 @@
 #include "sharding/process_mesh.h"
 #include "trainer/checkpoint.h"
 #include "trainer/config/schedule.h"
+#include "trainer/data/content_hash.h"
 #include "trainer/data/token_shards.h"
 #include "trainer/message_fields.h"
 #include "trainer/progress.h"
@@ -15,7 +16,6 @@
 #include <array>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
 #include <optional>
 
@@ -52,18 +52,6 @@ std::vector<std::filesystem::path> expand(const std::string& field,
                "', expected a token shard or a pattern that matches some");
   }
   return files;
-}
-
-/// FNV-1a over 64-bit words: cheap, and any flipped bit changes it.
-std::uint64_t hash_bytes(std::uint64_t hash, const void* data, std::size_t bytes) {
-  const auto* at = static_cast<const unsigned char*>(data);
-  for (; bytes >= 8; at += 8, bytes -= 8) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, at, 8);
-    hash = (hash ^ word) * 0x100000001b3;
-  }
-  for (; bytes > 0; ++at, --bytes) hash = (hash ^ *at) * 0x100000001b3;
-  return hash;
 }
 
 RankProfile profile_of(const RunConfig& config) {
@@ -401,19 +389,23 @@ void Trainer<Real>::State::record_step(const StepSums& sums, const StepReport& r
 
 template <class Real>
 void Trainer<Real>::State::check_replicas_agree() {
-  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a's offset basis
+  std::uint64_t hash = 0;  // of all weights, each seeded with that of those before it
   for (const auto& parameter : model->parameters()) {
-    const auto bytes = static_cast<std::size_t>(parameter.weight.elements()) * sizeof(Real);
-    hash = hash_bytes(hash, parameter.weight.data, bytes);
+    hash = content_hash(std::as_bytes(parameter.weight.flat()), hash);
   }
-  const auto replicas = static_cast<std::size_t>(mesh->replica().size());
+  // Everybody sees every hash, so that everybody stops, not the processes of the differing piece alone.
+  const auto processes = static_cast<std::size_t>(world.size());
   const auto mine = static_cast<Index>(hash);
-  std::vector<Index> hashes(replicas), ones(replicas, 1);
-  mesh->replica().all_gather<Index>({&mine, 1}, hashes, ones, {Purpose::kControl});
-  for (std::size_t other = 1; other < replicas; ++other) {
-    if (hashes[other] == hashes[0]) continue;
-    throw Error(cat("replicas differ after step ", step, ": found weight hash ", hashes[other],
-                    " on replica ", other, ", expected ", hashes[0], " as on replica 0"));
+  std::vector<Index> hashes(processes), ones(processes, 1);
+  world.all_gather<Index>({&mine, 1}, hashes, ones, {Purpose::kControl});
+  const auto pieces = static_cast<std::size_t>(mesh->within_replica().size());
+  for (std::size_t process = pieces; process < processes; ++process) {
+    const std::size_t original = process % pieces;  // the process of replica 0 that holds the same piece
+    if (hashes[process] == hashes[original]) continue;
+    throw Error(cat("replicas differ after step ", step, ": found weight hash ",
+                    hash_text(static_cast<std::uint64_t>(hashes[process])), " on process ", process,
+                    ", expected ", hash_text(static_cast<std::uint64_t>(hashes[original])), " as on process ",
+                    original));
   }
 }
 

@@ -43,8 +43,8 @@ std::span<const std::uint16_t> checked_ids(const std::filesystem::path& path,
 }  // namespace
 
 TokenShardWriter::TokenShardWriter(const std::filesystem::path& path) : path_(path), file_(path) {
-  const Header placeholder{};  // `commit` knows the count
-  file_.append(std::as_bytes(std::span(placeholder)));
+  const Header zeros{};  // `commit` knows the count and writes over it
+  file_.append(std::as_bytes(std::span(zeros)));
 }
 
 void TokenShardWriter::append(std::span<const std::uint16_t> ids) {
