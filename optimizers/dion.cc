@@ -26,7 +26,8 @@ Dion<Real>::Dion(ProcessMesh& mesh, const std::vector<DionMatrix>& matrices, con
     : options_(options),
       matrices_(make_matrices(mesh, matrices, options.seed)),
       exchange_({.replica = &mesh.replica(), .within_replica = &mesh.within_replica()},
-                factor_shapes(mesh, matrices_), options.residual == Residual::kLocal) {}
+                factor_shapes(mesh, matrices_), {},
+                {.keep_own_right = options.residual == Residual::kLocal}) {}
 
 template <class Real>
 RandomStream Dion<Real>::Matrix::random(std::uint64_t seed, Index step) const {

@@ -17,6 +17,19 @@ struct StepInfo {
   Index step = 0;                   // 0-based
   double learning_rate = 0;         // of matrices, after the schedule
   double scalar_learning_rate = 0;  // of everything else, after the schedule
+  bool diagnose = false;            // fill StepReport::diagnostics; equal on all processes
+};
+
+/// How well one matrix's low-rank exchange did in one step; B_i is what replica i had to send, E_i what it
+/// kept, bars are means over the D replicas, norms are Frobenius norms over the whole matrix, formed in
+/// double.
+struct MatrixDiagnostics {
+  std::string name;
+  Index factor_rank = 0;
+  double drift = 0;            // sqrt(mean_i |E_i - Ebar|^2) / |Bbar|: how far replicas have moved apart
+  double mass_leak = 0;        // |Ebar + sent - Bbar| / |Bbar|: what was neither sent nor kept
+  double captured_energy = 0;  // |R|^2 / |Bbar|^2, R the exchanged right factor
+  Index dead_columns = 0;      // of P
 };
 
 /// What one step did; equal on all processes except the times.
@@ -28,6 +41,9 @@ struct StepReport {
   Index dead_columns = 0;           // of all P, refilled for the next step
   Index householder_fallbacks = 0;  // orthonormalisations that needed it
   double seconds = 0;
+  double communication_seconds = 0;            // in collectives of the optimizer, on whichever thread
+  double exposed_seconds = 0;                  // the part of it during which the caller of `step` waited
+  std::vector<MatrixDiagnostics> diagnostics;  // by matrix, when asked for
 };
 
 /// Named pieces of state of this process, for checkpoints. Names are "<parameter>.<letter>" in the paper's
@@ -47,6 +63,12 @@ template <class Real>
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
+  /// The gradient of parameter `parameter` (its position) is complete for this step: its exchange may start.
+  ///
+  /// Never required: `step` takes care of parameters that were not announced. Gradients that were announced
+  /// must not change before `step` returns. Collective in the sense that all processes announce the same
+  /// parameters, in any order; exchanges start in an order that is fixed beforehand.
+  virtual void gradient_ready(Index parameter) = 0;
   /// Consumes the gradients of `parameters` (mean over this process's own tokens) and updates the weights.
   virtual StepReport step(const StepInfo& info) = 0;
   /// All persistent state of this process, in a fixed order.

@@ -1,15 +1,20 @@
 #pragma once
 
+#include "collectives/factors/factor_exchange.h"
+#include "sharding/rank_profile.h"
+
 #include <cstdint>
 
 namespace lowband {
 
 enum class OptimizerKind : std::uint8_t {
-  kDion,   // Dion for the layer matrices, AdamW for the rest
-  kAdamW,  // AdamW for everything
+  kDion,      // Dion for the layer matrices, AdamW for the rest
+  kPowerSgd,  // PowerSGD for the layer matrices, AdamW for the rest
+  kAdamW,     // AdamW for everything
 };
 
-/// What Dion keeps of each replica's momentum after a step: B_i - (1 - mu) P R^T with
+/// What a replica keeps of what it did not send: Dion's momentum B_i - (1 - mu) P R^T, PowerSGD's error
+/// B_i - P R^T, with
 enum class Residual : std::uint8_t {
   kLocal,       // the replica's own R_i: differences between replicas stay bounded
   kAggregated,  // the mean R: as the public Dion; differences grow like sqrt(steps)
@@ -23,7 +28,8 @@ enum class NormEstimator : std::uint8_t {
 
 struct OptimizerOptions {
   OptimizerKind kind = OptimizerKind::kDion;
-  double mu = 0.95;  // momentum of Dion
+  double mu = 0.95;     // momentum of Dion
+  double lambda = 0.9;  // momentum of PowerSGD, after decompression
   Residual residual = Residual::kLocal;
   double weight_decay = 0.01;  // decoupled, of every parameter but norm gains
   double adamw_beta1 = 0.9;
@@ -31,6 +37,12 @@ struct OptimizerOptions {
   double adamw_epsilon = 1e-8;
   double clip_norm = 1.0;  // 0: gradients are not clipped; their norm is reported all the same
   NormEstimator clip_estimator = NormEstimator::kSketch;
+  ExchangeChoice exchange = ExchangeChoice::kFactors;
+  FactorWire wire = FactorWire::kAsComputed;
+  /// Exchange while the backward pass runs, on a communication thread, in buckets of about `bucket_elements`
+  /// gradient elements.
+  bool overlap = false;
+  Index bucket_elements = Index{8} << 20;
   std::uint64_t seed = 0;
 };
 

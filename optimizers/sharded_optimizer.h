@@ -41,6 +41,7 @@ class ShardedOptimizer final : public Optimizer<Real> {
   ShardedOptimizer(ProcessMesh& mesh, std::span<Parameter<Real>> parameters, const RankProfile& profile,
                    const OptimizerOptions& options);
 
+  void gradient_ready(Index /*parameter*/) override {}  // everything is exchanged in `step`
   StepReport step(const StepInfo& info) override;
   /// Of Dion ("<name>.M", "<name>.Q"), then of AdamW ("<name>.m", "<name>.v", "<name>.t"). Every process has
   /// every name; M differs between replicas, and pieces may be empty.

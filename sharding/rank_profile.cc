@@ -118,6 +118,18 @@ Index sum_over_matrices(const RankProfile& profile, Index (*term)(const Paramete
 
 }  // namespace
 
+bool travels_dense(ExchangeChoice choice, Index rows, Index cols, Index factor_rank) {
+  switch (choice) {
+    case ExchangeChoice::kFactors:
+      return false;
+    case ExchangeChoice::kDense:
+      return true;
+    case ExchangeChoice::kAuto:
+      return factor_rank * (rows + cols) > rows * cols;
+  }
+  return false;
+}
+
 double break_even_rank(Index rows, Index cols) {
   return static_cast<double>(rows) * static_cast<double>(cols) / static_cast<double>(rows + cols);
 }

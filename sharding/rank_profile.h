@@ -33,6 +33,16 @@ struct RankProfile {
 /// r_be = mn / (m + n): factors of a higher rank cost more elements than the dense gradient.
 double break_even_rank(Index rows, Index cols);
 
+/// What a layer matrix sends over the replica axis.
+enum class ExchangeChoice : std::uint8_t {
+  kFactors,  // P and R, r (m + n) elements
+  kDense,    // the matrix itself, m n elements; P and R are computed from the mean, with the same result to
+             // rounding
+  kAuto,     // whichever is fewer elements, factors when equal
+};
+/// Whether a matrix of this shape and factor rank travels dense under `choice`.
+bool travels_dense(ExchangeChoice choice, Index rows, Index cols, Index factor_rank);
+
 /// B(r) in elements: sum of r_l (m_l + n_l).  Reference: Rank Allocation, eq. 3.
 Index factor_elements(const RankProfile& profile);
 /// Sum of m_l n_l over the same matrices.

@@ -35,12 +35,19 @@ std::vector<MatrixView<Real>> owned_rows(FactorRows<Real>& factor, std::size_t m
 
 template <class Real>
 FactorExchange<Real>::FactorExchange(const FactorGroups& groups, std::vector<FactorShape> shapes,
-                                     bool keep_own_right)
+                                     std::vector<DenseTensor> dense, const FactorExchangeOptions& options)
     : groups_(groups),
       left_(left_shapes<Real>(shapes)),
       right_(right_shapes<Real>(shapes)),
       orthonormaliser_(*groups.within_replica, owned_rows(left_, shapes.size())) {
-  if (keep_own_right && groups.replica->size() > 1) own_right_.emplace(right_shapes<Real>(shapes));
+  LB_EXPECTS(options.wire == FactorWire::kAsComputed, "factor exchange: bf16 on the wire is not there yet");
+  dense_offsets_.push_back(0);
+  for (const DenseTensor& tensor : dense) {
+    dense_shares_.push_back({tensor.name, tensor.elements});
+    dense_offsets_.push_back(dense_offsets_.back() + tensor.elements);
+  }
+  dense_ = Buffer<Real>(dense_offsets_.back());
+  if (options.keep_own_right && groups.replica->size() > 1) own_right_.emplace(right_shapes<Real>(shapes));
   Index columns = 0;
   for (const FactorShape& shape : shapes) {
     norm_offsets_.push_back(columns);
@@ -51,7 +58,19 @@ FactorExchange<Real>::FactorExchange(const FactorGroups& groups, std::vector<Fac
 }
 
 template <class Real>
+void FactorExchange<Real>::put_dense(Index k, std::span<const Real> values) {
+  std::ranges::copy(values, dense_.data() + dense_offsets_[static_cast<std::size_t>(k)]);
+}
+
+template <class Real>
+void FactorExchange<Real>::get_dense(Index k, std::span<Real> values) const {
+  std::copy_n(dense_.data() + dense_offsets_[static_cast<std::size_t>(k)], values.size(), values.begin());
+}
+
+template <class Real>
 void FactorExchange<Real>::exchange_left() {
+  if (dense_.size() > 0)
+    groups_.replica->all_reduce(dense_.span(), Reduction::kSum, {Purpose::kDense, dense_shares_});
   left_.reduce_scatter();
   average_over_replicas(left_);
   orthonormaliser_.run();

@@ -4,6 +4,9 @@
 #include "collectives/factors/orthonormalise.h"
 
 #include <optional>
+#include <span>
+#include <string>
+#include <vector>
 
 namespace lowband {
 
@@ -24,11 +27,53 @@ struct FactorShape {
   Communicator* across_a = nullptr;  // cuts a: B^T P is summed over it
 };
 
+/// A tensor that travels uncompressed beside the left factors: a sum over replicas.
+struct DenseTensor {
+  std::string name;
+  Index elements = 0;  // of this process's piece
+};
+
+/// Element type of the factors on the replica axis. Dense tensors always travel as they are computed.
+enum class FactorWire : std::uint8_t {
+  kAsComputed,  // Real
+  kBF16,        // rounded to nearest even; sums over replicas are formed in float32
+};
+
+struct FactorExchangeOptions {
+  bool keep_own_right = false;  // this replica's own R is needed after the exchange
+  FactorWire wire = FactorWire::kAsComputed;
+};
+
+/// Where the time of exchanges went, in seconds since construction or `reset_times`.
+struct ExchangeTimes {
+  double pack = 0;            // copies and casts into what is sent
+  double reduce_scatter = 0;  // collectives over replicas, waiting included
+  double orthonormalise = 0;
+  double all_gather = 0;
+  double unpack = 0;          // copies and casts out of what was received
+  double within_replica = 0;  // sums and gathers over the axes that cut the matrices
+};
+
 /// The collective of low-rank synchronisation: turns products of every process's own matrices into the
-/// factors P = orth(mean B Q) and R = mean B^T P on which all processes agree, for all matrices at once.
+/// factors P = orth(mean B Q) and R = mean B^T P on which all processes agree, for all matrices at once, and
+/// sums dense tensors on the way.
+///
+/// One exchange over D replicas, each of which holds every matrix (its processes hold pieces):
+///   1. the P of all matrices lie in one flat buffer, without padding; a reduce-scatter *by matrix* gives
+///   each
+///      replica the sums of the matrices it is home to
+///   2. the home replica orthonormalises them: once per matrix, so each replica does 1/D of the work
+///   3. an all-gather brings P to all replicas, so that all hold the bits of the home
+///   4. R, whose mean is all that is wanted, is reduced in even parts
+/// Homes balance the bytes and the cost of orthonormalisation, and follow from the global shapes alone. Bytes
+/// on the wire are those of two ring all-reduces of B(r).
 ///
 /// Per matrix and step the replica axis carries exactly r (a + b) elements, summed over the processes of one
 /// replica: each process reduces only the rows it owns.
+///
+/// With FactorWire::kBF16, own_right is what was really sent: R_i rounded, and on the process that rounded
+/// the sum also the error of that rounding, so that the mean of all own_right is the R that everyone
+/// received, and the local residual conserves mass exactly.
 ///
 /// Collective: all processes of the mesh construct it, and call the two exchanges in turn; equal shapes apart
 /// from the row counts of the pieces.
@@ -37,8 +82,8 @@ struct FactorShape {
 template <class Real>
 class FactorExchange {
  public:
-  /// `keep_own_right`: this replica's own R is needed after the exchange.
-  FactorExchange(const FactorGroups& groups, std::vector<FactorShape> shapes, bool keep_own_right);
+  FactorExchange(const FactorGroups& groups, std::vector<FactorShape> shapes, std::vector<DenseTensor> dense,
+                 const FactorExchangeOptions& options);
 
   /// (left_rows, r). Before exchange_left: B Q of this process's block. After it: these rows of P.
   MatrixView<Real> left(Index i) { return left_.piece(i); }
@@ -48,7 +93,13 @@ class FactorExchange {
   /// R of this replica alone, valid after exchange_right; needs `keep_own_right`.
   MatrixView<const Real> own_right(Index i) { return own_right_ ? own_right_->piece(i) : right_.piece(i); }
 
-  /// left <- orth(mean over replicas of the sum over blocks). Dead columns are zero.
+  /// Copies this process's summand of dense tensor k into the buffer; before exchange_left.
+  void put_dense(Index k, std::span<const Real> values);
+  /// Copies the sum over replicas of dense tensor k out of the buffer; after exchange_left.
+  void get_dense(Index k, std::span<Real> values) const;
+
+  /// left <- orth(mean over replicas of the sum over blocks). Dead columns are zero. Dense tensors are
+  /// summed.
   void exchange_left();
   /// right <- mean over replicas of the sum over blocks
   void exchange_right();
@@ -59,6 +110,9 @@ class FactorExchange {
   /// Norms of the columns of the mean R, of the last exchange_right; equal on all processes.
   std::span<const double> right_norms(Index i) const;
 
+  const ExchangeTimes& times() const { return times_; }
+  void reset_times() { times_ = {}; }
+
  private:
   void average_over_replicas(FactorRows<Real>& factor);
   void sum_column_norms();
@@ -68,8 +122,12 @@ class FactorExchange {
   FactorRows<Real> right_;
   std::optional<FactorRows<Real>> own_right_;  // absent where it would equal right_: one replica, or not kept
   Orthonormaliser<Real> orthonormaliser_;
+  std::vector<PayloadShare> dense_shares_;
+  std::vector<Index> dense_offsets_;
+  Buffer<Real> dense_;
   std::vector<Index> norm_offsets_;
   Buffer<double> norms_;
+  ExchangeTimes times_;
 };
 
 }  // namespace lowband
