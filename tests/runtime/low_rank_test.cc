@@ -1,0 +1,184 @@
+#include "runtime/low_rank.h"
+
+#include "runtime/buffer.h"
+#include "runtime/random.h"
+
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include <gtest/gtest.h>
+
+namespace lowband {
+namespace {
+
+// A matrix of normal numbers with two more elements behind each row, which nobody may touch.
+template <class Real>
+class Padded {
+ public:
+  Padded(std::string_view name, Index rows, Index cols)
+      : rows_(rows), cols_(cols), store_(rows * (cols + 2)) {
+    const RandomStream stream(5, name);
+    for (Index i = 0; i < store_.size(); ++i) store_[i] = static_cast<Real>(stream.normal(i));
+    first_ = std::vector<Real>(store_.span().begin(), store_.span().end());
+  }
+  MatrixView<Real> view() { return {store_.data(), rows_, cols_, cols_ + 2}; }
+  double operator()(Index i, Index j) const { return static_cast<double>(store_[i * (cols_ + 2) + j]); }
+  double before(Index i, Index j) const {
+    return static_cast<double>(first_[static_cast<std::size_t>(i * (cols_ + 2) + j)]);
+  }
+  void fill(Real value) {
+    for (Index i = 0; i < rows_; ++i) std::fill_n(view().row(i), cols_, value);
+  }
+  void expect_padding_untouched(const char* name) const {
+    for (Index i = 0; i < rows_; ++i) {
+      for (Index j = cols_; j < cols_ + 2; ++j) EXPECT_EQ((*this)(i, j), before(i, j)) << name;
+    }
+  }
+
+ private:
+  Index rows_, cols_;
+  Buffer<Real> store_;
+  std::vector<Real> first_;
+};
+
+// A sum in double and the sum of the magnitudes of its terms, from which the rounding bound follows.
+struct Sum {
+  double value = 0, magnitude = 0;
+  void add(double term) { value += term, magnitude += std::abs(term); }
+};
+
+struct Shape {
+  Index rows, cols, r;
+};
+
+template <class Real>
+class LowRank : public testing::Test {
+ public:
+  // Tall, wide, single rows and columns, every remainder of 4 and 8 rows, of 16 lanes and of 4 factor
+  // columns, r = 1 and r = min(rows, cols), and more rows than one panel.
+  static std::vector<Shape> shapes() {
+    std::vector<Shape> shapes = {{0, 5, 2},    {5, 0, 2},      {5, 7, 0},     {1, 1, 1},    {1, 40, 1},
+                                 {40, 1, 1},   {7, 5, 5},      {9, 33, 9},    {33, 9, 9},   {16, 16, 16},
+                                 {17, 31, 17}, {64, 48, 4},    {70, 130, 70}, {131, 67, 2}, {30, 2050, 3},
+                                 {700, 45, 8}, {301, 257, 130}};
+    for (Index r = 1; r <= 37; ++r) shapes.push_back({38 + r % 9, 40 + 3 * r % 17, r});
+    return shapes;
+  }
+  // n products summed in any order: |error| <= (n + roundings beside) eps sum |terms|
+  static void expect_sum(double actual, const Sum& sum, Index terms, const char* what) {
+    const double bound =
+        std::numeric_limits<Real>::epsilon() * (static_cast<double>(terms) + 4) * sum.magnitude;
+    ASSERT_NEAR(actual, sum.value, bound) << what;
+  }
+  static Sum product(const Padded<Real>& left, const Padded<Real>& right, Index r, Index i, Index j) {
+    Sum sum;
+    for (Index k = 0; k < r; ++k) sum.add(left.before(i, k) * right.before(j, k));
+    return sum;
+  }
+};
+using Reals = testing::Types<float, double>;
+TYPED_TEST_SUITE(LowRank, Reals);
+
+TYPED_TEST(LowRank, AccumulatesAndMultiplies) {
+  using Real = TypeParam;
+  for (const auto& [rows, cols, r] : this->shapes()) {
+    for (const Op op : {Op::kNone, Op::kTranspose}) {
+      SCOPED_TRACE(cat(rows, " x ", cols, ", r ", r, op == Op::kNone ? "" : " transposed"));
+      const Index outer = op == Op::kNone ? rows : cols, inner = op == Op::kNone ? cols : rows;
+      Padded<Real> g("g", rows, cols), m("m", rows, cols), q("q", inner, r), out("out", outer, r);
+      Padded<Real> again("out", outer, r);
+      out.fill(std::numeric_limits<Real>::quiet_NaN());
+      again.fill(std::numeric_limits<Real>::quiet_NaN());
+      accumulate_and_multiply<Real>(Real(0.75), g.view(), m.view(), op, q.view(), out.view());
+      for (Index i = 0; i < rows; ++i) {
+        for (Index j = 0; j < cols; ++j) {
+          Sum sum;
+          sum.add(m.before(i, j)), sum.add(0.75 * g.before(i, j));
+          this->expect_sum(m(i, j), sum, 2, "M");
+        }
+      }
+      multiply<Real>(op, m.view(), q.view(), again.view());
+      for (Index i = 0; i < outer; ++i) {
+        for (Index k = 0; k < r; ++k) {
+          Sum sum;
+          for (Index j = 0; j < inner; ++j) sum.add((op == Op::kNone ? m(i, j) : m(j, i)) * q.before(j, k));
+          this->expect_sum(out(i, k), sum, inner, "out");
+          this->expect_sum(again(i, k), sum, inner, "multiply");
+        }
+      }
+      g.expect_padding_untouched("g"), m.expect_padding_untouched("m");
+      out.expect_padding_untouched("out"), again.expect_padding_untouched("again");
+    }
+  }
+}
+
+TYPED_TEST(LowRank, AddsProducts) {
+  using Real = TypeParam;
+  for (const auto& [rows, cols, r] : this->shapes()) {
+    for (const double beta : {0.0, 1.0, 0.5}) {
+      SCOPED_TRACE(cat(rows, " x ", cols, ", r ", r, ", beta ", beta));
+      Padded<Real> left("l", rows, r), right("r", cols, r), m("m", rows, cols);
+      if (beta == 0) m.fill(std::numeric_limits<Real>::quiet_NaN());
+      add_product<Real>(Real(-1.5), {left.view(), right.view()}, Real(beta), m.view());
+      for (Index i = 0; i < rows; ++i) {
+        for (Index j = 0; j < cols; ++j) {
+          Sum sum = this->product(left, right, r, i, j);
+          sum = {-1.5 * sum.value, 1.5 * sum.magnitude};
+          sum.add(beta * m.before(i, j));
+          this->expect_sum(m(i, j), sum, r + 1, "M");
+        }
+      }
+      m.expect_padding_untouched("m");
+    }
+  }
+}
+
+TYPED_TEST(LowRank, DecompressesWithFeedback) {
+  using Real = TypeParam;
+  for (const auto& [rows, cols, r] : this->shapes()) {
+    SCOPED_TRACE(cat(rows, " x ", cols, ", r ", r));
+    Padded<Real> left("l", rows, r), right("r", cols, r), own("own", cols, r);
+    Padded<Real> d("d", rows, cols), e("e", rows, cols);
+    Padded<Real> e2("e", rows, cols), u("u", rows, cols), w("w", rows, cols);
+    d.fill(std::numeric_limits<Real>::quiet_NaN());
+    const FactorPair<Real> sent{left.view(), right.view()}, kept{left.view(), own.view()};
+    decompress<Real>(sent, kept, d.view(), e.view());
+    decompress_and_update<Real>(sent, kept, Real(0.5), Real(0.25), Real(0.875), e2.view(), u.view(),
+                                w.view());
+    for (Index i = 0; i < rows; ++i) {
+      for (Index j = 0; j < cols; ++j) {
+        const Sum product = this->product(left, right, r, i, j);
+        this->expect_sum(d(i, j), product, r, "D");
+        Sum residual = this->product(left, own, r, i, j);
+        residual.value = -residual.value;
+        residual.add(e.before(i, j));
+        this->expect_sum(e(i, j), residual, r + 1, "E");
+        this->expect_sum(e2(i, j), residual, r + 1, "E of the update");
+        Sum momentum = product;
+        momentum.add(0.5 * u.before(i, j));
+        this->expect_sum(u(i, j), momentum, r + 2, "U");
+        Sum weight{-0.25 * (product.value + momentum.value), 0.25 * (product.magnitude + momentum.magnitude)};
+        weight.add(0.875 * w.before(i, j));
+        this->expect_sum(w(i, j), weight, r + 4, "W");
+      }
+    }
+    d.expect_padding_untouched("d"), e.expect_padding_untouched("e"), e2.expect_padding_untouched("e2");
+    u.expect_padding_untouched("u"), w.expect_padding_untouched("w");
+  }
+}
+
+TYPED_TEST(LowRank, ShapesThatDoNotFitAreNamed) {
+  using Real = TypeParam;
+  Buffer<Real> store(64);
+  const auto view = [&](Index rows, Index cols) { return store.matrix(0, rows, cols); };
+  EXPECT_THROW(accumulate_and_multiply<Real>(1, view(3, 4), view(4, 3), Op::kNone, view(3, 2), view(4, 2)),
+               InvalidArgument);
+  EXPECT_THROW(multiply<Real>(Op::kTranspose, view(4, 3), view(3, 2), view(4, 2)), InvalidArgument);
+  EXPECT_THROW(add_product<Real>(1, {view(4, 2), view(3, 1)}, 1, view(4, 3)), InvalidArgument);
+  EXPECT_THROW(decompress<Real>({view(4, 2), view(3, 2)}, {view(3, 2), view(4, 2)}, view(4, 3), view(4, 3)),
+               InvalidArgument);
+}
+
+}  // namespace
+}  // namespace lowband
