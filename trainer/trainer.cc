@@ -85,6 +85,7 @@ struct Trainer<Real>::State {
 
   void resume();
   void open_record();
+  std::vector<ProcessTraffic> gather_traffic();
   RunSummary summary() const;
   CheckpointIdentity identity() const;
   std::vector<NamedTensor> tensors();
@@ -480,6 +481,24 @@ void Trainer<Real>::State::save() {
   });
 }
 
+// Of every process since the run began; the gather itself is in nobody's figures.
+template <class Real>
+std::vector<ProcessTraffic> Trainer<Real>::State::gather_traffic() {
+  TransferTotals own;
+  for (const auto& [key, totals] : world.ledger().total()) own += totals;
+  // Byte counts are exact in a double (< 2^53).
+  const std::array<double, 2> mine{own.modelled_wire_bytes, static_cast<double>(own.transport_bytes)};
+  const auto processes = static_cast<std::size_t>(world.size());
+  std::vector<double> all(2 * processes);
+  world.all_gather<double>(mine, all, std::vector<Index>(processes, 2), {Purpose::kControl});
+  std::vector<ProcessTraffic> traffic(processes);
+  for (std::size_t p = 0; p < processes; ++p) {
+    traffic[p].set_modelled_wire_bytes(all[2 * p]);
+    traffic[p].set_transport_bytes(static_cast<Index>(all[2 * p + 1]));
+  }
+  return traffic;
+}
+
 template <class Real>
 RunSummary Trainer<Real>::State::summary() const {
   RunSummary summary;
@@ -534,8 +553,11 @@ RunOutcome Trainer<Real>::run() {
   RunOutcome outcome;
   outcome.interrupted = stopped;
   if (s.progress) s.progress->finish();
-  if (!s.first_process() || stopped) return outcome;
-  outcome.summary = s.summary();
+  if (stopped) return outcome;
+  RunSummary summary = s.summary();
+  for (ProcessTraffic& process : s.gather_traffic()) *summary.add_traffic() = std::move(process);
+  if (!s.first_process()) return outcome;
+  outcome.summary = std::move(summary);
   s.record->write(outcome.summary);
   return outcome;
 }

@@ -79,6 +79,27 @@ TEST(Training, FactorBytesCountedEqualBytesPlannedEveryStep) {
   EXPECT_LT(summary.final_validation_loss(), 4.0);
 }
 
+TEST(Training, SummaryHasWhatEachProcessSent) {
+  const ScratchDirectory scratch;
+  run_to_end(small_run(scratch.path(), kMesh));
+  const RunSummary summary = read_run_summary(scratch.path() / "runs/run");
+  ASSERT_EQ(summary.traffic_size(), kMesh.processes());
+  double first_modelled = 0, modelled = 0;
+  Index first_transport = 0, transport = 0;
+  for (const TransferSum& sum : summary.transfers()) {
+    first_modelled += sum.modelled_wire_bytes();
+    first_transport += sum.transport_bytes();
+  }
+  for (const ProcessTraffic& process : summary.traffic()) {
+    modelled += process.modelled_wire_bytes();
+    transport += process.transport_bytes();
+  }
+  EXPECT_DOUBLE_EQ(summary.traffic(0).modelled_wire_bytes(), first_modelled);
+  EXPECT_EQ(summary.traffic(0).transport_bytes(), first_transport);
+  // Groups of all sizes send what their model says, though not each process the same.
+  EXPECT_DOUBLE_EQ(modelled, static_cast<double>(transport));
+}
+
 TEST(Training, ResumedRunContinuesBitIdentically) {
   const ScratchDirectory whole, halves;
   const Weights expected = run_to_end(small_run(whole.path(), kMesh));
