@@ -69,24 +69,24 @@ void Communicator::perform(Call call, const Tag& tag, Move move) {
   check_shares(tag, call.elements);
   call.sequence = ++calls_;
   call.purpose = tag.purpose;
-  const Index payload_bytes = call.elements * dtype_bytes(call.dtype);
+  const Index buffer_bytes = call.elements * dtype_bytes(call.dtype);
 
   std::string range_name;
   if (timeline_ != nullptr && timeline_->enabled()) {
     range_name = cat(operation_name(call.operation), " ", axis_, " ", purpose_name(call.purpose));
   }
-  const Timeline::Range range(timeline_, range_name, payload_bytes);
+  const Timeline::Range range(timeline_, range_name, buffer_bytes);
   const auto begin = std::chrono::steady_clock::now();
   const Index transport_bytes = break_on_failure([&] { return move(call); });
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
   ledger_->record({.axis = axis_,
                    .purpose = call.purpose,
                    .operation = call.operation,
-                   .payload_bytes = payload_bytes,
-                   .modelled_wire_bytes = wire_bytes_model(call.operation, payload_bytes, size_),
+                   .payload_bytes = tag.second_half ? 0 : buffer_bytes,
+                   .modelled_wire_bytes = wire_bytes_model(call.operation, buffer_bytes, size_),
                    .transport_bytes = transport_bytes,
                    .seconds = elapsed.count()},
-                  tag.shares, dtype_bytes(call.dtype));
+                  tag.second_half ? std::span<const PayloadShare>() : tag.shares, dtype_bytes(call.dtype));
 }
 
 template <class T>

@@ -19,6 +19,9 @@ namespace lowband {
 struct Tag {
   Purpose purpose;
   std::span<const PayloadShare> shares = {};
+  /// The all-gather of a reduction in two calls, whose reduce-scatter has counted the same payload: recorded
+  /// with its wire bytes, and payload zero. So both calls together are recorded as an all-reduce would be.
+  bool second_half = false;
 };
 
 /// A group of processes and the only door through which bytes leave one of them.

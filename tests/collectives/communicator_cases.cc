@@ -335,6 +335,29 @@ void the_ledger_counts_every_operation(Communicator& group) {
   EXPECT_EQ(barrier->second.payload_bytes + barrier->second.transport_bytes, 0);
 }
 
+void a_reduction_in_two_calls_is_counted_as_one(Communicator& group) {
+  const std::vector<Index> counts = uneven_counts(group.size());
+  const Index total = std::accumulate(counts.begin(), counts.end(), Index{0});
+  std::vector<float> whole(at(total));
+  const std::span<float> part =
+      std::span(whole).subspan(at(offset_of(counts, group.process())), at(counts[at(group.process())]));
+  const std::vector<PayloadShare> shares{{"wq", total}};
+  Ledger& ledger = group.ledger();
+
+  ledger.begin_step();
+  group.all_reduce<float>(whole, Reduction::kSum, {Purpose::kFactor, shares});
+  const WireBytes at_once = wire_bytes_of_all(group, Purpose::kFactor);
+  ledger.begin_step();
+  group.reduce_scatter<float>(whole, part, counts, Reduction::kSum, {Purpose::kFactor, shares});
+  group.all_gather<float>(part, whole, counts,
+                          {.purpose = Purpose::kFactor, .shares = shares, .second_half = true});
+  EXPECT_EQ(ledger.step_sum(group.axis(), Purpose::kFactor).payload_bytes, total * 4);
+  EXPECT_EQ(ledger.step_parameters().at({group.axis(), Purpose::kFactor, "wq"}), total * 4);
+  const WireBytes in_two = wire_bytes_of_all(group, Purpose::kFactor);
+  EXPECT_EQ(in_two.transport, at_once.transport);
+  EXPECT_EQ(in_two.modelled, at_once.modelled);
+}
+
 void the_ledger_counts_steps_and_parameters(Communicator& group) {
   Ledger& ledger = group.ledger();
   std::vector<double> data(100);
@@ -527,6 +550,7 @@ constexpr CommunicatorCase kCases[] = {
     {"sums_have_the_bits_of_the_documented_tree", sums_have_the_bits_of_the_documented_tree},
     {"equal_processes_act_as_one", equal_processes_act_as_one},
     {"the_ledger_counts_every_operation", the_ledger_counts_every_operation},
+    {"a_reduction_in_two_calls_is_counted_as_one", a_reduction_in_two_calls_is_counted_as_one},
     {"the_ledger_counts_steps_and_parameters", the_ledger_counts_steps_and_parameters},
     {"refused_arguments_break_nothing", refused_arguments_break_nothing},
     {"mismatches_name_both_sides", mismatches_name_both_sides},
