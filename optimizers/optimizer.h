@@ -34,11 +34,11 @@ struct MatrixDiagnostics {
 
 /// What one step did; equal on all processes except the times.
 struct StepReport {
-  double gradient_norm = 0;         // of the mean gradient, before clipping
-  double clip_scale = 1;            // factor applied to all gradients, <= 1
-  Index skipped_matrices = 0;       // left alone for a non-finite gradient
-  Index skipped_other = 0;          // likewise, parameters that are not matrices
-  Index dead_columns = 0;           // of all P, refilled for the next step
+  double gradient_norm = 0;    // of the mean gradient, before clipping (PowerSGD: of what it decompressed)
+  double clip_scale = 1;       // factor applied to all gradients, <= 1
+  Index skipped_matrices = 0;  // left alone for a non-finite gradient
+  Index skipped_other = 0;     // likewise, parameters that are not matrices
+  Index dead_columns = 0;      // of all P, refilled for the next step
   Index householder_fallbacks = 0;  // orthonormalisations that needed it
   double seconds = 0;
   double communication_seconds = 0;            // in collectives of the optimizer, on whichever thread
@@ -65,17 +65,21 @@ class Optimizer {
   virtual ~Optimizer() = default;
   /// The gradient of parameter `parameter` (its position) is complete for this step: its exchange may start.
   ///
-  /// Never required: `step` takes care of parameters that were not announced. Gradients that were announced
-  /// must not change before `step` returns. Collective in the sense that all processes announce the same
-  /// parameters, in any order; exchanges start in an order that is fixed beforehand.
+  /// Never required: `step` takes care of parameters that were not announced. A gradient that was announced
+  /// must not be touched before `step` returns, which may leave anything in it. Collective in the sense that
+  /// all processes announce the same parameters, in any order; exchanges start in an order that is fixed
+  /// beforehand.
   virtual void gradient_ready(Index parameter) = 0;
   /// Consumes the gradients of `parameters` (mean over this process's own tokens) and updates the weights.
+  /// Throws: what the exchange threw, on whichever thread it ran.
   virtual StepReport step(const StepInfo& info) = 0;
   /// All persistent state of this process, in a fixed order.
   virtual std::vector<StateTensor<Real>> state() = 0;
   /// Payload bytes that one step sends along the replica axis, summed over the processes of one replica.
   virtual Index planned_factor_bytes() const = 0;
   virtual Index planned_dense_bytes() const = 0;
+  /// The same for what a diagnosed step sends in addition.
+  virtual Index planned_periodic_bytes() const = 0;
 };
 
 }  // namespace lowband

@@ -20,7 +20,8 @@ enum class Residual : std::uint8_t {
   kAggregated,  // the mean R: as the public Dion; differences grow like sqrt(steps)
 };
 
-/// Where the gradient norm that clipping needs comes from.
+/// Where the gradient norm that Dion's clipping needs comes from. AdamW and PowerSGD always know theirs
+/// exactly: PowerSGD clips by the norm of the gradient that it decompressed, |P R^T| = |R|.
 enum class NormEstimator : std::uint8_t {
   kSketch,    // unbiased estimate from a count sketch, works under compressed exchange
   kTrueNorm,  // exact; needs a dense exchange or a single replica
@@ -39,8 +40,10 @@ struct OptimizerOptions {
   NormEstimator clip_estimator = NormEstimator::kSketch;
   ExchangeChoice exchange = ExchangeChoice::kFactors;
   FactorWire wire = FactorWire::kAsComputed;
-  /// Exchange while the backward pass runs, on a communication thread, in buckets of about `bucket_elements`
-  /// gradient elements.
+  /// Exchange while the backward pass runs, on a communication thread, in buckets of at least
+  /// `bucket_elements` gradient elements. Otherwise all in one bucket, in `step`. The factors of Dion wait
+  /// for the norm of the whole gradient when clip_norm > 0, so that only their reduction over shards and the
+  /// dense exchange overlap.
   bool overlap = false;
   Index bucket_elements = Index{8} << 20;
   std::uint64_t seed = 0;

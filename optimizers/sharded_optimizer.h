@@ -48,6 +48,7 @@ class ShardedOptimizer final : public Optimizer<Real> {
   std::vector<StateTensor<Real>> state() override;
   Index planned_factor_bytes() const override;
   Index planned_dense_bytes() const override;
+  Index planned_periodic_bytes() const override { return 0; }  // nothing is diagnosed
 
  private:
   void agree_on_usable_gradients(StepReport& report);
