@@ -90,8 +90,9 @@ class FactorExchange {
   /// (right_rows, r). Before exchange_right: B^T P of this process's block. After it: these rows of the mean
   /// R.
   MatrixView<Real> right(Index i) { return right_.piece(i); }
-  /// R of this replica alone, valid after exchange_right; needs `keep_own_right`.
-  MatrixView<const Real> own_right(Index i) { return own_right_ ? own_right_->piece(i) : right_.piece(i); }
+  /// What this replica alone contributed to R, valid after exchange_right. Throws: InvalidArgument without
+  /// `keep_own_right`.
+  MatrixView<const Real> own_right(Index i);
 
   /// Copies this process's summand of dense tensor k into the buffer; before exchange_left.
   void put_dense(Index k, std::span<const Real> values);
@@ -105,26 +106,46 @@ class FactorExchange {
   void exchange_right();
 
   /// Of the last exchange_left; equal on all processes.
-  Factorisation factorisation(Index i) const { return orthonormaliser_.factorisation(i); }
-  std::span<const std::uint8_t> dead(Index i) const { return orthonormaliser_.dead(i); }
+  Factorisation factorisation(Index i) const;
+  std::span<const std::uint8_t> dead(Index i) const;
   /// Norms of the columns of the mean R, of the last exchange_right; equal on all processes.
   std::span<const double> right_norms(Index i) const;
+
+  /// The replica that orthonormalises matrix i; equal on all processes.
+  int home(Index i) const { return homes_[static_cast<std::size_t>(i)]; }
 
   const ExchangeTimes& times() const { return times_; }
   void reset_times() { times_ = {}; }
 
  private:
-  void average_over_replicas(FactorRows<Real>& factor);
-  void sum_column_norms();
+  /// Index ranges of the bytes of `outcomes_`: for each matrix its Factorisation, then `dead`.
+  struct Outcomes {
+    std::vector<Index> offset_of;  // by matrix
+    std::vector<Index> counts;     // by home
+  };
+
+  void reduce_left();
+  void orthonormalise();
+  void gather_left();
+  void average_right();
+  void finish_right();
+  Timeline* timeline() const { return groups_.replica->timeline(); }
 
   FactorGroups groups_;
-  FactorRows<Real> left_;
+  FactorExchangeOptions options_;
+  std::vector<int> homes_;
+  std::vector<Index> dense_offsets_;
+  FactorRows<Real> left_;  // by home
   FactorRows<Real> right_;
   std::optional<FactorRows<Real>> own_right_;  // absent where it would equal right_: one replica, or not kept
-  Orthonormaliser<Real> orthonormaliser_;
+  std::vector<Index> at_home_;                 // the matrices of this home
+  Orthonormaliser<Real> orthonormaliser_;      // of at_home_
+  Outcomes outcome_places_;
+  Buffer<std::uint8_t> outcomes_;  // by home
   std::vector<PayloadShare> dense_shares_;
-  std::vector<Index> dense_offsets_;
   Buffer<Real> dense_;
+  std::vector<std::span<Real>> dense_slices_;  // consecutive, all dense tensors together
+  std::vector<Index> even_counts_;             // of the owned rows of R, by replica
   std::vector<Index> norm_offsets_;
   Buffer<double> norms_;
   ExchangeTimes times_;

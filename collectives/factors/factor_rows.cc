@@ -1,6 +1,7 @@
 #include "collectives/factors/factor_rows.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace lowband {
 namespace {
@@ -13,8 +14,14 @@ std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 }  // namespace
 
 template <class Real>
-FactorRows<Real>::FactorRows(std::vector<Shape> shapes)
-    : shapes_(std::move(shapes)), placements_(shapes_.size()) {
+Index FactorRows<Real>::Shape::owned_rows() const {
+  const Index process = axis->process();
+  return share_begin(rows, axis->size(), process + 1) - share_begin(rows, axis->size(), process);
+}
+
+template <class Real>
+FactorRows<Real>::FactorRows(std::vector<Shape> shapes, const std::vector<Index>& guest_elements)
+    : shapes_(std::move(shapes)), placements_(shapes_.size()), guest_elements_(guest_elements) {
   const Index matrices = static_cast<Index>(shapes_.size());
   Index piece_elements = 0;
   for (Index i = 0; i < matrices; ++i) {
@@ -22,9 +29,7 @@ FactorRows<Real>::FactorRows(std::vector<Shape> shapes)
     const int processes = shape.axis->size();
     Placement& placement = placements_[at(i)];
     placement.split = processes > 1;
-    const int self = shape.axis->process();
-    placement.owned_rows =
-        share_begin(shape.rows, processes, self + 1) - share_begin(shape.rows, processes, self);
+    placement.owned_rows = shape.owned_rows();
     owned_shares_.push_back({shape.name, placement.owned_rows * shape.factor_rank});
     if (!placement.split) continue;
 
@@ -48,22 +53,22 @@ FactorRows<Real>::FactorRows(std::vector<Shape> shapes)
           shape.factor_rank;
   }
   pieces_ = Buffer<Real>(piece_elements);
-
-  // Owned rows: group after group, so that a group receives straight into its range; then the rest.
-  Index owned_elements = 0;
-  const auto place = [&](Index i) {
-    placements_[at(i)].owned_offset = owned_elements;
-    owned_elements += placements_[at(i)].owned_rows * shapes_[at(i)].factor_rank;
-  };
   for (Group& group : groups_) {
-    group.owned_offset = owned_elements;
-    for (const Index i : group.members) place(i);
-    Index packed_elements = 0;
-    for (const Index count : group.counts) packed_elements += count;
-    group.packed = Buffer<Real>(packed_elements);
+    group.own_offset =
+        std::accumulate(group.counts.begin(), group.counts.begin() + group.axis->process(), Index{0});
+    group.packed = Buffer<Real>(std::accumulate(group.counts.begin(), group.counts.end(), Index{0}));
   }
-  for (Index i = 0; i < matrices; ++i) {
-    if (!placements_[at(i)].split) place(i);
+
+  Index owned_elements = 0;
+  for (std::size_t part = 0; part < guest_elements_.size(); ++part) {
+    const Index begin = owned_elements;
+    for (Index i = 0; i < matrices; ++i) {
+      if (at(shapes_[at(i)].part) != part) continue;
+      placements_[at(i)].owned_offset = owned_elements;
+      owned_elements += owned_shares_[at(i)].elements;
+    }
+    owned_elements += guest_elements_[part];
+    part_elements_.push_back(owned_elements - begin);
   }
   owned_ = Buffer<Real>(owned_elements);
 }
@@ -98,23 +103,48 @@ void FactorRows<Real>::for_each_packed(Group& group, Visit visit) {
 }
 
 template <class Real>
+std::span<Real> FactorRows<Real>::part(int part) {
+  const Index begin = std::accumulate(part_elements_.begin(), part_elements_.begin() + part, Index{0});
+  return owned_.span(begin, part_elements_[at(part)]);
+}
+
+template <class Real>
+std::span<Real> FactorRows<Real>::guest(int part) {
+  return this->part(part).last(at(guest_elements_[at(part)]));
+}
+
+template <class Real>
+std::span<Real> FactorRows<Real>::own_packed(Group& group) {
+  return group.packed.span(group.own_offset, group.counts[at(group.axis->process())]);
+}
+
+// The rows that this process owns lie together in the packed buffer, and apart, by part, among the owned
+// rows.
+template <class Real>
 void FactorRows<Real>::reduce_scatter() {
   for (Group& group : groups_) {
     for_each_packed(
         group, [](MatrixView<Real> rows, Real* packed) { std::copy_n(rows.data, rows.elements(), packed); });
-    group.axis->reduce_scatter(std::span<const Real>(group.packed.span()),
-                               owned_.span(group.owned_offset, group.counts[at(group.axis->process())]),
+    const std::span<Real> own = own_packed(group);
+    group.axis->reduce_scatter(std::span<const Real>(group.packed.span()), own,
                                std::span<const Index>(group.counts), Reduction::kSum,
                                {Purpose::kFactor, group.shares});
+    const Real* summed = own.data();
+    for (const Index i : group.members) {
+      std::copy_n(summed, owned(i).elements(), owned(i).data);
+      summed += owned(i).elements();
+    }
   }
 }
 
 template <class Real>
 void FactorRows<Real>::all_gather() {
   for (Group& group : groups_) {
-    group.axis->all_gather(
-        std::span<const Real>(owned_.span(group.owned_offset, group.counts[at(group.axis->process())])),
-        group.packed.span(), std::span<const Index>(group.counts), {Purpose::kFactor, group.shares});
+    const std::span<Real> own = own_packed(group);
+    Real* gathered = own.data();
+    for (const Index i : group.members) gathered = std::copy_n(owned(i).data, owned(i).elements(), gathered);
+    group.axis->all_gather(std::span<const Real>(own), group.packed.span(),
+                           std::span<const Index>(group.counts), {Purpose::kFactor, group.shares});
     for_each_packed(group, [](MatrixView<Real> rows, const Real* packed) {
       std::copy_n(packed, rows.elements(), rows.data);
     });

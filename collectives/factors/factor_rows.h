@@ -15,7 +15,7 @@ namespace lowband {
 /// axis that cuts the other dimension holds a partial sum of the same piece. *owned*: the share of those rows
 /// that this process sums and owns. The owned rows of all matrices lie one after the other in one buffer,
 /// which is what crosses the replica axis: no padding, r x rows elements in all over the processes of a
-/// replica.
+/// replica. The buffer falls into *parts*: in each the rows of its matrices, then a guest's elements.
 ///
 /// Where the axis has one process, piece and owned rows are the same memory, and nothing is packed or sent.
 template <class Real>
@@ -26,16 +26,24 @@ class FactorRows {
     Index rows = 0;  // of the piece
     Index factor_rank = 0;
     Communicator* axis = nullptr;  // the processes that hold partial sums of the piece
+    int part = 0;                  // of the buffer of owned rows, equal on all processes of the axis
+    /// How many rows of the piece this process owns.
+    Index owned_rows() const;
   };
 
+  /// `guest_elements` of every part.
   /// Collective (reduce_scatter and all_gather too): all processes of every axis named in `shapes`; matrices
   /// in equal order with equal ranks, pieces of equal size along an axis.
-  explicit FactorRows(std::vector<Shape> shapes);
+  explicit FactorRows(std::vector<Shape> shapes, const std::vector<Index>& guest_elements = {0});
 
   MatrixView<Real> piece(Index i);
   MatrixView<Real> owned(Index i);
   std::span<Real> all_owned() { return owned_.span(); }
-  /// Elements of `all_owned` by parameter.
+  /// Elements of each part of `all_owned`, guests included.
+  std::span<const Index> part_elements() const { return part_elements_; }
+  std::span<Real> part(int part);
+  std::span<Real> guest(int part);
+  /// Elements of `all_owned` by parameter, guests excluded.
   std::span<const PayloadShare> owned_shares() const { return owned_shares_; }
 
   /// owned <- sum over the axis of the pieces
@@ -49,7 +57,7 @@ class FactorRows {
     Communicator* axis;
     std::vector<Index> members;
     std::vector<Index> counts;  // packed elements of each process
-    Index owned_offset = 0;
+    Index own_offset = 0;       // of this process's rows in `packed`
     Buffer<Real> packed;
     std::vector<PayloadShare> shares;
   };
@@ -62,11 +70,14 @@ class FactorRows {
   /// Calls visit(rows of a piece, their place in the packed buffer), in packed order.
   template <class Visit>
   void for_each_packed(Group& group, Visit visit);
+  std::span<Real> own_packed(Group& group);
 
   std::vector<Shape> shapes_;
   std::vector<Placement> placements_;
   std::vector<Group> groups_;
   std::vector<PayloadShare> owned_shares_;
+  std::vector<Index> part_elements_;
+  std::vector<Index> guest_elements_;
   Buffer<Real> pieces_;
   Buffer<Real> owned_;
 };
