@@ -55,8 +55,18 @@ std::vector<std::filesystem::path> expand(const std::string& field,
 }
 
 RankProfile profile_of(const RunConfig& config) {
-  if (config.optimizer().kind() != RunConfig::Optimizer::DION) return {};
+  if (!has_factor_ranks(config)) return {};
   return rank_profile(config, parameter_table(model_config(config)));
+}
+
+/// What no optimizer does yet is refused, not ignored.
+void expect_implemented(const RunConfig& config) {
+  const OptimizerOptions options = optimizer_options(config);
+  LB_EXPECTS(options.kind != OptimizerKind::kPowerSgd && options.exchange == ExchangeChoice::kFactors &&
+                 options.wire == FactorWire::kAsComputed && !options.overlap &&
+                 config.diagnostics().interval_steps() == 0,
+             "optimizer: found POWERSGD, exchange, wire, overlap or diagnostics, expected none: they can be "
+             "planned, not yet run");
 }
 
 }  // namespace
@@ -136,6 +146,7 @@ Trainer<Real>::State::State(const RunConfig& config_, Communicator& world_, cons
     : config(config_), world(world_), session(session_) {
   agree(world, [&] {
     lowband::validate(config, world.size());
+    expect_implemented(config);
     model_shape = model_config(config);
     profile = profile_of(config);
     directory = std::filesystem::path(config.output_dir()) / config.name();
@@ -173,7 +184,10 @@ CheckpointIdentity Trainer<Real>::State::identity() const {
   identity.mesh = mesh->shape();
   identity.parameters = parameter_table(model_shape);
   identity.fields = message_fields(config.model(), "model");
-  identity.fields.merge(message_fields(config.optimizer(), "optimizer"));
+  RunConfig::Optimizer optimizer_fields = config.optimizer();
+  optimizer_fields.clear_overlap();  // when gradients travel changes no bit of them
+  optimizer_fields.clear_bucket_mib();
+  identity.fields.merge(message_fields(optimizer_fields, "optimizer"));
   identity.fields.merge(message_fields(config.profile(), "profile"));
   identity.fields.merge(message_fields(config.batch(), "batch"));
   identity.fields["seed"] = std::to_string(config.seed());

@@ -24,12 +24,45 @@ MeshShape mesh_shape(const RunConfig& config) {
       .replica = config.mesh().replica(), .shard = config.mesh().shard(), .tensor = config.mesh().tensor()};
 }
 
+namespace {
+
+OptimizerKind optimizer_kind(RunConfig::Optimizer::Kind kind) {
+  switch (kind) {
+    case RunConfig::Optimizer::DION:
+      return OptimizerKind::kDion;
+    case RunConfig::Optimizer::ADAMW:
+      return OptimizerKind::kAdamW;
+    case RunConfig::Optimizer::POWERSGD:
+      return OptimizerKind::kPowerSgd;
+  }
+  throw InvalidArgument(cat("optimizer.kind: found ", static_cast<int>(kind)));
+}
+
+ExchangeChoice exchange_choice(RunConfig::Optimizer::Exchange exchange) {
+  switch (exchange) {
+    case RunConfig::Optimizer::FACTORS:
+      return ExchangeChoice::kFactors;
+    case RunConfig::Optimizer::DENSE:
+      return ExchangeChoice::kDense;
+    case RunConfig::Optimizer::AUTO:
+      return ExchangeChoice::kAuto;
+  }
+  throw InvalidArgument(cat("optimizer.exchange: found ", static_cast<int>(exchange)));
+}
+
+Index computed_element_bytes(const RunConfig& config) {
+  return dtype_bytes(config.precision() == RunConfig::F64 ? DType::kF64 : DType::kF32);
+}
+
+}  // namespace
+
 OptimizerOptions optimizer_options(const RunConfig& config) {
   using Optimizer = RunConfig::Optimizer;
   const Optimizer& optimizer = config.optimizer();
   return {
-      .kind = optimizer.kind() == Optimizer::ADAMW ? OptimizerKind::kAdamW : OptimizerKind::kDion,
+      .kind = optimizer_kind(optimizer.kind()),
       .mu = optimizer.mu(),
+      .lambda = optimizer.powersgd_momentum(),
       .residual = optimizer.residual() == Optimizer::AGGREGATED ? Residual::kAggregated : Residual::kLocal,
       .weight_decay = optimizer.weight_decay(),
       .adamw_beta1 = optimizer.adamw_beta1(),
@@ -38,7 +71,23 @@ OptimizerOptions optimizer_options(const RunConfig& config) {
       .clip_norm = optimizer.clip_norm(),
       .clip_estimator = optimizer.clip_estimator() == Optimizer::TRUE_NORM ? NormEstimator::kTrueNorm
                                                                            : NormEstimator::kSketch,
+      .exchange = exchange_choice(optimizer.exchange()),
+      .wire = optimizer.wire() == Optimizer::BF16 ? FactorWire::kBF16 : FactorWire::kAsComputed,
+      .overlap = optimizer.overlap(),
+      .bucket_elements = (optimizer.bucket_mib() << 20) / computed_element_bytes(config),
       .seed = config.seed()};
+}
+
+bool has_factor_ranks(const RunConfig& config) {
+  return config.optimizer().kind() != RunConfig::Optimizer::ADAMW;
+}
+
+ReplicaTraffic replica_traffic(const RunConfig& config) {
+  const Index computed = computed_element_bytes(config);
+  const bool bf16 = config.optimizer().wire() == RunConfig::Optimizer::BF16;
+  return {.exchange = exchange_choice(config.optimizer().exchange()),
+          .factor_element_bytes = bf16 ? 2 : computed,
+          .dense_element_bytes = computed};
 }
 
 double scalar_learning_rate(const RunConfig& config) {
@@ -116,9 +165,18 @@ RankProfile rank_profile(const RunConfig::Profile& profile, const ModelConfig& m
 }
 
 RankProfile rank_profile(const RunConfig& config, std::span<const ParameterInfo> parameters) {
-  LB_EXPECTS(config.optimizer().kind() == RunConfig::Optimizer::DION,
-             "optimizer.kind: found ADAMW, expected DION: only low-rank exchange has factor ranks");
+  LB_EXPECTS(has_factor_ranks(config),
+             "optimizer.kind: found ADAMW, expected DION or POWERSGD: only low-rank "
+             "exchange has factor ranks");
   return rank_profile(config.profile(), model_config(config), parameters);
+}
+
+RankProfile budget_reference(const RunConfig& config, std::span<const ParameterInfo> parameters) {
+  try {
+    return rank_profile(parse_profile(config.budget().reference()), model_config(config), parameters);
+  } catch (const InvalidArgument& error) {
+    throw InvalidArgument(cat("budget.reference: ", error.what()));
+  }
 }
 
 }  // namespace lowband

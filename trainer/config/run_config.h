@@ -2,6 +2,7 @@
 
 #include "model/transformer.h"
 #include "optimizers/options.h"
+#include "sharding/budget.h"
 #include "sharding/process_mesh.h"
 #include "sharding/rank_profile.h"
 #include "trainer/config/run_config.pb.h"
@@ -38,7 +39,8 @@ RunConfig::Profile parse_profile(std::string_view text);
 
 // ---- Checks ----
 
-/// Checks everything that can be known before any file is opened, for a job of `processes` processes.
+/// Checks everything that can be known before any file is opened, for a job of `processes` processes; the
+/// budget last.
 ///
 /// Throws: InvalidArgument for the first violation, "optimizer.learning_rate: found -1, expected a positive
 /// number".
@@ -54,6 +56,11 @@ double scalar_learning_rate(const RunConfig& config);
 Index sequences_per_micro_batch(const RunConfig& config);
 Index micro_batches_per_step(const RunConfig& config);
 
+/// Whether layer matrices have factor ranks: optimizer.kind DION or POWERSGD.
+bool has_factor_ranks(const RunConfig& config);
+/// How layer matrices cross the replica axis.
+ReplicaTraffic replica_traffic(const RunConfig& config);
+
 /// The factor ranks of the layer matrices among `parameters`.
 ///
 /// Throws: InvalidArgument naming the parameter for a rank outside 1 .. min(m, n), and "profile.match_to:
@@ -62,5 +69,7 @@ RankProfile rank_profile(const RunConfig& config, std::span<const ParameterInfo>
 /// The same for any profile of this model.
 RankProfile rank_profile(const RunConfig::Profile& profile, const ModelConfig& model,
                          std::span<const ParameterInfo> parameters);
+/// The profile that budget.reference names. Throws: InvalidArgument "budget.reference: profile...".
+RankProfile budget_reference(const RunConfig& config, std::span<const ParameterInfo> parameters);
 
 }  // namespace lowband

@@ -13,6 +13,8 @@ constexpr Index kLargestExtent = Index{1} << 22;
 constexpr Index kMostLayers = 10'000;
 // OpenMP ends the program when it cannot start so many.
 constexpr Index kMostThreads = 4096;
+// 64 GiB: beyond any gradient of one process.
+constexpr Index kLargestBucketMiB = 65'536;
 // One tick of the deadline's clock; a year, which its nanoseconds hold.
 constexpr double kShortestDeadlineSeconds = 0.001;
 constexpr double kLongestDeadlineSeconds = 365.0 * 24 * 3600;
@@ -106,23 +108,41 @@ void validate_batch(const RunConfig& config) {
 }
 
 void validate_optimizer(const RunConfig& config) {
-  const RunConfig::Optimizer& optimizer = config.optimizer();
-  const bool dion = optimizer.kind() == RunConfig::Optimizer::DION;
+  using Optimizer = RunConfig::Optimizer;
+  const Optimizer& optimizer = config.optimizer();
   expect_set("optimizer.learning_rate", optimizer.has_learning_rate());
   expect_positive("optimizer.learning_rate", optimizer.learning_rate());
   expect_positive("optimizer.scalar_learning_rate", scalar_learning_rate(config));
+  expect_count("optimizer.bucket_mib", optimizer.bucket_mib(), 1, kLargestBucketMiB);
+  LB_EXPECTS(optimizer.powersgd_momentum() >= 0 && optimizer.powersgd_momentum() < 1,
+             "optimizer.powersgd_momentum: found ", optimizer.powersgd_momentum(),
+             ", expected 0 <= value < 1");
   validate(optimizer_options(config));
-  if (!dion) {
-    expect_unset("optimizer.mu", optimizer.has_mu(), "with optimizer.kind ADAMW");
-    expect_unset("optimizer.residual", optimizer.has_residual(), "with optimizer.kind ADAMW");
-    expect_unset("optimizer.clip_estimator", optimizer.has_clip_estimator(), "with optimizer.kind ADAMW");
-    expect_unset("profile", config.has_profile(), "with optimizer.kind ADAMW");
+
+  const std::string with_kind = "with optimizer.kind " + Optimizer::Kind_Name(optimizer.kind());
+  if (optimizer.kind() != Optimizer::DION) expect_unset("optimizer.mu", optimizer.has_mu(), with_kind);
+  if (optimizer.kind() != Optimizer::POWERSGD)
+    expect_unset("optimizer.powersgd_momentum", optimizer.has_powersgd_momentum(), with_kind);
+  if (!has_factor_ranks(config)) {
+    expect_unset("optimizer.residual", optimizer.has_residual(), with_kind);
+    expect_unset("optimizer.clip_estimator", optimizer.has_clip_estimator(), with_kind);
+    expect_unset("optimizer.exchange", optimizer.has_exchange(), with_kind);
+    expect_unset("optimizer.wire", optimizer.has_wire(), with_kind);
+    expect_unset("profile", config.has_profile(), with_kind);
+    expect_unset("budget", config.has_budget(), with_kind);
+    expect_unset("diagnostics", config.has_diagnostics(), with_kind);
   }
-  const bool true_norm = optimizer.clip_estimator() == RunConfig::Optimizer::TRUE_NORM;
-  LB_EXPECTS(!(dion && true_norm && config.mesh().replica() > 1),
-             "optimizer.clip_estimator: found TRUE_NORM, expected SKETCH with optimizer.kind DION and "
-             "mesh.replica = ",
-             config.mesh().replica(), ": no process has the mean gradient");
+  if (!optimizer.overlap())
+    expect_unset("optimizer.bucket_mib", optimizer.has_bucket_mib(), "without optimizer.overlap");
+  if (optimizer.exchange() == Optimizer::DENSE)
+    expect_unset("optimizer.wire", optimizer.has_wire(), "with optimizer.exchange DENSE: no factors travel");
+  LB_EXPECTS(optimizer.wire() != Optimizer::BF16 || config.precision() == RunConfig::F32,
+             "optimizer.wire: found BF16, expected AS_COMPUTED with precision F64");
+
+  const bool true_norm = optimizer.clip_estimator() == Optimizer::TRUE_NORM;
+  LB_EXPECTS(!(has_factor_ranks(config) && true_norm && config.mesh().replica() > 1),
+             "optimizer.clip_estimator: found TRUE_NORM, expected SKETCH ", with_kind,
+             " and mesh.replica = ", config.mesh().replica(), ": no process has the mean gradient");
 }
 
 /// Fields that must or must not stand beside `kind`. The ranks themselves are checked by `make_profile`.
@@ -154,6 +174,15 @@ void validate_profile(const RunConfig::Profile& profile, const std::string& fiel
   expect_unset(field + ".match_to.match_to", profile.match_to().has_match_to(),
                "in a profile that another is matched to");
   validate_profile(profile.match_to(), field + ".match_to");
+}
+
+void validate_budget(const RunConfig& config) {
+  const RunConfig::Budget& budget = config.budget();
+  expect_set("budget.reference", budget.has_reference());
+  expect_at_least_zero("budget.tolerance", budget.tolerance());
+  const std::vector<ParameterInfo> parameters = parameter_table(model_config(config));
+  expect_within_budget(rank_profile(config, parameters), budget_reference(config, parameters),
+                       replica_traffic(config), budget.tolerance());
 }
 
 void validate_schedule(const RunConfig& config) {
@@ -204,13 +233,15 @@ void validate(const RunConfig& config, int processes) {
   validate_data(config);
   validate_batch(config);
   validate_optimizer(config);
-  if (config.optimizer().kind() == RunConfig::Optimizer::DION) {
+  if (has_factor_ranks(config)) {
     expect_set("profile", config.has_profile());
     validate_profile(config.profile(), "profile");
     rank_profile(config, parameter_table(model_config(config)));
+    expect_count("diagnostics.interval_steps", config.diagnostics().interval_steps(), 0);
   }
   validate_schedule(config);
   validate_output(config);
+  if (config.has_budget()) validate_budget(config);
 }
 
 }  // namespace lowband

@@ -61,11 +61,42 @@ TEST(ParseRunConfig, PassesOptionsOfDionOn) {
   EXPECT_EQ(optimizer.clip_estimator, NormEstimator::kTrueNorm);
 }
 
+TEST(ParseRunConfig, PassesOptionsOfTheExchangeOn) {
+  RunConfig config = valid_run();
+  for (const char* assignment :
+       {"optimizer.kind=POWERSGD", "optimizer.powersgd_momentum=0.5", "optimizer.exchange=AUTO",
+        "optimizer.wire=BF16", "optimizer.overlap=true", "optimizer.bucket_mib=3"})
+    apply_override(config, assignment);
+  validate(config, 4);
+  const OptimizerOptions optimizer = optimizer_options(config);
+  EXPECT_EQ(optimizer.kind, OptimizerKind::kPowerSgd);
+  EXPECT_EQ(optimizer.lambda, 0.5);
+  EXPECT_EQ(optimizer.exchange, ExchangeChoice::kAuto);
+  EXPECT_EQ(optimizer.wire, FactorWire::kBF16);
+  EXPECT_TRUE(optimizer.overlap);
+  EXPECT_EQ(optimizer.bucket_elements, 3 * 262'144);
+  const ReplicaTraffic traffic = replica_traffic(config);
+  EXPECT_EQ(traffic.exchange, ExchangeChoice::kAuto);
+  EXPECT_EQ(traffic.factor_element_bytes, 2);
+  EXPECT_EQ(traffic.dense_element_bytes, 4);
+
+  apply_override(config, "optimizer.wire=AS_COMPUTED");
+  apply_override(config, "precision=F64");
+  EXPECT_EQ(optimizer_options(config).bucket_elements, 3 * 131'072);
+  EXPECT_EQ(replica_traffic(config).factor_element_bytes, 8);
+  EXPECT_EQ(replica_traffic(config).dense_element_bytes, 8);
+}
+
 // The two sets of defaults are the same one.
 TEST(ParseRunConfig, DefaultsOfTheOptimizerAreThoseOfItsOptions) {
   const OptimizerOptions written = optimizer_options(RunConfig()), own;
   EXPECT_EQ(written.kind, own.kind);
   EXPECT_EQ(written.mu, own.mu);
+  EXPECT_EQ(written.lambda, own.lambda);
+  EXPECT_EQ(written.exchange, own.exchange);
+  EXPECT_EQ(written.wire, own.wire);
+  EXPECT_EQ(written.overlap, own.overlap);
+  EXPECT_EQ(written.bucket_elements, own.bucket_elements);
   EXPECT_EQ(written.residual, own.residual);
   EXPECT_EQ(written.weight_decay, own.weight_decay);
   EXPECT_EQ(written.adamw_beta1, own.adamw_beta1);
@@ -116,7 +147,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadText{"seed: -1", "run.txtpb:1:7: seed: found -1, expected a non-negative integer of 64 bits"},
         BadText{"trace: maybe", "run.txtpb:1:13: trace: found maybe, expected true or false"},
         BadText{"optimizer { kind: SGD }",
-                "run.txtpb:1:23: optimizer.kind: found SGD, expected one of DION, ADAMW"},
+                "run.txtpb:1:23: optimizer.kind: found SGD, expected one of DION, ADAMW, POWERSGD"},
         BadText{"name: run1", "run.txtpb:1:7: name: found run1, expected a string in quotes"},
         BadText{"data { train: [\"a\", 3] }",
                 "run.txtpb:1:21: data.train: found [\"a\", expected a string in quotes"},
@@ -204,7 +235,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadText{"optimizer.learning_rate=fast", "optimizer.learning_rate: found fast, expected a number"},
         BadText{"optimizer.learning_rate=1 } mesh { tensor: 2",
                 "optimizer.learning_rate: found 1 } mesh { tensor: 2, expected a number"},
-        BadText{"optimizer.kind=SGD", "optimizer.kind: found SGD, expected one of DION, ADAMW"},
+        BadText{"optimizer.kind=SGD", "optimizer.kind: found SGD, expected one of DION, ADAMW, POWERSGD"},
         BadText{"model.layers=2.5", "model.layers: found 2.5, expected an integer of 64 bits"},
         BadText{"model.layers=", "model.layers: found nothing, expected an integer of 64 bits"},
         BadText{"trace=maybe", "trace: found maybe, expected true or false"},

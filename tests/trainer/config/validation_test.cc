@@ -8,6 +8,13 @@ namespace {
 
 TEST(Validate, AcceptsTheRunThatTheCasesChange) { EXPECT_NO_THROW(validate(valid_run(), 4)); }
 
+TEST(Validate, AcceptsARunWithinItsBudget) {
+  RunConfig config = valid_run();
+  for (const char* assignment : {"budget={reference: \"uniform:6\" tolerance: 0}", "optimizer.kind=POWERSGD"})
+    apply_override(config, assignment);
+  EXPECT_NO_THROW(validate(config, 4));
+}
+
 struct BadRun {
   std::vector<const char*> overrides;
   const char* error;
@@ -98,7 +105,70 @@ INSTANTIATE_TEST_SUITE_P(
         BadRun{{"optimizer.kind=ADAMW", "optimizer.clip_estimator=SKETCH"},
                "optimizer.clip_estimator: found a value, expected none with optimizer.kind ADAMW"},
         BadRun{{"optimizer.kind=ADAMW", "optimizer.mu=0.9"},
-               "optimizer.mu: found a value, expected none with optimizer.kind ADAMW"}));
+               "optimizer.mu: found a value, expected none with optimizer.kind ADAMW"},
+        BadRun{{"optimizer.kind=POWERSGD", "optimizer.mu=0.9"},
+               "optimizer.mu: found a value, expected none with optimizer.kind POWERSGD"},
+        BadRun{{"optimizer.kind=POWERSGD", "optimizer.clip_estimator=TRUE_NORM"},
+               "optimizer.clip_estimator: found TRUE_NORM, expected SKETCH with optimizer.kind POWERSGD and "
+               "mesh.replica = 2: no process has the mean gradient"},
+        BadRun{{"optimizer.kind=POWERSGD", "profile={}"},
+               "profile.rank: found nothing, expected a value: it has no default"},
+        BadRun{{"optimizer.kind=POWERSGD", "optimizer.powersgd_momentum=1"},
+               "optimizer.powersgd_momentum: found 1, expected 0 <= value < 1"},
+        BadRun{{"optimizer.powersgd_momentum=0.9"},
+               "optimizer.powersgd_momentum: found a value, expected none with optimizer.kind DION"}));
+
+/// The valid run with AdamW, which has no profile.
+BadRun adamw_run(const char* assignment, const char* error) {
+  return {{"optimizer={kind: ADAMW learning_rate: 0.01}", assignment}, error};
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Exchange, Refused,
+    testing::Values(
+        adamw_run("optimizer.exchange=FACTORS",
+                  "optimizer.exchange: found a value, expected none with optimizer.kind ADAMW"),
+        adamw_run("optimizer.wire=AS_COMPUTED",
+                  "optimizer.wire: found a value, expected none with optimizer.kind ADAMW"),
+        BadRun{{"optimizer.wire=BF16", "precision=F64"},
+               "optimizer.wire: found BF16, expected AS_COMPUTED with precision F64"},
+        BadRun{
+            {"optimizer.wire=BF16", "optimizer.exchange=DENSE"},
+            "optimizer.wire: found a value, expected none with optimizer.exchange DENSE: no factors travel"},
+        BadRun{{"optimizer.bucket_mib=8"},
+               "optimizer.bucket_mib: found a value, expected none without optimizer.overlap"},
+        BadRun{{"optimizer.overlap=true", "optimizer.bucket_mib=0"},
+               "optimizer.bucket_mib: found 0, expected 1 to 65536"},
+        BadRun{{"diagnostics.interval_steps=-1"},
+               "diagnostics.interval_steps: found -1, expected at least 0"}));
+
+// The run sends 6 x 828 elements as factors of 2 x (4 x 96 + 3 x 148) rows and columns.
+INSTANTIATE_TEST_SUITE_P(
+    Budget, Refused,
+    testing::Values(
+        BadRun{{"budget={}"}, "budget.reference: found nothing, expected a value: it has no default"},
+        BadRun{{"budget.reference=uniform"},
+               "budget.reference: profile: found uniform, expected uniform:RANK, fraction:N/D, structural, "
+               "inverted, structural*SCALE or inverted*SCALE, with @PROFILE to match it to another"},
+        BadRun{{"budget.reference=uniform:49"},
+               "budget.reference: profile.rank: found 49, expected 1 to min(m, n) = 48 of "
+               "model.layers.0.self_attn.q_proj.weight"},
+        BadRun{{"budget.reference=uniform:6", "budget.tolerance=-1"},
+               "budget.tolerance: found -1, expected a number of at least 0"},
+        BadRun{
+            {"budget.reference=uniform:5"},
+            "budget.reference: found 39744 bytes per step and replica of uniform:6, expected 33120 of "
+            "uniform:5 within 0.0005: ratio 1.2; nearest uniform rank 5: ratio 1; nearest ranks of this "
+            "shape: model.layers.0.self_attn.q_proj.weight 6 -> 5, model.layers.0.self_attn.k_proj.weight "
+            "6 -> 5, model.layers.0.self_attn.v_proj.weight 6 -> 5, model.layers.0.self_attn.o_proj.weight "
+            "6 -> 5 and 10 more: ratio 1"},
+        BadRun{
+            {"budget.reference=uniform:5", "optimizer.wire=BF16"},
+            "budget.reference: found 19872 bytes per step and replica of uniform:6, expected 16560 of "
+            "uniform:5 within 0.0005: ratio 1.2; nearest uniform rank 5: ratio 1; nearest ranks of this "
+            "shape: model.layers.0.self_attn.q_proj.weight 6 -> 5, model.layers.0.self_attn.k_proj.weight "
+            "6 -> 5, model.layers.0.self_attn.v_proj.weight 6 -> 5, model.layers.0.self_attn.o_proj.weight "
+            "6 -> 5 and 10 more: ratio 1"}));
 
 INSTANTIATE_TEST_SUITE_P(
     Profile, Refused,
