@@ -21,7 +21,7 @@ Index layer_of(const std::string& name) {
   return layer;
 }
 
-MatrixPlan plan_matrix(const ParameterInfo& info, Index factor_rank) {
+MatrixPlan plan_matrix(const ParameterInfo& info, Index factor_rank, const ReplicaTraffic& traffic) {
   MatrixPlan plan;
   plan.set_name(info.name);
   plan.set_role(std::string(role_name(info.role)));
@@ -33,6 +33,9 @@ MatrixPlan plan_matrix(const ParameterInfo& info, Index factor_rank) {
   plan.set_factor_elements(factor_rank * (info.rows + info.cols));
   plan.set_dense_elements(info.elements());
   plan.set_cheaper(plan.factor_elements() < plan.dense_elements() ? "factors" : "dense");
+  const MatrixBytes sent = matrix_bytes({"", {info}, {factor_rank}}, traffic);
+  plan.set_choice(sent.dense > 0 ? "dense" : "factors");
+  plan.set_sent_bytes(sent.sum());
   return plan;
 }
 
@@ -70,6 +73,11 @@ void add_remarks(PlanReport& report, const RunConfig& config) {
   } else if (above > 0) {
     report.add_remarks(cat(counted, ": their dense gradient would be smaller."));
   }
+  const auto dense = std::ranges::count_if(
+      report.matrices(), [](const MatrixPlan& matrix) { return matrix.choice() == "dense"; });
+  if (dense > 0)
+    report.add_remarks(cat("exchange ", report.exchange(), ": ", dense, " of ", report.matrices_size(),
+                           " matrices travel dense."));
   if (config.mesh().replica() == 1)
     report.add_remarks(
         "mesh.replica is 1: no factor leaves a process. B(r) is what each of several replicas sends.");
@@ -98,13 +106,17 @@ PlanReport make_plan(const RunConfig& config, const RunConfig::Profile& referenc
   PlanReport report;
   report.set_profile(profile.name);
   report.set_reference(reference_profile.name);
+  const ReplicaTraffic traffic = replica_traffic(config);
   report.set_dtype(std::string(dtype_name(dtype)));
+  report.set_optimizer(RunConfig::Optimizer::Kind_Name(config.optimizer().kind()));
+  report.set_exchange(RunConfig::Optimizer::Exchange_Name(config.optimizer().exchange()));
+  report.set_wire_dtype(config.optimizer().wire() == RunConfig::Optimizer::BF16 ? "bf16" : report.dtype());
   for (std::size_t l = 0; l < profile.matrices.size(); ++l)
-    *report.add_matrices() = plan_matrix(profile.matrices[l], profile.factor_ranks[l]);
+    *report.add_matrices() = plan_matrix(profile.matrices[l], profile.factor_ranks[l], traffic);
   add_layers(report, reference_profile);
 
   report.set_factor_elements(factor_elements(profile));
-  report.set_factor_bytes(report.factor_elements() * dtype_bytes(dtype));
+  report.set_factor_bytes(report.factor_elements() * traffic.factor_element_bytes);
   report.set_dense_elements(dense_elements(profile));
   report.set_dense_bytes(report.dense_elements() * dtype_bytes(dtype));
   report.set_reference_factor_elements(factor_elements(reference_profile));
@@ -123,6 +135,19 @@ PlanReport make_plan(const RunConfig& config, const RunConfig::Profile& referenc
   report.set_parameters(elements);
   report.set_uncompressed_elements(uncompressed);
   report.set_uncompressed_bytes(report.uncompressed_elements() * dtype_bytes(dtype));
+  const MatrixBytes sent = matrix_bytes(profile, traffic);
+  report.set_sent_factor_bytes(sent.factor);
+  report.set_sent_dense_matrix_bytes(sent.dense);
+  report.set_sent_bytes(sent.sum() + report.uncompressed_bytes());
+  if (config.has_budget()) {
+    const RankProfile budget = budget_reference(config, parameters);
+    BudgetPlan& plan = *report.mutable_budget();
+    plan.set_reference(budget.name);
+    plan.set_bytes(sent.sum());
+    plan.set_reference_bytes(matrix_bytes(budget, traffic).sum());
+    plan.set_ratio(budget_ratio(profile, budget, traffic));
+    plan.set_tolerance(config.budget().tolerance());
+  }
   add_remarks(report, config);
   return report;
 }

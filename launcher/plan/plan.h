@@ -7,7 +7,8 @@
 
 namespace lowband {
 
-/// The ranks and bytes of `config`'s profile, beside those of `reference` for the same model.
+/// The ranks and bytes of `config`'s profile, beside those of `reference` for the same model, and what really
+/// crosses the replica axis.
 ///
 /// Throws: InvalidArgument as `validate`, as `rank_profile`, and for optimizer.kind ADAMW, which has no
 /// ranks.

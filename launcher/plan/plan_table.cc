@@ -77,13 +77,15 @@ void add_layer_rows(AlignedRows& rows, const LayerPlan& first, const LayerPlan& 
   for (const MatrixPlan& matrix : matrices)
     rows.add({"  " + name_in_layer(matrix), grouped(matrix.rows()), grouped(matrix.cols()),
               grouped(matrix.factor_rank()), fixed(matrix.break_even_rank(), 1),
-              grouped(matrix.factor_elements()), grouped(matrix.dense_elements()), matrix.cheaper()});
+              grouped(matrix.factor_elements()), grouped(matrix.dense_elements()), matrix.cheaper(),
+              matrix.choice(), grouped(matrix.sent_bytes())});
   rows.add({"  sum", "", "", "", "", grouped(first.factor_elements()), grouped(first.dense_elements()), ""});
 }
 
 std::string layers_text(const PlanReport& report) {
   AlignedRows rows;
-  rows.add({"", "m", "n", "rank", "break-even", "factor elements", "dense elements", "smaller"});
+  rows.add({"", "m", "n", "rank", "break-even", "factor elements", "dense elements", "smaller", "travels as",
+            "bytes"});
   for (int begin = 0, end = 0; begin < report.layers_size(); begin = end) {
     const auto matrices = matrices_of(report, report.layers(begin).layer());
     for (end = begin + 1; end < report.layers_size(); ++end)
@@ -93,23 +95,48 @@ std::string layers_text(const PlanReport& report) {
   return rows.text();
 }
 
-std::string totals_text(const PlanReport& report) {
-  const Index element_bytes = report.factor_bytes() / report.factor_elements();
+/// What the profile costs by itself, whatever `exchange` chooses.
+std::string profile_text(const PlanReport& report) {
+  const Index factor_bytes = report.factor_bytes() / report.factor_elements();
+  const Index dense_bytes = report.dense_bytes() / report.dense_elements();
   AlignedRows rows;
-  const auto add = [&](const std::string& label, Index elements, const std::string& ratio) {
+  const auto add = [&](const std::string& label, Index elements, Index element_bytes,
+                       const std::string& ratio) {
     rows.add({label, grouped(elements), grouped(elements * element_bytes), ratio});
   };
   const auto ratio_to = [&](Index elements) {
     return fixed(static_cast<double>(report.factor_elements()) / static_cast<double>(elements), 4);
   };
-  rows.add({"all layers, per step and replica", "elements", cat("bytes, ", report.dtype()), "B(r) / it"});
-  add("B(r), factors of " + report.profile(), report.factor_elements(), "");
-  add("B(r) of the reference " + report.reference(), report.reference_factor_elements(),
+  const bool one_type = report.wire_dtype() == report.dtype();
+  rows.add({"all layers, per step and replica", "elements",
+            one_type ? cat("bytes, ", report.dtype()) : cat("bytes, factors ", report.wire_dtype()),
+            "B(r) / it"});
+  add("B(r), factors of " + report.profile(), report.factor_elements(), factor_bytes, "");
+  add("B(r) of the reference " + report.reference(), report.reference_factor_elements(), factor_bytes,
       ratio_to(report.reference_factor_elements()));
-  add("dense gradient of the same matrices", report.dense_elements(), ratio_to(report.dense_elements()));
-  add("smaller of the two, per matrix", report.cheaper_elements(), ratio_to(report.cheaper_elements()));
-  add("not compressed: embedding, head, gains", report.uncompressed_elements(), "");
-  add("payload: B(r) + not compressed", report.factor_elements() + report.uncompressed_elements(), "");
+  add("dense gradient of the same matrices", report.dense_elements(), dense_bytes,
+      ratio_to(report.dense_elements()));
+  rows.add({"smaller of the two, per matrix", grouped(report.cheaper_elements()),
+            one_type ? grouped(report.cheaper_elements() * dense_bytes) : "",
+            ratio_to(report.cheaper_elements())});
+  add("not compressed: embedding, head, gains", report.uncompressed_elements(), dense_bytes, "");
+  rows.add({"payload: B(r) + not compressed",
+            grouped(report.factor_elements() + report.uncompressed_elements()),
+            grouped(report.factor_bytes() + report.uncompressed_bytes()), ""});
+  return rows.text();
+}
+
+/// What crosses the replica axis in this run.
+std::string traffic_text(const PlanReport& report) {
+  AlignedRows rows;
+  rows.add({cat("on the replica axis, ", report.optimizer(), " with exchange ", report.exchange()),
+            "bytes per step and replica"});
+  rows.add({cat("factors, ", report.wire_dtype()), grouped(report.sent_factor_bytes())});
+  rows.add(
+      {cat("layer matrices that travel dense, ", report.dtype()), grouped(report.sent_dense_matrix_bytes())});
+  rows.add({cat("not compressed: embedding, head, gains, ", report.dtype()),
+            grouped(report.uncompressed_bytes())});
+  rows.add({"payload", grouped(report.sent_bytes())});
   return rows.text();
 }
 
@@ -118,10 +145,14 @@ std::string totals_text(const PlanReport& report) {
 std::string plan_table(const PlanReport& report) {
   std::string text = cat("profile ", report.profile(), "; ", report.matrices_size(), " matrices in ",
                          report.layers_size(), " layers, ", grouped(report.parameters()), " parameters\n\n");
-  text += layers_text(report) + "\n" + totals_text(report) + "\n";
+  text += layers_text(report) + "\n" + profile_text(report) + "\n" + traffic_text(report) + "\n";
   text += cat("ratio to ", report.reference(), " ", fixed(report.ratio_to_reference(), 4),
               report.matches_reference() ? ": matched within " : ": not matched within ",
               report.match_tolerance(), "\n");
+  if (report.has_budget())
+    text += cat("budget: ", grouped(report.budget().bytes()), " bytes of layer matrices against ",
+                grouped(report.budget().reference_bytes()), " of ", report.budget().reference(), ": ratio ",
+                fixed(report.budget().ratio(), 4), ", within ", report.budget().tolerance(), "\n");
   for (const std::string& remark : report.remarks()) text += remark + "\n";
   return text;
 }

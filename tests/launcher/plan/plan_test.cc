@@ -129,6 +129,66 @@ TEST(Plan, CountsNormGainsOncePerProcessOfTheTensorAxis) {
   EXPECT_EQ(make_plan(config, config.profile()).uncompressed_elements(), 256 * 64 + 2 * 5 * 64);
 }
 
+RunConfig rank166m_with(std::vector<const char*> assignments) {
+  RunConfig config = parse_run_config(preset_text("rank166m"), "rank166m");
+  *config.mutable_profile() = parse_profile("structural");
+  for (const char* assignment : assignments) apply_override(config, assignment);
+  return config;
+}
+
+// A layer of `structural`: q, k, o at rank 512, v at 128, break-even 384; feed-forward at 768, break-even
+// 558.5.
+TEST(Plan, SaysHowEveryMatrixTravels) {
+  const RunConfig config = rank166m_with({"optimizer={kind: POWERSGD learning_rate: 0.01 exchange: AUTO}"});
+  const PlanReport report = make_plan(config, parse_profile("structural"));
+  EXPECT_EQ(report.optimizer(), "POWERSGD");
+  EXPECT_EQ(report.matrices(0).choice(), "dense");
+  EXPECT_EQ(report.matrices(0).sent_bytes(), 768 * 768 * 4);
+  EXPECT_EQ(report.matrices(2).choice(), "factors");
+  EXPECT_EQ(report.matrices(2).sent_bytes(), 128 * 1536 * 4);
+  EXPECT_EQ(report.sent_factor_bytes(), 18 * 128 * 1536 * 4);
+  EXPECT_EQ(report.sent_dense_matrix_bytes(), 18 * (3 * 768 * 768 + 3 * 768 * 2048) * 4);
+  EXPECT_EQ(report.sent_bytes(),
+            report.sent_factor_bytes() + report.sent_dense_matrix_bytes() + (50257 + 37) * 768 * 4);
+  EXPECT_EQ(report.factor_bytes(), 18 * 9'043'968 * 4) << "B(r) is what it was";
+  const std::string table = plan_table(report);
+  EXPECT_THAT(table, HasSubstr("exchange AUTO: 108 of 126 matrices travel dense."));
+  EXPECT_THAT(table, testing::ContainsRegex("factors, f32 +14,155,776\n"));
+  EXPECT_THAT(table, testing::ContainsRegex("layer matrices that travel dense, f32 +467,140,608\n"));
+}
+
+TEST(Plan, EverythingTravelsAsFactorsOrDenseWhenAskedFor) {
+  const PlanReport factors = make_plan(rank166m_with({}), parse_profile("structural"));
+  EXPECT_EQ(factors.sent_factor_bytes(), factors.factor_bytes());
+  EXPECT_EQ(factors.sent_dense_matrix_bytes(), 0);
+  EXPECT_EQ(factors.matrices(0).choice(), "factors");
+  const PlanReport dense =
+      make_plan(rank166m_with({"optimizer.exchange=DENSE"}), parse_profile("structural"));
+  EXPECT_EQ(dense.sent_factor_bytes(), 0);
+  EXPECT_EQ(dense.sent_dense_matrix_bytes(), dense.dense_bytes());
+}
+
+TEST(Plan, CountsFactorsInTheTypeOfTheWire) {
+  const PlanReport report = make_plan(rank166m_with({"optimizer.wire=BF16"}), parse_profile("structural"));
+  EXPECT_EQ(report.wire_dtype(), "bf16");
+  EXPECT_EQ(report.dtype(), "f32");
+  EXPECT_EQ(report.factor_bytes(), 18 * 9'043'968 * 2);
+  EXPECT_EQ(report.dense_bytes(), 18 * 7'077'888 * 4);
+  EXPECT_EQ(report.matrices(0).sent_bytes(), 512 * 1536 * 2);
+}
+
+TEST(Plan, ShowsTheBudgetThatIsMetAndRefusesAnother) {
+  const PlanReport report =
+      make_plan(rank166m_with({"budget={reference: \"uniform:620\"}"}), parse_profile("uniform:24"));
+  EXPECT_EQ(report.budget().bytes(), 18 * 9'043'968 * 4);
+  EXPECT_EQ(report.budget().reference_bytes(), 18 * 9'047'040 * 4);
+  EXPECT_THAT(plan_table(report),
+              HasSubstr("budget: 651,165,696 bytes of layer matrices against 651,386,880 of "
+                        "uniform:620: ratio 0.9997, within 0.0005\n"));
+  EXPECT_THROW(make_plan(rank166m_with({"budget={reference: \"uniform:619\"}"}), parse_profile("structural")),
+               InvalidArgument);
+}
+
 TEST(Plan, IsAMessageThatBecomesJson) {
   const std::string json = to_json(plan_of("rank166m", "inverted"));
   EXPECT_THAT(json, HasSubstr("\"factor_elements\":148635648"));

@@ -79,6 +79,16 @@ refused_run "model.layers.0.self_attn.q_proj.weight" 'profile={kind: EXPLICIT ra
 refused "rank|40" plan run.txtpb --profile uniform:40
 refused "structurall|expected" plan run.txtpb --profile structurall
 refused "reference: profile|99|32" plan run.txtpb --reference uniform:99
+refused_run "optimizer.exchange|SOME|FACTORS" optimizer.exchange=SOME
+refused_run "optimizer.powersgd_momentum|DION" optimizer.powersgd_momentum=0.5
+refused_run "optimizer.mu|POWERSGD" optimizer.kind=POWERSGD optimizer.mu=0.5
+refused_run "optimizer.wire|BF16|F64" optimizer.wire=BF16 precision=F64
+refused_run "optimizer.wire|DENSE" optimizer.wire=BF16 optimizer.exchange=DENSE
+refused_run "optimizer.bucket_mib|optimizer.overlap" optimizer.bucket_mib=4
+refused_run "diagnostics.interval_steps|-1|expected" diagnostics.interval_steps=-1
+refused_run "budget.reference|structurall|expected" budget.reference=structurall
+refused_run "budget.reference|ratio 1.3333|nearest uniform rank 3: ratio 1" budget.reference=uniform:3
+refused "budget.reference|ratio 1.3333|nearest uniform rank 3: ratio 1" plan run.txtpb --set budget.reference=uniform:3
 
 # Mesh and processes
 refused_run "mesh|replica 3|4" mesh.replica=3

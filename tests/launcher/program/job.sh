@@ -86,4 +86,28 @@ code=$?
 train refused --set mesh.tensor=1 >refused.log 2>refused.err
 code=$?
 [[ $code == 64 && $(wc -l <refused.err) == 1 ]] || fail "refused mesh: exit code $code: $(cat refused.err)"
+
+# One rank too many in one matrix: 4,048 instead of 3,968 elements, and the run stops before its first step.
+matrices=$("$lowband" plan run.txtpb --json | grep -o '"name":"[^"]*","role"' | cut -d'"' -f4)
+explicit_profile() { # RANK of the last matrix; 4 for all others
+  local last entries=''
+  last=$(tail -1 <<<"$matrices")
+  for matrix in $matrices; do
+    entries+=" ranks {key: \"$matrix\" value: $([[ $matrix == "$last" ]] && echo "$1" || echo 4)}"
+  done
+  echo "profile={kind: EXPLICIT$entries}"
+}
+budget=(--set 'budget={reference: "uniform:4" tolerance: 0.001}' --set mesh.tensor=1 --set schedule.steps=2)
+pair() {
+  "$run" -np 2 --binary "$lowband" -- train run.txtpb "${budget[@]}" "$@"
+}
+pair --set name=within --set "$(explicit_profile 4)" >within.log 2>&1 || fail "within the budget: $(cat within.log)"
+pair --set name=exceeding --set "$(explicit_profile 5)" >exceeding.log 2>exceeding.err
+code=$?
+[[ $code == 64 && $(wc -l <exceeding.err) == 1 ]] || fail "budget: exit code $code: $(cat exceeding.err)"
+for part in budget.reference "found 16192" "expected 15872" "layers.1.mlp.down_proj.weight 5 -> 4: ratio 1" "nearest uniform rank 4: ratio 1"; do
+  grep -qF -- "$part" exceeding.err || fail "budget: '$part' is missing: $(cat exceeding.err)"
+done
+[[ ! -e runs/exceeding ]] || fail "budget: a run folder was made"
+[[ -z $(processes_of exceeding) ]] || fail "budget: processes left"
 finish
