@@ -3,6 +3,8 @@
 #include "runtime/error.h"
 
 #include <algorithm>
+#include <charconv>
+#include <system_error>
 #include <utility>
 
 namespace lowband {
@@ -42,6 +44,15 @@ std::vector<std::string> Arguments::positional() {
                "', expected an option of this command (lowband --help lists them)");
   }
   return std::exchange(words_, {});
+}
+
+int count_of(std::string_view name, std::string_view text) {
+  constexpr int kLargest = 4096;
+  int count = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), count);
+  LB_EXPECTS(error == std::errc() && end == text.data() + text.size() && count >= 1 && count <= kLargest,
+             name, ": found ", text.empty() ? "nothing" : text, ", expected a number from 1 to ", kLargest);
+  return count;
 }
 
 }  // namespace lowband

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace lowband {
@@ -24,5 +25,9 @@ class Arguments {
  private:
   std::vector<std::string> words_;
 };
+
+/// `text` as the whole number that `name` stands for. Throws: InvalidArgument when it is none of 1 to 4096,
+/// far above any machine's cores: a million threads would take its memory.
+int count_of(std::string_view name, std::string_view text);
 
 }  // namespace lowband

@@ -1,15 +1,12 @@
 #include "collectives/agreement.h"
-#include "collectives/local/local_world.h"
-#include "collectives/mpi/mpi_world.h"
 #include "launcher/commands.h"
+#include "launcher/job_world.h"
 #include "launcher/run_config_arguments.h"
 #include "runtime/cpu.h"
 #include "trainer/trainer.h"
 
 #include <algorithm>
 #include <atomic>
-#include <charconv>
-#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <iostream>
@@ -47,18 +44,6 @@ void await_stop_signals() {
   }).detach();
 }
 
-// Far above any machine's cores; a million threads would take its memory.
-constexpr int kLargestCount = 4096;
-
-int count_of(std::string_view name, std::string_view text) {
-  int count = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), count);
-  LB_EXPECTS(error == std::errc() && end == text.data() + text.size() && count >= 1 && count <= kLargestCount,
-             name, ": found ", text.empty() ? "nothing" : text, ", expected a number from 1 to ",
-             kLargestCount);
-  return count;
-}
-
 /// Compute threads per process: the configuration, else what lowband-run worked out, else a fair share of the
 /// cores; the last two as far as this build can.
 int threads_per_process(const RunConfig& config, int processes) {
@@ -69,60 +54,23 @@ int threads_per_process(const RunConfig& config, int processes) {
   return std::min(share, most_compute_threads());
 }
 
-/// The whole job as one process sees it. Failures that concern all processes are printed once.
-int train_in(Communicator& world, Arguments arguments) {
+/// The whole job as one process sees it.
+int train_in(Communicator& world, Arguments& arguments) {
   const TrainingSession session{&stop_requested, world.process() == 0 ? &std::cout : nullptr};
-  try {
-    RunConfig config;
-    agree(world, [&] {
-      config = config_from(arguments);
-      LB_EXPECTS(arguments.positional().empty(), "found more arguments than one configuration");
-      set_compute_threads(threads_per_process(config, world.size()));
-    });
-    return train(config, world, session).interrupted ? kExitInterrupted : 0;
-  } catch (const AgreedFailure& failure) {
-    if (world.process() == 0) std::cerr << "lowband: " << failure.what() << "\n";
-    world.barrier();  // mpirun ends the job when the first process leaves; the line is out by then
-    return kExitUsage;
-  }
-}
-
-int train_under_mpi(const Arguments& arguments) {
-  MpiWorld mpi;
-  const auto world = mpi.world();
-  const auto end_job = [&](const std::exception& error, int exit_code) {
-    std::cerr << cat("[process ", world->process(), " of ", world->size(), "] ", error.what(), "\n")
-              << std::flush;
-    mpi.abort(exit_code);
-  };
-  try {
-    return train_in(*world, arguments);
-  } catch (const PeerFailed& error) {
-    // Where another process failed by itself, its own line says more; it is out and the job is over before
-    // this.
-    std::this_thread::sleep_for(std::chrono::seconds(1));
-    end_job(error, kExitTemporary);
-  } catch (const InvalidArgument& error) {
-    end_job(error, kExitUsage);
-  } catch (const std::exception& error) {
-    end_job(error, kExitInternal);
-  }
-  return kExitInternal;  // abort does not return
+  RunConfig config;
+  agree(world, [&] {
+    config = config_from(arguments);
+    LB_EXPECTS(arguments.positional().empty(), "found more arguments than one configuration");
+    set_compute_threads(threads_per_process(config, world.size()));
+  });
+  return train(config, world, session).interrupted ? kExitInterrupted : 0;
 }
 
 }  // namespace
 
 int train_command(Arguments arguments) {
   await_stop_signals();
-  if (launched_by_mpi()) return train_under_mpi(arguments);
-
-  const int count = count_of("--threads-as-processes", arguments.option("threads-as-processes", "1"));
-  std::atomic<int> exit_code = 0;
-  LocalWorldOptions options;
-  options.total_deadline = std::chrono::hours(24 * 365);
-  run_world(
-      count, [&](Communicator& world) { exit_code = train_in(world, arguments); }, options);
-  return exit_code;
+  return run_job(arguments, train_in);
 }
 
 }  // namespace lowband

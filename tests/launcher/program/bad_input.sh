@@ -45,6 +45,8 @@ refused "--colour|expected" train run.txtpb --colour blue
 refused "--set|found nothing|expected" train run.txtpb --set
 refused "--threads-as-processes|four|expected" train run.txtpb --threads-as-processes four
 refused "--threads-as-processes|1000000|expected" train run.txtpb --threads-as-processes 1000000
+refused "--backend|gloo|expected" train run.txtpb --backend gloo
+refused "--backend|mpi|lowband-run" train run.txtpb --backend mpi
 LOWBAND_THREADS=two refused "LOWBAND_THREADS|two|expected" train run.txtpb --threads-as-processes 4
 refused_run "threads|100000|expected" threads=100000
 refused "expected one file or --preset" train

@@ -1,0 +1,27 @@
+#pragma once
+
+#include "collectives/communicator.h"
+#include "launcher/arguments.h"
+
+#include <functional>
+
+namespace lowband {
+
+/// What a process of a job does; returns the exit code. The arguments are what `run_job` left over.
+using JobBody = std::function<int(Communicator& world, Arguments& arguments)>;
+
+/// Joins the processes of the job, runs `body` as this one of them, and returns the program's exit code.
+///
+/// Takes these arguments:
+///   --backend mpi|local        how bytes move between processes. Without it: mpi when an MPI launcher
+///   started
+///                              this process, else local.
+///   --threads-as-processes N   local: N processes as threads of this program (1)
+///
+/// What concerns all processes alike (AgreedFailure) is printed once and ends with kExitUsage. Another
+/// exception on any process ends all of them: under MPI with one line naming the process and an abort of the
+/// job, kExitTemporary where the failure was another's.
+/// Throws: InvalidArgument for bad arguments; with threads as processes whatever `body` threw.
+int run_job(Arguments arguments, const JobBody& body);
+
+}  // namespace lowband
