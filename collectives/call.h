@@ -29,6 +29,9 @@ struct Call {
 };
 static_assert(sizeof(Call) == 32);
 
+/// What sums of `dtype` are formed in.
+constexpr DType sum_dtype(DType dtype) { return dtype == DType::kBF16 ? DType::kF32 : dtype; }
+
 /// Distinguishes lists of per-process counts with equal totals.
 std::uint64_t hash_counts(std::span<const Index> counts);
 

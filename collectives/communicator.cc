@@ -1,5 +1,7 @@
 #include "collectives/communicator.h"
 
+#include "runtime/vector_kernels.h"
+
 #include <algorithm>
 #include <numeric>
 #include <utility>
@@ -82,11 +84,12 @@ void Communicator::perform(Call call, const Tag& tag, Move move) {
   ledger_->record({.axis = axis_,
                    .purpose = call.purpose,
                    .operation = call.operation,
-                   .payload_bytes = tag.second_half ? 0 : buffer_bytes,
+                   .payload_bytes = buffer_bytes,
                    .modelled_wire_bytes = wire_bytes_model(call.operation, buffer_bytes, size_),
                    .transport_bytes = transport_bytes,
-                   .seconds = elapsed.count()},
-                  tag.second_half ? std::span<const PayloadShare>() : tag.shares, dtype_bytes(call.dtype));
+                   .seconds = elapsed.count(),
+                   .second_half = tag.second_half},
+                  tag.shares, dtype_bytes(call.dtype));
 }
 
 template <class T>
@@ -100,7 +103,7 @@ void Communicator::all_reduce(std::span<T> data, Reduction reduction, const Tag&
 }
 
 template <class T>
-void Communicator::reduce_scatter(std::span<const T> send, std::span<T> receive,
+void Communicator::reduce_scatter(std::span<const T> send, std::span<SumOf<T>> receive,
                                   std::span<const Index> counts, Reduction reduction, const Tag& tag) {
   const Index total =
       check_counts("reduce_scatter", counts, process_, size_, size_of(send), size_of(receive));
@@ -111,7 +114,11 @@ void Communicator::reduce_scatter(std::span<const T> send, std::span<T> receive,
                   .dtype = dtype_of<T>};
   perform(call, tag, [&](const Call& checked) -> Index {
     if (size_ > 1) return do_reduce_scatter(checked, send.data(), receive.data(), counts);
-    if (receive.data() != send.data()) std::ranges::copy(send, receive.begin());
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      vector_kernels<float>().widen_bf16(send.data(), receive.data(), total);
+    } else if (receive.data() != send.data()) {
+      std::ranges::copy(send, receive.begin());
+    }
     return 0;
   });
 }
@@ -173,17 +180,18 @@ void Communicator::abort(std::string_view reason) {
   do_abort(reason);
 }
 
-#define LB_INSTANTIATE(T)                                                                                 \
-  template void Communicator::all_reduce<T>(std::span<T>, Reduction, const Tag&);                         \
-  template void Communicator::reduce_scatter<T>(std::span<const T>, std::span<T>, std::span<const Index>, \
-                                                Reduction, const Tag&);                                   \
-  template void Communicator::all_gather<T>(std::span<const T>, std::span<T>, std::span<const Index>,     \
-                                            const Tag&);                                                  \
+#define LB_INSTANTIATE(T)                                                                             \
+  template void Communicator::all_reduce<T>(std::span<T>, Reduction, const Tag&);                     \
+  template void Communicator::reduce_scatter<T>(std::span<const T>, std::span<SumOf<T>>,              \
+                                                std::span<const Index>, Reduction, const Tag&);       \
+  template void Communicator::all_gather<T>(std::span<const T>, std::span<T>, std::span<const Index>, \
+                                            const Tag&);                                              \
   template void Communicator::broadcast<T>(std::span<T>, int, const Tag&);
 LB_INSTANTIATE(float)
 LB_INSTANTIATE(double)
 LB_INSTANTIATE(std::int64_t)
 LB_INSTANTIATE(std::uint8_t)
+LB_INSTANTIATE(BFloat16)
 #undef LB_INSTANTIATE
 
 }  // namespace lowband

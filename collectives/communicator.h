@@ -2,6 +2,7 @@
 
 #include "collectives/call.h"
 #include "collectives/ledger.h"
+#include "runtime/bfloat16.h"
 #include "runtime/error.h"
 #include "runtime/timeline.h"
 #include "runtime/types.h"
@@ -12,10 +13,12 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 namespace lowband {
 
-/// What the caller says about a transfer: why, and optionally which parameter owns which part of it.
+/// What the caller says about a transfer: why, and optionally which parameter owns which part of it. A share
+/// may name another purpose, so that what moves for different reasons can ride in one transfer.
 struct Tag {
   Purpose purpose;
   std::span<const PayloadShare> shares = {};
@@ -23,6 +26,10 @@ struct Tag {
   /// with its wire bytes, and payload zero. So both calls together are recorded as an all-reduce would be.
   bool second_half = false;
 };
+
+/// What sums of T are formed in.
+template <class T>
+using SumOf = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
 
 /// A group of processes and the only door through which bytes leave one of them.
 ///
@@ -57,16 +64,18 @@ class Communicator {
   void set_timeline(Timeline* timeline) { timeline_ = timeline; }
   Timeline* timeline() const { return timeline_; }
 
-  /// data <- elementwise sum or maximum over processes. T: float, double, std::int64_t, std::uint8_t.
-  /// Sums are formed in T, integers modulo 2^bits; a maximum with a NaN is NaN.
+  /// data <- elementwise sum or maximum over processes. T: float, double, std::int64_t, std::uint8_t,
+  /// BFloat16. Sums are formed in T, integers modulo 2^bits; a maximum with a NaN is NaN. Numbers of BFloat16
+  /// are summed in float32 as they came and rounded once, at the end.
   template <class T>
   void all_reduce(std::span<T> data, Reduction reduction, const Tag& tag);
 
   /// `send` is the concatenation of `counts[p]` elements for each process p; `receive` gets the reduced part
   /// of this process. Counts are equal on all processes; zero is legal. `receive` may be this process's part
-  /// of `send`, and may not overlap it otherwise.
+  /// of `send`, and may not overlap it otherwise. Sums of BFloat16 are formed in float32 and delivered
+  /// unrounded.
   template <class T>
-  void reduce_scatter(std::span<const T> send, std::span<T> receive, std::span<const Index> counts,
+  void reduce_scatter(std::span<const T> send, std::span<SumOf<T>> receive, std::span<const Index> counts,
                       Reduction reduction, const Tag& tag);
 
   /// `receive` becomes the concatenation over processes p of the `counts[p]` elements that p sends. `send`
@@ -98,6 +107,7 @@ class Communicator {
   // Type-erased seams of the backends, called on groups of at least two with checked arguments. Those that
   // move data return the bytes they handed to the transport for sending.
   virtual Index do_all_reduce(const Call& call, void* data) = 0;
+  /// `receive` is of `sum_dtype(call.dtype)`.
   virtual Index do_reduce_scatter(const Call& call, const void* send, void* receive,
                                   std::span<const Index> counts) = 0;
   virtual Index do_all_gather(const Call& call, const void* send, void* receive,

@@ -92,7 +92,7 @@ std::byte* ExchangeCommunicator::scratch(Index bytes) {
 //
 // All parts leave at once, the nearest process first, so that no process is the first target of two. The raw
 // parts that come in lie in scratch, one behind the other.
-void ExchangeCommunicator::scatter_reduce(const std::byte* send, std::byte* own_result) {
+void ExchangeCommunicator::scatter_reduce(const std::byte* send, std::byte* own_result, DType result_dtype) {
   const std::span<const std::byte> own = part(send, process());
   const auto own_bytes = static_cast<Index>(own.size());
   std::byte* const received = scratch(own_bytes * (size() - 1));
@@ -109,7 +109,8 @@ void ExchangeCommunicator::scatter_reduce(const std::byte* send, std::byte* own_
     receive_data(behind(k), {slot, own.size()});
   }
   await_receives();
-  reduce_tree(raw_parts_, own_result, own_bytes / dtype_bytes(call_.dtype), call_.dtype, call_.reduction);
+  reduce_tree(raw_parts_, own_result, own_bytes / dtype_bytes(call_.dtype), call_.dtype, result_dtype,
+              call_.reduction);
   await_sends();
 }
 
@@ -125,7 +126,7 @@ void ExchangeCommunicator::swap_reduce(std::span<std::byte> data) {
   await_sends();
   const std::array<const std::byte*, 2> parts{process() == 0 ? data.data() : received,
                                               process() == 0 ? received : data.data()};
-  reduce_tree(parts, data.data(), call_.elements, call_.dtype, call_.reduction);
+  reduce_tree(parts, data.data(), call_.elements, call_.dtype, call_.dtype, call_.reduction);
 }
 
 // Every part of `whole` comes round the ring; the own part is there and on its way to ahead(1).
@@ -148,7 +149,7 @@ Index ExchangeCommunicator::do_all_reduce(const Call& call, void* data) {
   }
   cut_evenly(call.elements);
   const std::span<std::byte> own = part(whole, process());
-  scatter_reduce(whole, own.data());
+  scatter_reduce(whole, own.data(), call.dtype);
   send_data(ahead(1), own);
   gather(whole);
   return sent_bytes_;
@@ -158,7 +159,8 @@ Index ExchangeCommunicator::do_reduce_scatter(const Call& call, const void* send
                                               std::span<const Index> counts) {
   begin(call);
   cut(counts);
-  scatter_reduce(static_cast<const std::byte*>(send), static_cast<std::byte*>(receive));
+  scatter_reduce(static_cast<const std::byte*>(send), static_cast<std::byte*>(receive),
+                 sum_dtype(call.dtype));
   return sent_bytes_;
 }
 

@@ -74,7 +74,7 @@ class ExchangeCommunicator : public Communicator {
   void receive_data(int from, std::span<std::byte> bytes);
 
   std::byte* scratch(Index bytes);
-  void scatter_reduce(const std::byte* send, std::byte* own_result);
+  void scatter_reduce(const std::byte* send, std::byte* own_result, DType result_dtype);
   void swap_reduce(std::span<std::byte> data);
   void gather(std::byte* whole);
 

@@ -2,6 +2,8 @@
 
 #include "runtime/error.h"
 
+#include <cmath>
+
 namespace lowband {
 
 std::string_view purpose_name(Purpose purpose) {
@@ -18,6 +20,8 @@ std::string_view purpose_name(Purpose purpose) {
       return "activation";
     case Purpose::kControl:
       return "control";
+    case Purpose::kPeriodic:
+      return "periodic";
   }
   return "?";
 }
@@ -66,24 +70,70 @@ TransferTotals& TransferTotals::operator+=(const TransferTotals& other) {
   return *this;
 }
 
+TransferTotals& TransferTotals::operator-=(const TransferTotals& other) {
+  calls -= other.calls;
+  payload_bytes -= other.payload_bytes;
+  modelled_wire_bytes -= other.modelled_wire_bytes;
+  transport_bytes -= other.transport_bytes;
+  seconds -= other.seconds;
+  return *this;
+}
+
 void Ledger::begin_step() {
+  const std::lock_guard lock(mutex_);
   step_.clear();
   step_parameters_.clear();
 }
 
 void Ledger::record(const Transfer& transfer, std::span<const PayloadShare> shares, Index element_bytes) {
-  const Key key{std::string(transfer.axis), transfer.purpose, transfer.operation};
-  const TransferTotals totals{.calls = 1,
-                              .payload_bytes = transfer.payload_bytes,
-                              .modelled_wire_bytes = transfer.modelled_wire_bytes,
-                              .transport_bytes = transfer.transport_bytes,
-                              .seconds = transfer.seconds};
-  step_[key] += totals;
-  total_[key] += totals;
+  const std::string axis(transfer.axis);
+  const std::lock_guard lock(mutex_);
+  const auto add = [&](Purpose purpose, const TransferTotals& totals) {
+    step_[{axis, purpose, transfer.operation}] += totals;
+    total_[{axis, purpose, transfer.operation}] += totals;
+  };
+
+  std::array<Index, kPurposes.size()> elsewhere_bytes{};  // payload of other purposes
   for (const PayloadShare& share : shares) {
-    step_parameters_[{key.axis, transfer.purpose, std::string(share.parameter)}] +=
-        share.elements * element_bytes;
+    const Purpose purpose = share.purpose.value_or(transfer.purpose);
+    const Index bytes = share.elements * element_bytes;
+    if (!transfer.second_half) step_parameters_[{axis, purpose, std::string(share.parameter)}] += bytes;
+    if (purpose != transfer.purpose) elsewhere_bytes[static_cast<std::size_t>(purpose)] += bytes;
   }
+  TransferTotals rest{.calls = 1,
+                      .payload_bytes = transfer.second_half ? 0 : transfer.payload_bytes,
+                      .modelled_wire_bytes = transfer.modelled_wire_bytes,
+                      .transport_bytes = transfer.transport_bytes,
+                      .seconds = transfer.seconds};
+  for (const Purpose purpose : kPurposes) {
+    const Index bytes = elsewhere_bytes[static_cast<std::size_t>(purpose)];
+    if (bytes == 0) continue;
+    const double fraction = static_cast<double>(bytes) / static_cast<double>(transfer.payload_bytes);
+    const TransferTotals part{
+        .calls = 0,
+        .payload_bytes = transfer.second_half ? 0 : bytes,
+        .modelled_wire_bytes = transfer.modelled_wire_bytes * fraction,
+        .transport_bytes = std::llround(static_cast<double>(transfer.transport_bytes) * fraction),
+        .seconds = transfer.seconds * fraction};
+    add(purpose, part);
+    rest -= part;
+  }
+  add(transfer.purpose, rest);
+}
+
+std::map<Ledger::Key, TransferTotals> Ledger::step() const {
+  const std::lock_guard lock(mutex_);
+  return step_;
+}
+
+std::map<Ledger::Key, TransferTotals> Ledger::total() const {
+  const std::lock_guard lock(mutex_);
+  return total_;
+}
+
+std::map<Ledger::ParameterKey, Index> Ledger::step_parameters() const {
+  const std::lock_guard lock(mutex_);
+  return step_parameters_;
 }
 
 namespace {
@@ -100,16 +150,19 @@ TransferTotals sum_of(const std::map<Ledger::Key, TransferTotals>& account, std:
 }  // namespace
 
 TransferTotals Ledger::step_sum(std::string_view axis, Purpose purpose) const {
+  const std::lock_guard lock(mutex_);
   return sum_of(step_, axis, purpose);
 }
 
 TransferTotals Ledger::step_sum() const {
+  const std::lock_guard lock(mutex_);
   TransferTotals sum;
   for (const auto& [key, totals] : step_) sum += totals;
   return sum;
 }
 
 TransferTotals Ledger::total_sum(std::string_view axis, Purpose purpose) const {
+  const std::lock_guard lock(mutex_);
   return sum_of(total_, axis, purpose);
 }
 

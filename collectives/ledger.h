@@ -4,6 +4,8 @@
 
 #include <array>
 #include <map>
+#include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -19,18 +21,22 @@ enum class Purpose : std::uint8_t {
   kWeight,      // updated weights gathered inside a replica
   kActivation,  // tensor-parallel activations and their gradients
   kControl,     // norms, flags, Gram matrices, hashes, checks
+  kPeriodic,    // what is exchanged every so many steps: diagnostics, resyncs
 };
-inline constexpr std::array kPurposes{Purpose::kFactor, Purpose::kDense,      Purpose::kGradient,
-                                      Purpose::kWeight, Purpose::kActivation, Purpose::kControl};
+inline constexpr std::array kPurposes{Purpose::kFactor,  Purpose::kDense,      Purpose::kGradient,
+                                      Purpose::kWeight,  Purpose::kActivation, Purpose::kControl,
+                                      Purpose::kPeriodic};
 std::string_view purpose_name(Purpose purpose);
 
 enum class Operation : std::uint8_t { kAllReduce, kReduceScatter, kAllGather, kBroadcast, kBarrier };
 std::string_view operation_name(Operation operation);
 
-/// The part of one transfer that belongs to one parameter.
+/// The part of one transfer that belongs to one parameter, and why it moves when that is not the reason of
+/// the whole transfer.
 struct PayloadShare {
   std::string_view parameter;
   Index elements = 0;
+  std::optional<Purpose> purpose = std::nullopt;
 };
 
 /// One finished collective as the communicator reports it.
@@ -42,6 +48,7 @@ struct Transfer {
   double modelled_wire_bytes = 0;  // sent by this process according to `wire_bytes_model`
   Index transport_bytes = 0;       // handed to the transport for sending by this process, checks excluded
   double seconds = 0;
+  bool second_half = false;  // its payload has been recorded already: see `Tag`
 };
 
 /// Ring traffic sent by one of `processes` processes for a logical buffer of `payload_bytes`:
@@ -57,14 +64,21 @@ struct TransferTotals {
   Index transport_bytes = 0;
   double seconds = 0;
   TransferTotals& operator+=(const TransferTotals& other);
+  TransferTotals& operator-=(const TransferTotals& other);
 };
 
 /// What one process moved: this step, and since construction, by (axis, purpose, operation) and by
-/// (axis, purpose, parameter). One ledger serves all communicators of a process. Not shared between threads.
+/// (axis, purpose, parameter). One ledger serves all communicators of a process.
+///
+/// Threads: any number at once; readers get copies. A transfer belongs to the step that has begun when it
+/// ends.
 class Ledger {
  public:
   /// Starts an empty step account; totals go on.
   void begin_step();
+  /// Shares with a purpose of their own stand under that purpose, with the bytes and seconds of the transfer
+  /// in proportion to their elements: payload exactly, transport bytes to the nearest byte. The purpose of
+  /// the transfer gets the rest, so that sums are exact, and the call.
   void record(const Transfer& transfer, std::span<const PayloadShare> shares, Index element_bytes);
 
   struct Key {
@@ -81,16 +95,17 @@ class Ledger {
     // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 sees a pointer in <=>
     auto operator<=>(const ParameterKey&) const = default;
   };
-  const std::map<Key, TransferTotals>& step() const { return step_; }
-  const std::map<Key, TransferTotals>& total() const { return total_; }
+  std::map<Key, TransferTotals> step() const;
+  std::map<Key, TransferTotals> total() const;
   /// Payload bytes of the current step by parameter, where the caller named shares.
-  const std::map<ParameterKey, Index>& step_parameters() const { return step_parameters_; }
+  std::map<ParameterKey, Index> step_parameters() const;
   /// This step's sum over operations of one axis and purpose ("" = every axis).
   TransferTotals step_sum(std::string_view axis, Purpose purpose) const;
   TransferTotals step_sum() const;
   TransferTotals total_sum(std::string_view axis, Purpose purpose) const;
 
  private:
+  mutable std::mutex mutex_;
   std::map<Key, TransferTotals> step_;
   std::map<Key, TransferTotals> total_;
   std::map<ParameterKey, Index> step_parameters_;

@@ -9,7 +9,7 @@ namespace lowband {
 using Index = std::int64_t;
 
 /// Element types that can be stored or sent.
-enum class DType : std::uint8_t { kF32, kF64, kU8, kI64 };
+enum class DType : std::uint8_t { kF32, kF64, kU8, kI64, kBF16 };
 
 constexpr Index dtype_bytes(DType dtype) {
   switch (dtype) {
@@ -21,6 +21,8 @@ constexpr Index dtype_bytes(DType dtype) {
       return 1;
     case DType::kI64:
       return 8;
+    case DType::kBF16:
+      return 2;
   }
   return 0;
 }
@@ -35,6 +37,8 @@ constexpr std::string_view dtype_name(DType dtype) {
       return "u8";
     case DType::kI64:
       return "i64";
+    case DType::kBF16:
+      return "bf16";
   }
   return "?";
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "runtime/bfloat16.h"
 #include "runtime/types.h"
 
 #include <string_view>
@@ -24,6 +25,11 @@ struct VectorKernels {
   /// Sum of x^2 in double.
   double (*sum_of_squares)(const Real* x, Index n);
   bool (*all_finite)(const Real* x, Index n);
+
+  /// y <- x, rounded as by `to_bfloat16`; a double is rounded to float before.
+  void (*round_to_bf16)(const Real* x, BFloat16* y, Index n);
+  /// y <- x, exact.
+  void (*widen_bf16)(const BFloat16* x, Real* y, Index n);
 
   /// y <- gain * x * s with s = 1 / sqrt(mean(x^2) + epsilon); returns s.
   Real (*rms_norm)(const Real* x, const Real* gain, Real epsilon, Real* y, Index n);

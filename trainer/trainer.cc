@@ -163,7 +163,7 @@ Trainer<Real>::State::State(const RunConfig& config_, Communicator& world_, cons
   world.set_deadline(
       Milliseconds(static_cast<Milliseconds::rep>(1000 * config.collective_deadline_seconds())));
   if (config.trace()) {
-    timeline = Timeline((directory / cat("timeline-", world.process(), ".json")).string(), world.process());
+    timeline.start((directory / cat("timeline-", world.process(), ".json")).string(), world.process());
     world.set_timeline(&timeline);
   }
   mesh.emplace(world, mesh_shape(config));

@@ -40,9 +40,40 @@ Index sum_over_processes(int size, Index e) {
 }
 
 template <class T>
+T as(Index x) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return to_bfloat16(static_cast<float>(x));
+  } else {
+    return static_cast<T>(x);
+  }
+}
+
+// Of what the processes send, in what sums of T are formed in: numbers of bf16 are integers of 8 bits times a
+// power of two, whose sums are exact in float32.
+template <class T>
+SumOf<T> exact_sum(int size, Index e) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    float sum = 0;
+    for (int p = 0; p < size; ++p) sum += to_float(as<BFloat16>(value(p, e)));
+    return sum;
+  } else {
+    return static_cast<T>(sum_over_processes(size, e));
+  }
+}
+
+template <class T>
+T rounded(SumOf<T> sum) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return to_bfloat16(sum);
+  } else {
+    return sum;
+  }
+}
+
+template <class T>
 std::vector<T> own_values(const Communicator& group, Index elements) {
   std::vector<T> data(at(elements));
-  for (Index e = 0; e < elements; ++e) data[at(e)] = static_cast<T>(value(group.process(), e));
+  for (Index e = 0; e < elements; ++e) data[at(e)] = as<T>(value(group.process(), e));
   return data;
 }
 
@@ -62,7 +93,7 @@ void check_sums(Communicator& group) {
     std::vector<T> data = own_values<T>(group, elements);
     group.all_reduce<T>(data, Reduction::kSum, kDense);
     for (Index e = 0; e < elements; ++e) {
-      ASSERT_EQ(data[at(e)], static_cast<T>(sum_over_processes(group.size(), e))) << "element " << e;
+      ASSERT_EQ(data[at(e)], rounded<T>(exact_sum<T>(group.size(), e))) << "element " << e;
     }
   }
 }
@@ -72,6 +103,7 @@ void all_reduce_sums(Communicator& group) {
   check_sums<double>(group);
   check_sums<std::int64_t>(group);
   check_sums<std::uint8_t>(group);
+  check_sums<BFloat16>(group);
 }
 
 template <class T>
@@ -79,9 +111,9 @@ void check_maxima(Communicator& group) {
   // The maximum of element e is with process e mod n, and stands out by its value.
   std::vector<T> data(1000);
   for (Index e = 0; e < 1000; ++e)
-    data[at(e)] = static_cast<T>(e % group.size() == group.process() ? 50 + e % 97 : 49);
+    data[at(e)] = as<T>(e % group.size() == group.process() ? 50 + e % 97 : 49);
   group.all_reduce<T>(data, Reduction::kMax, kDense);
-  for (Index e = 0; e < 1000; ++e) ASSERT_EQ(data[at(e)], static_cast<T>(50 + e % 97)) << "element " << e;
+  for (Index e = 0; e < 1000; ++e) ASSERT_EQ(data[at(e)], as<T>(50 + e % 97)) << "element " << e;
 }
 
 void all_reduce_takes_maxima(Communicator& group) {
@@ -89,6 +121,7 @@ void all_reduce_takes_maxima(Communicator& group) {
   check_maxima<double>(group);
   check_maxima<std::int64_t>(group);
   check_maxima<std::uint8_t>(group);
+  check_maxima<BFloat16>(group);
   std::vector<double> negative{-1.0 - group.process()};
   group.all_reduce<double>(negative, Reduction::kMax, kDense);
   EXPECT_EQ(negative[0], -1.0);
@@ -110,11 +143,10 @@ void check_reduce_scatter(Communicator& group) {
   const Index own = counts[at(group.process())];
   const Index offset = offset_of(counts, group.process());
   const std::vector<T> send = own_values<T>(group, total);
-  std::vector<T> receive(at(own));
+  std::vector<SumOf<T>> receive(at(own));
   group.reduce_scatter<T>(send, receive, counts, Reduction::kSum, kDense);
   for (Index e = 0; e < own; ++e) {
-    ASSERT_EQ(receive[at(e)], static_cast<T>(sum_over_processes(group.size(), offset + e)))
-        << "element " << e;
+    ASSERT_EQ(receive[at(e)], exact_sum<T>(group.size(), offset + e)) << "element " << e;
   }
   EXPECT_EQ(send, own_values<T>(group, total)) << "the argument was changed";
 }
@@ -124,6 +156,7 @@ void reduce_scatter_takes_uneven_counts(Communicator& group) {
   check_reduce_scatter<double>(group);
   check_reduce_scatter<std::int64_t>(group);
   check_reduce_scatter<std::uint8_t>(group);
+  check_reduce_scatter<BFloat16>(group);
 }
 
 template <class T>
@@ -132,7 +165,7 @@ void check_all_gather(Communicator& group) {
   const std::vector<T> send = own_values<T>(group, counts[at(group.process())]);
   std::vector<T> expected;
   for (int p = 0; p < group.size(); ++p) {
-    for (Index e = 0; e < counts[at(p)]; ++e) expected.push_back(static_cast<T>(value(p, e)));
+    for (Index e = 0; e < counts[at(p)]; ++e) expected.push_back(as<T>(value(p, e)));
   }
   std::vector<T> receive(expected.size());
   group.all_gather<T>(send, receive, counts, kDense);
@@ -144,6 +177,7 @@ void all_gather_takes_uneven_counts(Communicator& group) {
   check_all_gather<double>(group);
   check_all_gather<std::int64_t>(group);
   check_all_gather<std::uint8_t>(group);
+  check_all_gather<BFloat16>(group);
 }
 
 void parts_may_lie_in_place(Communicator& group) {
@@ -159,17 +193,23 @@ void parts_may_lie_in_place(Communicator& group) {
   }
 }
 
-void broadcast_reaches_everyone_from_every_root(Communicator& group) {
+template <class T>
+void check_broadcast(Communicator& group) {
   // The largest takes several pieces and ends in the middle of one.
   for (const Index elements : {Index{0}, Index{1}, Index{7}, Index{100'003}}) {
     for (int root = 0; root < group.size(); ++root) {
-      std::vector<double> data = own_values<double>(group, elements);
-      group.broadcast<double>(data, root, kDense);
+      std::vector<T> data = own_values<T>(group, elements);
+      group.broadcast<T>(data, root, kDense);
       for (Index e = 0; e < elements; ++e) {
-        ASSERT_EQ(data[at(e)], static_cast<double>(value(root, e))) << "root " << root << ", element " << e;
+        ASSERT_EQ(data[at(e)], as<T>(value(root, e))) << "root " << root << ", element " << e;
       }
     }
   }
+}
+
+void broadcast_reaches_everyone_from_every_root(Communicator& group) {
+  check_broadcast<double>(group);
+  check_broadcast<BFloat16>(group);
 }
 
 void a_barrier_waits_for_the_last(Communicator& group) {
@@ -251,6 +291,34 @@ void sums_have_the_bits_of_the_documented_tree(Communicator& group) {
   }
 }
 
+// Numbers of bf16 travel as they are; what is added is float32, in the same order, and rounded once.
+void sums_of_bf16_have_the_bits_of_the_documented_tree(Communicator& group) {
+  for (const Index elements : {Index{5}, Index{20'011}, Index{100'003}}) {
+    std::vector<BFloat16> data;
+    std::vector<float> sums;
+    for (Index e = 0; e < elements; ++e) {
+      std::vector<float> all;
+      for (int p = 0; p < group.size(); ++p) all.push_back(to_float(to_bfloat16(noise(p, e))));
+      data.push_back(to_bfloat16(noise(group.process(), e)));
+      sums.push_back(tree_sum(all));
+    }
+    // The last process gets nothing, where there is another.
+    std::vector<Index> counts(at(group.size()), 0);
+    counts[at(group.size() - 1) / 2] = elements;
+    const bool owner = counts[at(group.process())] > 0;
+    std::vector<float> part(owner ? at(elements) : 0);
+    group.reduce_scatter<BFloat16>(data, part, counts, Reduction::kSum, kDense);
+    group.all_reduce<BFloat16>(data, Reduction::kSum, kDense);
+    for (Index e = 0; e < elements; ++e) {
+      ASSERT_EQ(data[at(e)], to_bfloat16(sums[at(e)])) << "element " << e;
+      if (owner) {
+        ASSERT_EQ(std::bit_cast<std::uint32_t>(part[at(e)]), std::bit_cast<std::uint32_t>(sums[at(e)]))
+            << "element " << e;
+      }
+    }
+  }
+}
+
 void equal_processes_act_as_one(Communicator& group) {
   if (!std::has_single_bit(static_cast<unsigned>(group.size()))) return;  // 3x, 7x are not exact
   std::vector<float> data;
@@ -308,8 +376,9 @@ void the_ledger_counts_every_operation(Communicator& group) {
       default:
         group.broadcast<float>(whole, group.size() - 1, kDense);
     }
-    const auto entry = group.ledger().step().find({group.axis(), Purpose::kDense, row.operation});
-    ASSERT_NE(entry, group.ledger().step().end());
+    const auto step = group.ledger().step();
+    const auto entry = step.find({group.axis(), Purpose::kDense, row.operation});
+    ASSERT_NE(entry, step.end());
     EXPECT_EQ(entry->second.calls, 1);
     EXPECT_EQ(entry->second.payload_bytes, row.payload_bytes);
     EXPECT_GT(entry->second.seconds, 0);
@@ -328,10 +397,18 @@ void the_ledger_counts_every_operation(Communicator& group) {
     EXPECT_EQ(sent.modelled, sent.transport);
   }
 
+  // What travels is counted, not what is delivered.
+  std::vector<BFloat16> halves(at(total));
+  group.ledger().begin_step();
+  group.reduce_scatter<BFloat16>(halves, part, counts, Reduction::kSum, kDense);
+  EXPECT_EQ(group.ledger().step_sum(group.axis(), Purpose::kDense).payload_bytes, total * 2);
+  EXPECT_EQ(wire_bytes_of_all(group, Purpose::kDense).transport, (n - 1) * total * 2);
+
   group.ledger().begin_step();
   group.barrier();
-  const auto barrier = group.ledger().step().find({group.axis(), Purpose::kControl, Operation::kBarrier});
-  ASSERT_NE(barrier, group.ledger().step().end());
+  const auto step = group.ledger().step();
+  const auto barrier = step.find({group.axis(), Purpose::kControl, Operation::kBarrier});
+  ASSERT_NE(barrier, step.end());
   EXPECT_EQ(barrier->second.payload_bytes + barrier->second.transport_bytes, 0);
 }
 
@@ -364,6 +441,7 @@ void the_ledger_counts_steps_and_parameters(Communicator& group) {
   const std::vector<PayloadShare> shares{{"wq", 60}, {"wk", 30}};  // ten elements belong to nobody
   const Tag factor{Purpose::kFactor, shares};
   const std::string axis = group.axis();
+  const TransferTotals before = ledger.total_sum(axis, Purpose::kFactor);  // a world may have run other cases
   ledger.begin_step();
   group.all_reduce<double>(data, Reduction::kSum, factor);
   group.broadcast<double>(data, 0, factor);
@@ -378,8 +456,55 @@ void the_ledger_counts_steps_and_parameters(Communicator& group) {
   EXPECT_TRUE(ledger.step_parameters().empty());
   group.all_reduce<double>(data, Reduction::kSum, factor);
   EXPECT_EQ(ledger.step_sum().payload_bytes, 800);
-  EXPECT_EQ(ledger.total_sum(axis, Purpose::kFactor).payload_bytes, 3 * 800);
-  EXPECT_EQ(ledger.total_sum(axis, Purpose::kFactor).calls, 3);
+  TransferTotals since = ledger.total_sum(axis, Purpose::kFactor);
+  since -= before;
+  EXPECT_EQ(since.payload_bytes, 3 * 800);
+  EXPECT_EQ(since.calls, 3);
+}
+
+// Sixty elements of a factor, thirty of a dense tensor and ten of neither in one transfer.
+void shares_of_other_purposes_are_counted_apart(Communicator& group) {
+  Ledger& ledger = group.ledger();
+  const std::string axis = group.axis();
+  const Index n = group.size();
+  std::vector<float> data(100);
+  const std::vector<PayloadShare> shares{{"wq", 60},
+                                         {"norm", 20, Purpose::kDense},
+                                         {"bias", 10, Purpose::kDense},
+                                         {"empty", 0, Purpose::kWeight}};
+  ledger.begin_step();
+  group.all_reduce<float>(data, Reduction::kSum, {Purpose::kFactor, shares});
+  const TransferTotals factor = ledger.step_sum(axis, Purpose::kFactor);
+  const TransferTotals dense = ledger.step_sum(axis, Purpose::kDense);
+  EXPECT_EQ(ledger.step().size(), 2U);
+  EXPECT_EQ(factor.payload_bytes, 70 * 4);
+  EXPECT_EQ(dense.payload_bytes, 30 * 4);
+  EXPECT_EQ(factor.calls, 1);
+  EXPECT_EQ(dense.calls, 0);
+  EXPECT_EQ(ledger.step_parameters().at({axis, Purpose::kFactor, "wq"}), 60 * 4);
+  EXPECT_EQ(ledger.step_parameters().at({axis, Purpose::kDense, "bias"}), 10 * 4);
+  const double ring = 2.0 * static_cast<double>(n - 1) / static_cast<double>(n);
+  EXPECT_NEAR(dense.modelled_wire_bytes, ring * 120, 1e-9);
+  EXPECT_NEAR(factor.modelled_wire_bytes, ring * 280, 1e-9);
+  const WireBytes sent_factor = wire_bytes_of_all(group, Purpose::kFactor);
+  const WireBytes sent_dense = wire_bytes_of_all(group, Purpose::kDense);
+  EXPECT_EQ(sent_factor.transport + sent_dense.transport, 2 * (n - 1) * 400);
+  EXPECT_EQ(sent_factor.modelled + sent_dense.modelled, 2 * (n - 1) * 400);
+  // The second half of a reduction in two calls adds its wire bytes to the same purposes, and no payload.
+  std::vector<Index> counts(at(n), 0);
+  counts[0] = 100;
+  const std::span<const float> part(data.data(), group.process() == 0 ? 100U : 0U);
+  ledger.begin_step();
+  group.all_gather<float>(part, data, counts,
+                          {.purpose = Purpose::kFactor, .shares = shares, .second_half = true});
+  EXPECT_EQ(ledger.step_sum().payload_bytes, 0);
+  EXPECT_TRUE(ledger.step_parameters().empty());
+  EXPECT_NEAR(ledger.step_sum(axis, Purpose::kDense).modelled_wire_bytes, ring / 2 * 120, 1e-9);
+  EXPECT_NEAR(ledger.step_sum(axis, Purpose::kFactor).modelled_wire_bytes, ring / 2 * 280, 1e-9);
+
+  // Each process rounds to a byte.
+  EXPECT_NEAR(static_cast<double>(sent_dense.transport), 2.0 * 120 * static_cast<double>(n - 1),
+              static_cast<double>(n) / 2);
 }
 
 // ---- what goes wrong
@@ -460,6 +585,7 @@ void mismatches_name_both_sides(Communicator& group) {
   std::vector<float> floats(12);
   std::vector<float> more(13);
   std::vector<double> doubles(12);
+  std::vector<BFloat16> halves(12);
   const std::size_t n = static_cast<std::size_t>(group.size());
   std::vector<float> whole(n * 12);
   std::vector<Index> even(n, 12);
@@ -477,6 +603,9 @@ void mismatches_name_both_sides(Communicator& group) {
   check_mismatch(
       group, sum, [&](Communicator& c) { c.all_reduce<double>(doubles, Reduction::kSum, kDense); }, sum_text,
       "all_reduce(sum, f64, 12 elements, dense)");
+  check_mismatch(
+      group, sum, [&](Communicator& c) { c.all_reduce<BFloat16>(halves, Reduction::kSum, kDense); }, sum_text,
+      "all_reduce(sum, bf16, 12 elements, dense)");
   check_mismatch(
       group, sum, [&](Communicator& c) { c.all_reduce<float>(floats, Reduction::kMax, kDense); }, sum_text,
       "all_reduce(max, f32, 12 elements, dense)");
@@ -548,10 +677,12 @@ constexpr CommunicatorCase kCases[] = {
     {"a_barrier_waits_for_the_last", a_barrier_waits_for_the_last},
     {"split_orders_by_key_then_process", split_orders_by_key_then_process},
     {"sums_have_the_bits_of_the_documented_tree", sums_have_the_bits_of_the_documented_tree},
+    {"sums_of_bf16_have_the_bits_of_the_documented_tree", sums_of_bf16_have_the_bits_of_the_documented_tree},
     {"equal_processes_act_as_one", equal_processes_act_as_one},
     {"the_ledger_counts_every_operation", the_ledger_counts_every_operation},
     {"a_reduction_in_two_calls_is_counted_as_one", a_reduction_in_two_calls_is_counted_as_one},
     {"the_ledger_counts_steps_and_parameters", the_ledger_counts_steps_and_parameters},
+    {"shares_of_other_purposes_are_counted_apart", shares_of_other_purposes_are_counted_apart},
     {"refused_arguments_break_nothing", refused_arguments_break_nothing},
     {"mismatches_name_both_sides", mismatches_name_both_sides},
     {"a_silent_process_is_named_at_the_deadline", a_silent_process_is_named_at_the_deadline},

@@ -4,6 +4,7 @@
 #include "collectives/tree_reduction.h"
 #include "runtime/error.h"
 
+#include <thread>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -54,6 +55,54 @@ TEST(Ledger, KeepsAxesPurposesAndOperationsApart) {
   EXPECT_EQ(ledger.step_sum().payload_bytes, 111'110);
 }
 
+TEST(Ledger, SplitsATransferByThePurposesOfItsShares) {
+  Ledger ledger;
+  const std::vector<PayloadShare> shares{
+      {"wq", 5}, {"norm", 3, Purpose::kDense}, {"drift", 2, Purpose::kPeriodic}};
+  ledger.record({.axis = "replica",
+                 .purpose = Purpose::kFactor,
+                 .operation = Operation::kAllReduce,
+                 .payload_bytes = 11 * 4,
+                 .modelled_wire_bytes = 88,
+                 .transport_bytes = 59,
+                 .seconds = 11},
+                shares, 4);
+  const auto expect = [&](Purpose purpose, const TransferTotals& expected) {
+    const TransferTotals found = ledger.step_sum("replica", purpose);
+    EXPECT_EQ(found.calls, expected.calls) << purpose_name(purpose);
+    EXPECT_EQ(found.payload_bytes, expected.payload_bytes) << purpose_name(purpose);
+    EXPECT_NEAR(found.modelled_wire_bytes, expected.modelled_wire_bytes, 1e-12) << purpose_name(purpose);
+    EXPECT_EQ(found.transport_bytes, expected.transport_bytes) << purpose_name(purpose);
+    EXPECT_NEAR(found.seconds, expected.seconds, 1e-12) << purpose_name(purpose);
+  };
+  expect(Purpose::kDense, {0, 12, 24, 16, 3});    // 59 * 3/11 = 16.1
+  expect(Purpose::kPeriodic, {0, 8, 16, 11, 2});  // 59 * 2/11 = 10.7
+  expect(Purpose::kFactor, {1, 24, 48, 32, 6});   // the rest
+  EXPECT_EQ(ledger.step_sum().transport_bytes, 59);
+}
+
+TEST(Ledger, IsWrittenAndReadByThreads) {
+  constexpr Index kTransfers = 2000;
+  Ledger ledger;
+  const std::vector<PayloadShare> shares{{"wq", 1}};
+  const auto work = [&](std::string_view axis) {
+    for (Index i = 0; i < kTransfers; ++i) {
+      ledger.record(
+          {.axis = axis, .purpose = Purpose::kFactor, .operation = Operation::kAllReduce, .payload_bytes = 4},
+          shares, 4);
+      if (i % 100 == 0) {
+        EXPECT_LE(ledger.step_parameters().size(), 2U);
+      }
+    }
+  };
+  std::thread other(work, "replica");
+  work("tensor");
+  other.join();
+  EXPECT_EQ(ledger.step_sum().payload_bytes, 2 * 4 * kTransfers);
+  EXPECT_EQ(ledger.step_parameters().at({"replica", Purpose::kFactor, "wq"}), 4 * kTransfers);
+  EXPECT_EQ(ledger.total().at({"tensor", Purpose::kFactor, Operation::kAllReduce}).calls, kTransfers);
+}
+
 TEST(TreeReduction, AddsRangesOfPowersOfTwoFirst) {
   // Next to 2^24 a float counts in twos: one after the other, the single ones would all be lost.
   constexpr float kLarge = 1 << 24;
@@ -61,7 +110,7 @@ TEST(TreeReduction, AddsRangesOfPowersOfTwoFirst) {
   std::vector<const std::byte*> addresses;
   for (const float& part : parts) addresses.push_back(reinterpret_cast<const std::byte*>(&part));
   float sum = 0;
-  reduce_tree(addresses, reinterpret_cast<std::byte*>(&sum), 1, DType::kF32, Reduction::kSum);
+  reduce_tree(addresses, reinterpret_cast<std::byte*>(&sum), 1, DType::kF32, DType::kF32, Reduction::kSum);
   EXPECT_EQ(sum, kLarge + 4);  // ((2^24 + 1) + (1 + 1)) + 2
 }
 

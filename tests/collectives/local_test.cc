@@ -26,7 +26,7 @@ TEST_P(LocalCommunicator, Conforms) {
 INSTANTIATE_TEST_SUITE_P(
     All, LocalCommunicator,
     testing::Combine(testing::ValuesIn(communicator_cases().begin(), communicator_cases().end()),
-                     testing::Values(1, 2, 3, 4, 7)),
+                     testing::Values(1, 2, 3, 4, 5, 7)),
     [](const auto& test) { return cat(std::get<0>(test.param).name, "_on_", std::get<1>(test.param)); });
 
 TEST(LocalWorld, EightEqualProcessesActAsOne) {

@@ -46,6 +46,25 @@ bool all_finite(const Real* x, Index n) {
   return sum(poison) == 0;
 }
 
+template <class Real>
+void round_to_bf16(const Real* x, BFloat16* y, Index n) {
+  for_packs(n, [=](Index i, auto lanes) LB_INLINE_LAMBDA {
+    store_halves(y + i, upper_halves(narrow(load(x + i, lanes))), lanes);
+  });
+}
+
+template <class Real>
+void widen_bf16(const BFloat16* x, Real* y, Index n) {
+  for_packs(n, [=](Index i, auto lanes) LB_INLINE_LAMBDA {
+    const Lanes<float> value = from_upper_halves(load_halves(x + i, lanes));
+    if constexpr (sizeof(Real) == sizeof(float)) {
+      store(y + i, value, lanes);
+    } else {
+      store(y + i, widen(value), lanes);
+    }
+  });
+}
+
 // s = 1 / sqrt(mean(x^2) + epsilon),  y = gain x s
 template <class Real>
 Real rms_norm(const Real* x, const Real* gain, Real epsilon, Real* y, Index n) {
@@ -217,6 +236,8 @@ constexpr VectorKernels<Real> kTable = {
     .scale = scale<Real>,
     .sum_of_squares = sum_of_squares<Real>,
     .all_finite = all_finite<Real>,
+    .round_to_bf16 = round_to_bf16<Real>,
+    .widen_bf16 = widen_bf16<Real>,
     .rms_norm = rms_norm<Real>,
     .rms_norm_backward = rms_norm_backward<Real>,
     .swiglu = swiglu<Real>,

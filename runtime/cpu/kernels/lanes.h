@@ -5,6 +5,7 @@
 // namespace and always inlined, so that no AVX-512 copy of a function can be linked into code that older
 // processors run.
 
+#include "runtime/bfloat16.h"
 #include "runtime/types.h"
 
 #include <cstddef>
@@ -227,6 +228,59 @@ LB_INLINE Lanes<double> widen(const Lanes<float>& value) {
   Lanes<double> result;
   __builtin_memcpy(&result, wide, sizeof result);
   return result;
+}
+
+LB_INLINE Lanes<float> narrow(const Lanes<float>& value) { return value; }
+LB_INLINE Lanes<float> narrow(const Lanes<double>& value) {
+  double wide[kLanes];
+  float rounded[kLanes];
+  __builtin_memcpy(wide, &value, sizeof wide);
+  for (Index l = 0; l < kLanes; ++l) rounded[l] = static_cast<float>(wide[l]);
+  Lanes<float> result;
+  __builtin_memcpy(&result, rounded, sizeof result);
+  return result;
+}
+
+// The upper halves of floats, and these extended to words.
+typedef std::uint32_t NativeWords __attribute__((vector_size(kNativeBytes)));
+typedef std::uint16_t NativeHalves __attribute__((vector_size(kNativeBytes / 2)));
+struct HalfLanes {
+  NativeHalves part[Lanes<float>::kParts];
+};
+
+/// As `to_bfloat16`, in every lane.
+LB_INLINE HalfLanes upper_halves(const Lanes<float>& value) {
+  HalfLanes result;
+  for (std::size_t p = 0; p < Lanes<float>::kParts; ++p) {
+    const auto bits = reinterpret_cast<NativeWords>(value.part[p]);
+    const auto is_nan = (bits & 0x7fff'ffffU) > 0x7f80'0000U;
+    const NativeWords rounded = bits + 0x7fffU + (bits >> 16U & 1U);
+    result.part[p] = __builtin_convertvector((is_nan ? bits | 0x0040'0000U : rounded) >> 16U, NativeHalves);
+  }
+  return result;
+}
+LB_INLINE Lanes<float> from_upper_halves(const HalfLanes& halves) {
+  Lanes<float> result;
+  for (std::size_t p = 0; p < Lanes<float>::kParts; ++p)
+    result.part[p] =
+        reinterpret_cast<NativeFloat>(__builtin_convertvector(halves.part[p], NativeWords) << 16U);
+  return result;
+}
+LB_INLINE HalfLanes load_halves(const BFloat16* from, AllLanes) {
+  HalfLanes result;
+  __builtin_memcpy(&result, from, sizeof result);
+  return result;
+}
+LB_INLINE HalfLanes load_halves(const BFloat16* from, FirstLanes lanes) {
+  HalfLanes result = {};
+  __builtin_memcpy(&result, from, static_cast<std::size_t>(lanes.count) * sizeof(BFloat16));
+  return result;
+}
+LB_INLINE void store_halves(BFloat16* to, const HalfLanes& halves, AllLanes) {
+  __builtin_memcpy(to, &halves, sizeof halves);
+}
+LB_INLINE void store_halves(BFloat16* to, const HalfLanes& halves, FirstLanes lanes) {
+  __builtin_memcpy(to, &halves, static_cast<std::size_t>(lanes.count) * sizeof(BFloat16));
 }
 
 /// body(i, lanes) for the packs that cover 0 .. n-1.
