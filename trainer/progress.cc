@@ -58,9 +58,10 @@ std::string format_duration(double seconds) {
 std::string format_progress(const ProgressState& state, int columns) {
   const std::string steps = printed("step %lld/%lld", static_cast<long long>(state.step),
                                     static_cast<long long>(state.total_steps));
-  const std::vector<std::string> fields{
+  std::vector<std::string> fields{
       printed("loss %.3f", state.loss), format_quantity(state.tokens_per_second) + " tok/s",
       format_quantity(state.bytes_per_step, "B/step"), format_duration(state.seconds_left) + " left"};
+  if (state.exposed_fraction) fields.push_back(printed("%.0f %% exposed", 100 * *state.exposed_fraction));
   std::string joined;
   for (const std::string& field : fields) {
     std::string longer = joined;
@@ -93,7 +94,7 @@ Progress::Progress(std::ostream& out, int columns, Index completed_steps, Index 
 }
 
 void Progress::update(Index step, double loss, double tokens, double seconds, double bytes,
-                      Clock::time_point now) {
+                      std::optional<double> exposed_seconds, Clock::time_point now) {
   constexpr double kKeep = 0.95;
   mean_seconds_ = kKeep * mean_seconds_ + (1 - kKeep) * seconds;
   mean_tokens_ = kKeep * mean_tokens_ + (1 - kKeep) * tokens;
@@ -102,6 +103,10 @@ void Progress::update(Index step, double loss, double tokens, double seconds, do
   // Both means lack the same factor 1 - 0.95^n.
   state_.tokens_per_second = mean_seconds_ > 0 ? mean_tokens_ / mean_seconds_ : 0;
   state_.bytes_per_step = bytes;
+  if (exposed_seconds) {
+    mean_exposed_seconds_ = kKeep * mean_exposed_seconds_ + (1 - kKeep) * *exposed_seconds;
+    state_.exposed_fraction = mean_seconds_ > 0 ? mean_exposed_seconds_ / mean_seconds_ : 0;
+  }
   const double elapsed_seconds = std::chrono::duration<double>(now - begin_).count();
   state_.seconds_left = elapsed_seconds * static_cast<double>(state_.total_steps - step) /
                         static_cast<double>(std::max<Index>(1, step - first_step_));

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <iosfwd>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -17,10 +18,12 @@ struct ProgressState {
   double tokens_per_second = 0;
   double bytes_per_step = 0;  // payload of all axes
   double seconds_left = 0;
+  std::optional<double> exposed_fraction = {};  // of the step, spent waiting for the optimizer's exchange
 };
 
 /// "step 120/300 [########............] loss 2.412 | 5.1k tok/s | 1.89 MB/step | 0:52 left", at most
-/// `columns` wide: the bar shrinks first, then disappears, then fields are left out from the right.
+/// `columns` wide: the bar shrinks first, then disappears, then fields are left out from the right. Exposed
+/// communication comes last, "7 % exposed".
 std::string format_progress(const ProgressState& state, int columns);
 
 /// Three digits and a prefix: 5123 -> "5.12k"; with a unit, 1890000 -> "1.89 MB".
@@ -45,9 +48,9 @@ class Progress {
 
   /// After each step. `step` counts completed steps; `seconds` is the time of this step alone, from which the
   /// rate follows (moving average of weight 0.95, bias-corrected); the time left follows from all time since
-  /// construction, validation included.
+  /// construction, validation included. `exposed_seconds`, a part of `seconds`, is averaged like the rate.
   void update(Index step, double loss, double tokens, double seconds, double bytes,
-              Clock::time_point now = Clock::now());
+              std::optional<double> exposed_seconds = {}, Clock::time_point now = Clock::now());
   /// A line of its own above the progress.
   void say(std::string_view line);
   /// Leaves the last state on its line.
@@ -63,6 +66,7 @@ class Progress {
   ProgressState state_;
   double mean_seconds_ = 0;  // of a step, not yet corrected
   double mean_tokens_ = 0;
+  double mean_exposed_seconds_ = 0;
   bool line_open_ = false;  // the cursor stands behind a line that may be written over
 };
 

@@ -16,6 +16,7 @@ using std::filesystem::path;
 
 constexpr std::string_view kLinesName = "run.jsonl";
 constexpr std::string_view kSummaryName = "summary.json";
+constexpr std::string_view kScalarPrefix = "transfers.";
 
 template <class Message>
 Message parse(std::string_view json, const std::string& where) {
@@ -49,6 +50,8 @@ Index completed_steps(const RunLine& line) {
       return line.step().step();
     case RunLine::kValidation:
       return line.validation().step();
+    case RunLine::kDiagnostics:
+      return line.diagnostics().step();
     case RunLine::LINE_NOT_SET:
       break;
   }
@@ -101,6 +104,12 @@ void RunRecorder::write(const ValidationRecord& validation) {
   append(line);
 }
 
+void RunRecorder::write(const DiagnosticsRecord& diagnostics) {
+  RunLine line;
+  *line.mutable_diagnostics() = diagnostics;
+  append(line);
+}
+
 void RunRecorder::write(const RunSummary& summary) {
   DurableFile file(output_dir_ / kSummaryName);
   file.append(to_json(summary) + "\n");
@@ -132,6 +141,58 @@ std::vector<TransferSum> transfer_sums(const std::map<Ledger::Key, TransferTotal
     sum.set_modelled_wire_bytes(totals.modelled_wire_bytes);
     sum.set_transport_bytes(totals.transport_bytes);
     sum.set_seconds(totals.seconds);
+  }
+  return sums;
+}
+
+std::vector<TransferSum> merged(const std::vector<TransferSum>& a, const std::vector<TransferSum>& b) {
+  std::map<std::pair<std::string, std::string>, TransferSum> by_axis_and_purpose;
+  for (const auto* sums : {&a, &b}) {
+    for (const TransferSum& term : *sums) {
+      TransferSum& sum = by_axis_and_purpose[{term.axis(), term.purpose()}];
+      sum.set_axis(term.axis());
+      sum.set_purpose(term.purpose());
+      sum.set_calls(sum.calls() + term.calls());
+      sum.set_payload_bytes(sum.payload_bytes() + term.payload_bytes());
+      sum.set_modelled_wire_bytes(sum.modelled_wire_bytes() + term.modelled_wire_bytes());
+      sum.set_transport_bytes(sum.transport_bytes() + term.transport_bytes());
+      sum.set_seconds(sum.seconds() + term.seconds());
+    }
+  }
+  std::vector<TransferSum> sums;
+  for (auto& [key, sum] : by_axis_and_purpose) sums.push_back(std::move(sum));
+  return sums;
+}
+
+std::map<std::string, double> scalars_of(const std::vector<TransferSum>& sums) {
+  std::map<std::string, double> scalars;
+  for (const TransferSum& sum : sums) {
+    const std::string name = cat(kScalarPrefix, sum.axis(), ".", sum.purpose(), ".");
+    scalars[name + "calls"] = static_cast<double>(sum.calls());
+    scalars[name + "payload_bytes"] = static_cast<double>(sum.payload_bytes());
+    scalars[name + "modelled_wire_bytes"] = sum.modelled_wire_bytes();
+    scalars[name + "transport_bytes"] = static_cast<double>(sum.transport_bytes());
+    scalars[name + "seconds"] = sum.seconds();
+  }
+  return scalars;
+}
+
+std::vector<TransferSum> transfer_sums_in(const std::map<std::string, double>& scalars) {
+  std::vector<TransferSum> sums;
+  for (const auto& [name, value] : scalars) {
+    if (!name.starts_with(kScalarPrefix)) continue;
+    const std::size_t axis_end = name.find('.', kScalarPrefix.size());
+    const std::size_t purpose_end = name.rfind('.');
+    const std::string figure = name.substr(purpose_end + 1);
+    TransferSum term;
+    term.set_axis(name.substr(kScalarPrefix.size(), axis_end - kScalarPrefix.size()));
+    term.set_purpose(name.substr(axis_end + 1, purpose_end - axis_end - 1));
+    if (figure == "calls") term.set_calls(static_cast<Index>(value));
+    if (figure == "payload_bytes") term.set_payload_bytes(static_cast<Index>(value));
+    if (figure == "modelled_wire_bytes") term.set_modelled_wire_bytes(value);
+    if (figure == "transport_bytes") term.set_transport_bytes(static_cast<Index>(value));
+    if (figure == "seconds") term.set_seconds(value);
+    sums = merged(sums, {term});
   }
   return sums;
 }

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <map>
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace lowband {
@@ -28,6 +29,7 @@ class RunRecorder {
   void write(const RunStart& start);
   void write(const StepRecord& step);
   void write(const ValidationRecord& validation);
+  void write(const DiagnosticsRecord& diagnostics);
   void write(const RunSummary& summary);
 
  private:
@@ -46,5 +48,13 @@ RunSummary read_run_summary(const std::filesystem::path& run_dir);
 
 /// The ledger's account (of a step, or in total) summed over operations: one entry per axis and purpose.
 std::vector<TransferSum> transfer_sums(const std::map<Ledger::Key, TransferTotals>& account);
+
+/// The sums of both, one entry per axis and purpose.
+std::vector<TransferSum> merged(const std::vector<TransferSum>& a, const std::vector<TransferSum>& b);
+
+/// Sums as named numbers, "transfers.replica.factor.payload_bytes", for a checkpoint. Exact below 2^53.
+std::map<std::string, double> scalars_of(const std::vector<TransferSum>& sums);
+/// The sums among named numbers; the others are skipped.
+std::vector<TransferSum> transfer_sums_in(const std::map<std::string, double>& scalars);
 
 }  // namespace lowband

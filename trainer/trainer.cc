@@ -17,6 +17,7 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <functional>
 #include <optional>
 
 #include <glob.h>
@@ -59,6 +60,26 @@ RankProfile profile_of(const RunConfig& config) {
   return rank_profile(config, parameter_table(model_config(config)));
 }
 
+std::string exchange_name(const RunConfig& config) {
+  return has_factor_ranks(config) ? RunConfig::Optimizer::Exchange_Name(config.optimizer().exchange()) : "";
+}
+
+std::string wire_dtype_name(const RunConfig& config) {
+  if (!has_factor_ranks(config)) return "";
+  if (config.optimizer().wire() == RunConfig::Optimizer::BF16) return std::string(dtype_name(DType::kBF16));
+  return std::string(dtype_name(config.precision() == RunConfig::F64 ? DType::kF64 : DType::kF32));
+}
+
+/// "factors 13.6 MB (bf16), dense matrices 1.20 MB".
+std::string matrix_bytes_text(const RunConfig& config, const RankProfile& profile) {
+  const MatrixBytes bytes = matrix_bytes(profile, replica_traffic(config));
+  const auto quantity = [](Index count) { return format_quantity(static_cast<double>(count), "B"); };
+  std::string text;
+  if (bytes.factor > 0) text = cat("factors ", quantity(bytes.factor), " (", wire_dtype_name(config), ")");
+  if (bytes.dense > 0) text += cat(text.empty() ? "" : ", ", "dense matrices ", quantity(bytes.dense));
+  return text;
+}
+
 /// What no optimizer does yet is refused, not ignored.
 void expect_implemented(const RunConfig& config) {
   const OptimizerOptions options = optimizer_options(config);
@@ -80,15 +101,27 @@ struct Trainer<Real>::State {
   struct StepSums {
     double loss = 0;  // mean over the tokens of the step
     bool stop = false;
-    Index factor_bytes = 0;        // on the replica axis, of one replica
-    Index replica_axis_bytes = 0;  // likewise, all purposes
+    // Payload on the replica axis, of one replica.
+    Index factor_bytes = 0;
+    Index dense_bytes = 0;
+    Index periodic_bytes = 0;
+    Index replica_axis_bytes = 0;  // all purposes
+  };
+  // One completed step as it is recorded.
+  struct StepOutcome {
+    StepSums sums;
+    StepReport report;
+    double learning_rate = 0;
+    double forward_backward_seconds = 0;
+    double seconds = 0;
   };
 
   double accumulate_gradients();
   StepSums take_step();
-  StepSums agree_on_step(double loss_sum);
-  void record_step(const StepSums& sums, const StepReport& report, double learning_rate,
-                   double forward_backward_seconds, double seconds);
+  StepSums agree_on_step(double loss_sum, bool diagnosed);
+  void show_step(const StepOutcome& outcome);
+  void record_step(const StepOutcome& outcome);
+  void record_diagnostics(const StepReport& report);
   double validation_loss();
   void check_replicas_agree();
   void save();
@@ -96,6 +129,9 @@ struct Trainer<Real>::State {
   void resume();
   void open_record();
   std::vector<ProcessTraffic> gather_traffic();
+  std::vector<TransferSum> run_transfers() const {  // of this process, since the run began
+    return merged(earlier_transfers, transfer_sums(world.ledger().total()));
+  }
   RunSummary summary() const;
   CheckpointIdentity identity() const;
   std::vector<NamedTensor> tensors();
@@ -135,6 +171,9 @@ struct Trainer<Real>::State {
   Clock::time_point begin = Clock::now();
   std::optional<double> last_loss;
   Index last_factor_bytes = 0;
+  // Since the run began, all its sessions together; `earlier_transfers` without this one.
+  double exchange_seconds = 0, exposed_seconds = 0;
+  std::vector<TransferSum> earlier_transfers;
   std::optional<double> final_validation, best_validation;
   Index best_validation_step = 0;
 };
@@ -230,6 +269,9 @@ void Trainer<Real>::State::resume() {
   };
   last_loss = scalar("last_loss");
   last_factor_bytes = static_cast<Index>(scalar("last_factor_bytes").value_or(0));
+  exchange_seconds = scalar("exchange_seconds").value_or(0);
+  exposed_seconds = scalar("exposed_seconds").value_or(0);
+  earlier_transfers = transfer_sums_in(reached.scalars);
   best_validation = scalar("best_validation_loss");
   best_validation_step = static_cast<Index>(scalar("best_validation_step").value_or(0));
 }
@@ -274,6 +316,9 @@ void Trainer<Real>::State::open_record() {
   start.set_planned_factor_bytes(optimizer->planned_factor_bytes());
   start.set_planned_dense_bytes(optimizer->planned_dense_bytes());
   start.set_dense_gradient_bytes(dense_elements(profile) * element_bytes);
+  start.set_optimizer(RunConfig::Optimizer::Kind_Name(config.optimizer().kind()));
+  start.set_exchange(exchange_name(config));
+  start.set_wire_dtype(wire_dtype_name(config));
   record->write(start);
 
   say(cat(format_quantity(static_cast<double>(elements)), " parameters on ", world.size(),
@@ -285,10 +330,9 @@ void Trainer<Real>::State::open_record() {
           format_quantity(static_cast<double>(model->parameter_bytes()), "B"), ", activations ",
           format_quantity(static_cast<double>(model->activation_bytes()), "B"), ", optimizer ",
           format_quantity(static_cast<double>(state_bytes), "B")));
-  if (optimizer->planned_factor_bytes() > 0) {
-    say(cat("profile ", profile.name, ": B(r) ",
-            format_quantity(static_cast<double>(optimizer->planned_factor_bytes()), "B"),
-            " per step and replica, ",
+  if (has_factor_ranks(config)) {
+    say(cat("profile ", profile.name, ": ", matrix_bytes_text(config, profile),
+            " per step and replica; B(r) is ",
             static_cast<double>(factor_elements(profile)) / static_cast<double>(dense_elements(profile)),
             " of the dense gradient"));
   }
@@ -297,6 +341,8 @@ void Trainer<Real>::State::open_record() {
 
 // ---- One step ----
 
+// With the last micro-batch gradients are complete, and nothing here touches them again: from the moment that
+// the optimizer is told they are its own.
 template <class Real>
 double Trainer<Real>::State::accumulate_gradients() {
   const Timeline::Range range(&timeline, "forward_backward", 0);
@@ -313,7 +359,10 @@ double Trainer<Real>::State::accumulate_gradients() {
       train_set->sample(sample, std::span(tokens).subspan(offset, count),
                         std::span(targets).subspan(offset, count));
     }
-    loss_sum += model->forward_backward(tokens, targets, per_micro_batch, gradient_scale, {});
+    std::function<void(Index)> gradient_ready;
+    if (micro_batch + 1 == micro_batches_per_step(config))
+      gradient_ready = [this](Index parameter) { optimizer->gradient_ready(parameter); };
+    loss_sum += model->forward_backward(tokens, targets, per_micro_batch, gradient_scale, gradient_ready);
   }
   return loss_sum;
 }
@@ -324,22 +373,31 @@ auto Trainer<Real>::State::take_step() -> StepSums {
   const Timeline::Range range(&timeline, cat("step ", step), 0);
   world.ledger().begin_step();
   const double loss_sum = accumulate_gradients();
-  const double forward_backward_seconds = seconds_since(step_begin);
+  StepOutcome outcome;
+  outcome.forward_backward_seconds = seconds_since(step_begin);
 
   const double factor = learning_rate_factor(config.schedule(), step);
-  const double learning_rate = factor * config.optimizer().learning_rate();
-  StepReport report;
+  outcome.learning_rate = factor * config.optimizer().learning_rate();
+  const Index diagnosed_interval = config.diagnostics().interval_steps();
+  const bool diagnose = diagnosed_interval > 0 && (step + 1) % diagnosed_interval == 0;
   {
     const Timeline::Range optimizer_range(&timeline, "optimizer", 0);
-    report = optimizer->step({step, learning_rate, factor * scalar_learning_rate(config)});
+    outcome.report =
+        optimizer->step({step, outcome.learning_rate, factor * scalar_learning_rate(config), diagnose});
   }
-  const StepSums sums = agree_on_step(loss_sum);
+  const StepSums sums = outcome.sums = agree_on_step(loss_sum, diagnose);
   ++step;
-  const double seconds = seconds_since(step_begin);
-  step_seconds += seconds;
+  outcome.seconds = seconds_since(step_begin);
+  step_seconds += outcome.seconds;
+  exchange_seconds += outcome.report.communication_seconds;
+  exposed_seconds += outcome.report.exposed_seconds;
   last_loss = sums.loss;
   last_factor_bytes = sums.factor_bytes;
-  if (record) record_step(sums, report, learning_rate, forward_backward_seconds, seconds);
+  if (progress) show_step(outcome);
+  if (record) {
+    record_step(outcome);
+    if (diagnose) record_diagnostics(outcome.report);
+  }
   non_finite_steps = std::isfinite(sums.loss) ? 0 : non_finite_steps + 1;
   if (non_finite_steps == kNonFiniteStepsAllowed) {
     throw AgreedFailure(cat("step ", step, ": found no finite loss for ", non_finite_steps,
@@ -350,37 +408,50 @@ auto Trainer<Real>::State::take_step() -> StepSums {
 }
 
 template <class Real>
-auto Trainer<Real>::State::agree_on_step(double loss_sum) -> StepSums {
+auto Trainer<Real>::State::agree_on_step(double loss_sum, bool diagnosed) -> StepSums {
   // Losses add up over data-parallel processes; the T processes of a tensor group hold the same one. Bytes
   // add up over the processes of a replica, and every replica counts the same. Byte counts are exact in a
   // double (< 2^53).
   const Ledger& ledger = world.ledger();
-  Index replica_axis_bytes = 0;
-  for (const Purpose purpose : kPurposes)
-    replica_axis_bytes += ledger.step_sum("replica", purpose).payload_bytes;
+  const auto counted = [&](Purpose purpose) {
+    return static_cast<double>(ledger.step_sum("replica", purpose).payload_bytes);
+  };
+  double replica_axis_bytes = 0;
+  for (const Purpose purpose : kPurposes) replica_axis_bytes += counted(purpose);
   const bool stop = session.stop_requested != nullptr && session.stop_requested->load();
-  const int replicas = mesh->shape().replica;
-  std::array<double, 4> sums{loss_sum / mesh->shape().tensor, stop ? 1.0 : 0.0,
-                             static_cast<double>(ledger.step_sum("replica", Purpose::kFactor).payload_bytes),
-                             static_cast<double>(replica_axis_bytes)};
+  std::array<double, 6> sums{loss_sum / mesh->shape().tensor, stop ? 1.0 : 0.0,
+                             counted(Purpose::kFactor),       counted(Purpose::kDense),
+                             counted(Purpose::kPeriodic),     replica_axis_bytes};
   world.all_reduce<double>(sums, Reduction::kSum, {Purpose::kControl});
-  const StepSums result{sums[0] / static_cast<double>(tokens_per_step()), sums[1] > 0,
-                        static_cast<Index>(sums[2]) / replicas, static_cast<Index>(sums[3]) / replicas};
-  if (result.factor_bytes != optimizer->planned_factor_bytes()) {
-    throw Error(cat("step ", step, ": found ", result.factor_bytes,
-                    " bytes of factors counted on the replica axis, ",
-                    "expected B(r) = ", optimizer->planned_factor_bytes()));
-  }
+  const auto of_a_replica = [&](double sum) { return static_cast<Index>(sum) / mesh->shape().replica; };
+  const StepSums result{.loss = sums[0] / static_cast<double>(tokens_per_step()),
+                        .stop = sums[1] > 0,
+                        .factor_bytes = of_a_replica(sums[2]),
+                        .dense_bytes = of_a_replica(sums[3]),
+                        .periodic_bytes = of_a_replica(sums[4]),
+                        .replica_axis_bytes = of_a_replica(sums[5])};
+  const auto expect_planned = [&](std::string_view what, Index found, Index planned) {
+    if (found == planned) return;
+    throw Error(cat("step ", step, ": found ", found, " bytes of ", what,
+                    " counted on the replica axis, expected ", planned, " as planned"));
+  };
+  expect_planned("factors", result.factor_bytes, optimizer->planned_factor_bytes());
+  expect_planned("dense tensors", result.dense_bytes, optimizer->planned_dense_bytes());
+  expect_planned("diagnostics", result.periodic_bytes, diagnosed ? optimizer->planned_periodic_bytes() : 0);
   return result;
 }
 
 template <class Real>
-void Trainer<Real>::State::record_step(const StepSums& sums, const StepReport& report, double learning_rate,
-                                       double forward_backward_seconds, double seconds) {
-  if (progress) {
-    progress->update(step, sums.loss, static_cast<double>(tokens_per_step()), seconds,
-                     static_cast<double>(sums.replica_axis_bytes));
-  }
+void Trainer<Real>::State::show_step(const StepOutcome& outcome) {
+  const bool overlap = config.optimizer().overlap();
+  progress->update(step, outcome.sums.loss, static_cast<double>(tokens_per_step()), outcome.seconds,
+                   static_cast<double>(outcome.sums.replica_axis_bytes),
+                   overlap ? std::optional(outcome.report.exposed_seconds) : std::nullopt);
+}
+
+template <class Real>
+void Trainer<Real>::State::record_step(const StepOutcome& outcome) {
+  const auto& [sums, report, learning_rate, forward_backward_seconds, seconds] = outcome;
   if (!at_interval(config.log_interval_steps()) && step != steps() && !sums.stop) return;
   StepRecord line;
   line.set_step(step);
@@ -393,12 +464,32 @@ void Trainer<Real>::State::record_step(const StepSums& sums, const StepReport& r
   line.set_forward_backward_seconds(forward_backward_seconds);
   line.set_optimizer_seconds(report.seconds);
   line.set_communication_seconds(world.ledger().step_sum().seconds);
+  line.set_exchange_seconds(report.communication_seconds);
+  line.set_exposed_seconds(report.exposed_seconds);
   line.set_counted_factor_bytes(sums.factor_bytes);
+  line.set_counted_dense_bytes(sums.dense_bytes);
+  line.set_counted_periodic_bytes(sums.periodic_bytes);
   for (TransferSum& sum : transfer_sums(world.ledger().step())) *line.add_transfers() = std::move(sum);
   line.set_dead_columns(report.dead_columns);
   line.set_skipped_matrices(report.skipped_matrices);
   line.set_skipped_other(report.skipped_other);
   line.set_householder_fallbacks(report.householder_fallbacks);
+  record->write(line);
+}
+
+template <class Real>
+void Trainer<Real>::State::record_diagnostics(const StepReport& report) {
+  DiagnosticsRecord line;
+  line.set_step(step);
+  for (const MatrixDiagnostics& found : report.diagnostics) {
+    DiagnosticsRecord::Matrix& matrix = *line.add_matrices();
+    matrix.set_name(found.name);
+    matrix.set_factor_rank(found.factor_rank);
+    matrix.set_drift(found.drift);
+    matrix.set_mass_leak(found.mass_leak);
+    matrix.set_captured_energy(found.captured_energy);
+    matrix.set_dead_columns(found.dead_columns);
+  }
   record->write(line);
 }
 
@@ -412,7 +503,7 @@ void Trainer<Real>::State::check_replicas_agree() {
   const auto processes = static_cast<std::size_t>(world.size());
   const auto mine = static_cast<Index>(hash);
   std::vector<Index> hashes(processes), ones(processes, 1);
-  world.all_gather<Index>({&mine, 1}, hashes, ones, {Purpose::kControl});
+  world.all_gather<Index>({&mine, 1}, hashes, ones, {Purpose::kPeriodic});
   const auto pieces = static_cast<std::size_t>(mesh->within_replica().size());
   for (std::size_t process = pieces; process < processes; ++process) {
     const std::size_t original = process % pieces;  // the process of replica 0 that holds the same piece
@@ -481,6 +572,9 @@ void Trainer<Real>::State::save() {
   const Timeline::Range range(&timeline, "checkpoint", 0);
   CheckpointProgress reached;
   reached.step = step;
+  reached.scalars = scalars_of(run_transfers());
+  reached.scalars["exchange_seconds"] = exchange_seconds;
+  reached.scalars["exposed_seconds"] = exposed_seconds;
   if (last_loss) reached.scalars["last_loss"] = *last_loss;
   reached.scalars["last_factor_bytes"] = static_cast<double>(last_factor_bytes);  // exact below 2^53
   if (best_validation) {
@@ -536,7 +630,19 @@ RunSummary Trainer<Real>::State::summary() const {
   if (dense_bytes > 0) {
     summary.set_ratio_to_dense(static_cast<double>(last_factor_bytes) / static_cast<double>(dense_bytes));
   }
-  for (TransferSum& sum : transfer_sums(world.ledger().total())) *summary.add_transfers() = std::move(sum);
+  summary.set_optimizer(RunConfig::Optimizer::Kind_Name(config.optimizer().kind()));
+  summary.set_exchange(exchange_name(config));
+  summary.set_wire_dtype(wire_dtype_name(config));
+  summary.set_exchange_seconds(exchange_seconds);
+  summary.set_exposed_seconds(exposed_seconds);
+  if (exchange_seconds > 0) summary.set_exposed_fraction(exposed_seconds / exchange_seconds);
+  Index periodic_bytes = 0;
+  for (const TransferSum& sum : run_transfers()) {
+    if (sum.purpose() == purpose_name(Purpose::kPeriodic)) periodic_bytes += sum.payload_bytes();
+    *summary.add_transfers() = sum;
+  }
+  summary.set_periodic_bytes(periodic_bytes);
+  summary.set_periodic_bytes_per_step(static_cast<double>(periodic_bytes) / static_cast<double>(step));
   return summary;
 }
 

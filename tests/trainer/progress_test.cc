@@ -19,6 +19,13 @@ TEST(FormatProgress, SaysEverythingOnAWideLine) {
       "step 120/300 [############..................] loss 2.412 | 5.12k tok/s | 1.89 MB/step | 0:52 left");
 }
 
+TEST(FormatProgress, SaysLastHowMuchOfAStepWaitsForTheExchange) {
+  ProgressState state = kState;
+  state.exposed_fraction = 0.0666;
+  EXPECT_THAT(format_progress(state, 110), testing::EndsWith("0:52 left | 7 % exposed"));
+  EXPECT_THAT(format_progress(state, 75), testing::EndsWith("0:52 left"));
+}
+
 TEST(FormatProgress, ShrinksTheBarThenLeavesFieldsOut) {
   EXPECT_EQ(format_progress(kState, 79),
             "step 120/300 [####........] loss 2.412 | 5.12k tok/s | 1.89 MB/step | 0:52 left");
@@ -73,10 +80,10 @@ TEST(Progress, WritesOverOneLineOnATerminal) {
   std::ostringstream out;
   const Progress::Clock::time_point start{};
   Progress progress(out, 70, 0, 4, seconds(10), start);
-  progress.update(1, 5.5, 1000, 0.5, 4000, start + seconds(1));
-  progress.update(2, 5.0, 1000, 0.5, 4000, start + seconds(2));
+  progress.update(1, 5.5, 1000, 0.5, 4000, {}, start + seconds(1));
+  progress.update(2, 5.0, 1000, 0.5, 4000, {}, start + seconds(2));
   progress.say("validation 2.5");
-  progress.update(3, 4.5, 1000, 0.5, 4000, start + seconds(3));
+  progress.update(3, 4.5, 1000, 0.5, 4000, {}, start + seconds(3));
   progress.finish();
   const std::string text = out.str();
   EXPECT_EQ(std::ranges::count(text, '\n'), 2);
@@ -85,11 +92,23 @@ TEST(Progress, WritesOverOneLineOnATerminal) {
   EXPECT_THAT(text, testing::HasSubstr("loss 4.500 | 2.00k tok/s | 4.00 kB/step | 0:01 left"));
 }
 
+// Steps of 1 s and 3 s that wait 0.5 s and 0: means of weight 0.95 and 1, 0.475 / 3.95 = 12 %.
+TEST(Progress, AveragesExposedCommunicationLikeTheRate) {
+  std::ostringstream out;
+  const Progress::Clock::time_point start{};
+  Progress progress(out, 120, 0, 4, seconds(10), start);
+  progress.update(1, 5.5, 1000, 1, 4000, 0.5, start + seconds(1));
+  EXPECT_THAT(out.str(), testing::HasSubstr("| 50 % exposed"));
+  progress.update(2, 5.0, 1000, 3, 4000, 0.0, start + seconds(4));
+  EXPECT_THAT(out.str(), testing::HasSubstr("| 12 % exposed"));
+}
+
 TEST(Progress, WritesALineEveryIntervalElsewhere) {
   std::ostringstream out;
   const Progress::Clock::time_point start{};
   Progress progress(out, 0, 100, 200, seconds(10), start);
-  for (Index step = 101; step <= 200; ++step) progress.update(step, 1, 10, 1, 1, start + seconds(step - 100));
+  for (Index step = 101; step <= 200; ++step)
+    progress.update(step, 1, 10, 1, 1, {}, start + seconds(step - 100));
   progress.finish();
   const std::string text = out.str();
   EXPECT_THAT(text, testing::Not(testing::HasSubstr("\r")));

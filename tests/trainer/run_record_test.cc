@@ -66,6 +66,58 @@ TEST(RunRecorder, WritesALineOfJsonPerRecord) {
   EXPECT_EQ(lines.at(3).step().tokens(), Index{1} << 40);
 }
 
+TEST(RunRecorder, DiagnosticsAreALineOfTheirOwn) {
+  const ScratchDirectory scratch;
+  RunRecorder recorder(scratch.path());
+  DiagnosticsRecord record;
+  record.set_step(7);
+  DiagnosticsRecord::Matrix& matrix = *record.add_matrices();
+  matrix.set_name("q");
+  matrix.set_drift(0.25);
+  matrix.set_mass_leak(std::nan(""));
+  recorder.write(record);
+  const std::string text = read_text(scratch.path() / "run.jsonl");
+  EXPECT_THAT(text, testing::StartsWith(R"({"diagnostics":{"step":7,"matrices":[{"name":"q",)"));
+  EXPECT_THAT(text, HasSubstr(R"("drift":0.25,"mass_leak":null,)"));
+  EXPECT_EQ(read_run_lines(scratch.path()).at(0).diagnostics().matrices(0).drift(), 0.25);
+}
+
+TransferSum transfer_sum(const char* axis, const char* purpose, Index figure) {
+  TransferSum sum;
+  sum.set_axis(axis);
+  sum.set_purpose(purpose);
+  sum.set_calls(figure);
+  sum.set_payload_bytes((Index{1} << 50) + figure);
+  sum.set_modelled_wire_bytes(0.1 * static_cast<double>(figure));
+  sum.set_transport_bytes(3 * figure);
+  sum.set_seconds(0.7 * static_cast<double>(figure));
+  return sum;
+}
+
+TEST(TransferSums, AddUpByAxisAndPurpose) {
+  const auto sums = merged({transfer_sum("replica", "factor", 1), transfer_sum("world", "control", 2)},
+                           {transfer_sum("replica", "dense", 4), transfer_sum("replica", "factor", 8)});
+  ASSERT_EQ(sums.size(), 3u);
+  EXPECT_EQ(sums[0].purpose(), "dense");
+  EXPECT_EQ(sums[1].purpose(), "factor");
+  EXPECT_EQ(sums[1].calls(), 9);
+  EXPECT_EQ(sums[1].payload_bytes(), (Index{1} << 51) + 9);
+  EXPECT_EQ(sums[1].modelled_wire_bytes(), 0.1 + 0.8);
+  EXPECT_EQ(sums[1].transport_bytes(), 27);
+  EXPECT_EQ(sums[1].seconds(), 0.7 + 5.6);
+  EXPECT_EQ(sums[2].axis(), "world");
+}
+
+TEST(TransferSums, PassThroughTheScalarsOfACheckpoint) {
+  const std::vector<TransferSum> sums{transfer_sum("replica", "factor", 5),
+                                      transfer_sum("within_replica", "control", 6)};
+  std::map<std::string, double> scalars = scalars_of(sums);
+  scalars["last_loss"] = 3;
+  const auto read = transfer_sums_in(scalars);
+  ASSERT_EQ(read.size(), 2u);
+  for (std::size_t i = 0; i < 2; ++i) EXPECT_EQ(read[i].SerializeAsString(), sums[i].SerializeAsString());
+}
+
 TEST(RunRecorder, LossThatIsNotFiniteIsNullAndReadsAsMissing) {
   const ScratchDirectory scratch;
   {

@@ -69,12 +69,16 @@ TEST(Training, FactorBytesCountedEqualBytesPlannedEveryStep) {
     }
     // Process 0 holds half of the vocabulary's rows, and all of the five norm gains.
     EXPECT_EQ(dense, (64 * 20 + 5 * 20) * 4);
+    EXPECT_EQ(line.step().counted_dense_bytes(), (128 * 20 + 2 * 5 * 20) * 4);
     EXPECT_GT(control, 0);
   }
   EXPECT_EQ(steps, 20);
   const RunSummary summary = read_run_summary(scratch.path() / "runs/run");
   EXPECT_EQ(summary.planned_factor_bytes(), planned);
   EXPECT_EQ(summary.counted_factor_bytes(), planned);
+  // Four processes compare a hash of 8 bytes after every step.
+  EXPECT_EQ(summary.periodic_bytes(), 20 * 4 * 8);
+  EXPECT_EQ(summary.periodic_bytes_per_step(), 4 * 8);
   EXPECT_EQ(summary.dense_gradient_bytes(), 2 * (4 * 24 * 20 + 3 * 35 * 20) * 4);
   EXPECT_LT(summary.final_validation_loss(), 4.0);
 }
@@ -120,6 +124,19 @@ TEST(Training, ResumedRunContinuesBitIdentically) {
     if (line.has_step()) expected_losses.push_back(line.step().loss());
   }
   EXPECT_EQ(losses, expected_losses);
+
+  // And so do the totals of what was exchanged.
+  const auto payload = [](const fs::path& run, const char* axis, const char* purpose) {
+    for (const TransferSum& sum : read_run_summary(run).transfers())
+      if (sum.axis() == axis && sum.purpose() == purpose) return sum.payload_bytes();
+    return int64_t{0};
+  };
+  for (const auto& [axis, purpose] : {std::pair("replica", "factor"), std::pair("replica", "dense"),
+                                      std::pair("tensor", "activation"), std::pair("world", "periodic")}) {
+    const Index found = payload(halves.path() / "runs/run", axis, purpose);
+    EXPECT_GT(found, 0) << axis << " " << purpose;
+    EXPECT_EQ(found, payload(whole.path() / "runs/run", axis, purpose)) << axis << " " << purpose;
+  }
 }
 
 TEST(Training, StopsOnAllProcessesWhenTheLossStaysNotFinite) {

@@ -86,7 +86,7 @@ ReplicaTraffic replica_traffic(const RunConfig& config) {
   const Index computed = computed_element_bytes(config);
   const bool bf16 = config.optimizer().wire() == RunConfig::Optimizer::BF16;
   return {.exchange = exchange_choice(config.optimizer().exchange()),
-          .factor_element_bytes = bf16 ? 2 : computed,
+          .factor_element_bytes = bf16 ? dtype_bytes(DType::kBF16) : computed,
           .dense_element_bytes = computed};
 }
 
