@@ -96,6 +96,12 @@ case_dry_run() {
       --mca btl self,vader,tcp --mca oob_tcp_keepalive_time 5 --mca oob_tcp_keepalive_intvl 2 \
       --mca oob_tcp_keepalive_probes 3 --mca odls_base_sigkill_timeout 1 -x LOWBAND_THREADS=1 -x OMP_NUM_THREADS=3 \
       -x LOWBAND_TERMINAL_COLUMNS=0 -x OPENBLAS_CORETYPE=Haswell /opt/lowband info)"
+  stand_in agent <<<'#!/bin/bash'
+  check "agent and subnet" \
+    "$(cd "$scratch" && "${lowband_run[@]}" -np 2 --hosts a,b --agent ./agent --subnet 10.77.0.0/24 --dry-run \
+      --binary /opt/lowband -- info | grep -o -- '--host .* oob_tcp_keepalive_time')" \
+    "--host a,b --mca btl self,vader,tcp --mca plm_rsh_agent $scratch/agent --mca pml ob1 --mca btl_tcp_if_include \
+10.77.0.0/24 --mca oob_tcp_if_include 10.77.0.0/24 --mca oob_tcp_keepalive_time"
   ln -s "$(realpath "${lowband_run[-1]}")" "$scratch/linked"
   check "binary beside a link's target" "$("$scratch/linked" -np 1 --dry-run -- info | grep -o '[^ ]*/build/release/bin/lowband info')" \
     "$(cd "$(dirname "$(realpath "${lowband_run[-1]}")")/.." && pwd)/build/release/bin/lowband info"
@@ -117,11 +123,25 @@ case_bad_calls() {
 -np|-np: found no value, expected one
 -np 2|found no words after --, expected for example: -- train CONFIG
 -np 2 --|found no words after --, expected for example: -- train CONFIG
--np 2 train|found 'train', expected -np, --hosts, --binary, --timeout, --dry-run or --
+-np 2 train|found 'train', expected -np, --hosts, --agent, --subnet, --binary, --timeout, --dry-run or --
 -np 2 --timeout soon -- x|--timeout: found 'soon', expected a number of seconds
 -np 9 --hosts a:4,b:4 -- x|--hosts: found places for 8 processes, expected -np = 9
 -np 2 --hosts a:4,b:x -- x|--hosts: found 'b:x', expected HOST or HOST:PROCESSES
+-np 2 --agent /bin/sh -- x|--agent: found no --hosts, expected the hosts that it reaches
+-np 2 --subnet 10.0.0.0/8 -- x|--subnet: found no --hosts, expected the hosts that share it
+-np 2 --hosts a,b --agent|--agent: found no value, expected one
+-np 2 --hosts a,b --agent /dev/null -- x|--agent: found no program at /dev/null, expected one that starts a command on a host
+-np 2 --hosts a,b --agent /etc -- x|--agent: found no program at /etc, expected one that starts a command on a host
+-np 2 --hosts a,b --subnet eth0 -- x|--subnet: found 'eth0', expected an IPv4 network, for example 10.77.0.0/24
+-np 2 --hosts a,b --subnet 10.77.0.0 -- x|--subnet: found '10.77.0.0', expected an IPv4 network, for example 10.77.0.0/24
+-np 2 --hosts a,b --subnet 10.77.0.256/24 -- x|--subnet: found '10.77.0.256/24', expected an IPv4 network, for example 10.77.0.0/24
+-np 2 --hosts a,b --subnet 10.77.0.0/33 -- x|--subnet: found '10.77.0.0/33', expected an IPv4 network, for example 10.77.0.0/24
 END
+  check "no value" "$("${lowband_run[@]}" -np 2 --hosts a,b --agent '' -- x 2>&1; echo "code $?")" \
+    $'lowband-run: --agent: found no value, expected one\ncode 64'
+  stand_in 'an agent' <<<'#!/bin/bash'
+  check "space" "$("${lowband_run[@]}" -np 2 --hosts a,b --agent "$scratch/an agent" -- x 2>&1; echo "code $?")" \
+    "lowband-run: --agent: found '$scratch/an agent', expected a path without spaces and colons"$'\ncode 64'
 }
 
 case_missing_programs() {
@@ -174,6 +194,18 @@ a line nobody knows
 $dashes
 mpirun noticed that process rank 3 with PID 0 on node nid001 exited on signal 9 (Killed).
 $dashes
+[node:1] plm:rsh: Warning: setpgid(14,15) failed in parent with errno=Permission denied(13)
+$dashes
+An MPI communication peer process has unexpectedly disconnected.
+$dashes
+$dashes
+ORTE has lost communication with a remote daemon.
+
+  HNP daemon   : [[1807,0],0] on node nid000
+  Remote daemon: [[1807,0],1] on node nid001
+
+This is usually due to either a failure of the TCP network
+$dashes
 $dashes
 a report that never ends
 END
@@ -187,6 +219,7 @@ slots that were requested by the application:
 $dashes
 a line nobody knows
 lowband-run: process 3 of 4 on nid001 was killed by signal 9 (Killed); all processes ended
+lowband-run: the connection to host nid001 is lost; all processes ended
 $dashes
 a report that never ends
 no line break
@@ -202,6 +235,46 @@ END
   PATH=$scratch/bin:$PATH "${lowband_run[@]}" -np 4 --binary "$scratch/program" -- x 2>"$scratch/err"
   check "exit code" $? 137
   check "messages" "$(<"$scratch/err")" "$(<"$scratch/expected")"
+}
+
+# Reports of what follows from a death are kept until something says what died, and shown if nothing does.
+case_consequences() {
+  local dashes report
+  dashes=$(printf -- '-%.0s' {1..74})
+  report=$dashes$'\nAn MPI communication peer process has unexpectedly disconnected.\n'$dashes
+  mkdir "$scratch/bin"
+  stand_in bin/mpirun <<END
+#!/bin/bash
+[[ \$1 == --version ]] && echo "mpirun (Open MPI) 4.1.4" && exit
+echo "$report" >&2
+exit 205
+END
+  stand_in program <<<'#!/bin/bash'
+  PATH=$scratch/bin:$PATH "${lowband_run[@]}" -np 4 --binary "$scratch/program" -- x 2>"$scratch/err"
+  check "exit code of a lost host" $? 75
+  check "messages" "$(<"$scratch/err")" "$report"
+}
+
+# An mpirun that an abort does not end, as happens while a host is cut off.
+case_stuck_abort() {
+  local dashes
+  dashes=$(printf -- '-%.0s' {1..74})
+  mkdir "$scratch/bin"
+  stand_in bin/mpirun <<END
+#!/bin/bash
+[[ \$1 == --version ]] && echo "mpirun (Open MPI) 4.1.4" && exit
+trap '' TERM USR1
+printf '%s\n' $dashes 'MPI_ABORT was invoked on rank 1 in communicator X' 'with errorcode 70.' $dashes >&2
+for _ in {1..600}; do sleep 0.1; done
+END
+  stand_in program <<<'#!/bin/bash'
+  begin=$(milliseconds)
+  PATH=$scratch/bin:$PATH "${lowband_run[@]}" -np 4 --binary "$scratch/program" -- x 2>"$scratch/err"
+  check "exit code" $? 70
+  check_less "end" $(($(milliseconds) - begin)) 20000
+  check "messages" "$(<"$scratch/err")" \
+    "lowband-run: mpirun did not end within 8 seconds of an abort, and was killed"
+  check_clean
 }
 
 case_exit_code() {
