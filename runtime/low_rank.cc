@@ -1,9 +1,12 @@
 #include "runtime/low_rank.h"
 
 #include "runtime/buffer.h"
+#include "runtime/cpu.h"
+#include "runtime/cpu/kernels/low_rank_tables.h"
 #include "runtime/vector_kernels.h"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace lowband {
 namespace {
@@ -36,20 +39,203 @@ void expect_factors(const char* function, const FactorPair<Real>& factors, Matri
       m.rows, ", r) and (", m.cols, ", r)");
 }
 
-// Rows of a panel whose `matrices` blocks of `cols` columns fit into half of a 512 KiB second-level cache.
+// Up to these numbers of factor columns our kernels are faster than the GEMM library (oneDNN on AVX-512; see
+// perf/kernels/low_rank): M Q needs a fold across lanes for every element, the others do not.
+constexpr Index kMostDotColumns = 16;
+constexpr Index kMostSkinnyColumns = 32;
+
+// Null when the product is left to the GEMM library.
+template <class Real>
+const LowRankKernels<Real>* skinny_kernels(Index r, Index most_columns = kMostSkinnyColumns) {
+  static const LowRankKernels<Real>* const fastest = [] {
+    const auto sets = runnable_low_rank_kernels<Real>();
+    return sets.empty() ? nullptr : sets.front().kernels;
+  }();
+  return r >= 1 && r <= most_columns ? fastest : nullptr;
+}
+
+Index most_columns(Op op) { return op == Op::kNone ? kMostDotColumns : kMostSkinnyColumns; }
+
+// Rows of a panel whose `matrices` blocks of `cols` columns take 256 KiB, half of a small second-level cache.
 template <class Real>
 Index panel_rows(Index cols, Index matrices) {
   const Index row_bytes = std::max<Index>(1, cols) * matrices * static_cast<Index>(sizeof(Real));
-  return std::max<Index>(8, (256 * 1024 / row_bytes) & ~Index{7});
+  return std::max<Index>(kPanelRows, 256 * 1024 / row_bytes / kPanelRows * kPanelRows);
+}
+
+// A factor as the kernels read it: (r, rows), rows of the factor contiguous.
+template <class Real>
+class Transposed {
+ public:
+  // An odd number of cache lines: columns of a power of two would all lie in the same sets of the cache.
+  explicit Transposed(Index rows, Index cols)
+      : stride_((rows + kLine - 1) / kLine / 2 * 2 * kLine + kLine), elements_(stride_ * cols) {}
+  explicit Transposed(MatrixView<const Real> a) : Transposed(a.rows, a.cols) {
+    for_blocks(a.rows, a.cols, [&](Index i, Index j) { data()[j * stride_ + i] = a(i, j); });
+  }
+  void copy_to(MatrixView<Real> a) const {
+    for_blocks(a.rows, a.cols, [&](Index i, Index j) { a(i, j) = data()[j * stride_ + i]; });
+  }
+  Real* data() { return elements_.data(); }
+  const Real* data() const { return elements_.data(); }
+  Index stride() const { return stride_; }
+
+ private:
+  static constexpr Index kLine = 64 / static_cast<Index>(sizeof(Real));
+  // Blocks of one cache line of the transposed matrix.
+  template <class Body>
+  static void for_blocks(Index rows, Index cols, Body body) {
+    for (Index begin = 0; begin < rows; begin += kLine) {
+      const Index end = std::min(rows, begin + kLine);
+      for (Index j = 0; j < cols; ++j) {
+        for (Index i = begin; i < end; ++i) body(i, j);
+      }
+    }
+  }
+  Index stride_;
+  Buffer<Real> elements_;
+};
+
+// The rows of a factor that belong to one panel, times alpha, as the kernels read them.
+template <class Real>
+class PackedRows {
+ public:
+  PackedRows(Real alpha, MatrixView<const Real> factor) {
+    for (Index i = 0; i < factor.rows; ++i) {
+      for (Index k = 0; k < factor.cols; ++k) packed_[k * kPanelRows + i] = alpha * factor(i, k);
+    }
+  }
+  const Real* data() const { return packed_; }
+
+ private:
+  alignas(64) Real packed_[kPanelRows * kMostSkinnyColumns];
+};
+
+// The rows below a panel that ends at `end`.
+template <class Real>
+Ahead<Real> rows_below(MatrixView<const Real> m, Index end) {
+  if (end >= m.rows) return {};
+  return {m.row(end), m.row_stride};
+}
+
+// body(begin, count) for every panel of kPanelRows rows, in parallel.
+template <class Body>
+void for_panels(Index rows, Body body) {
+  const Index panels = (rows + kPanelRows - 1) / kPanelRows;
+#pragma omp parallel for schedule(static)
+  for (Index panel = 0; panel < panels; ++panel)
+    body(panel * kPanelRows, std::min(kPanelRows, rows - panel * kPanelRows));
+}
+
+// M <- M + alpha G (no G: left as it is) ; out <- M Q
+template <class Real>
+void skinny_multiply(const LowRankKernels<Real>& kernels, Real alpha, const MatrixView<const Real>* g,
+                     MatrixView<const Real> m, Real* writable, MatrixView<const Real> q,
+                     MatrixView<Real> out) {
+  const Transposed<Real> qt(q);
+  const VectorKernels<Real>& vectors = vector_kernels<Real>();
+  for_panels(m.rows, [&](Index begin, Index rows) {
+    if (g != nullptr) {
+      for (Index i = begin; i < begin + rows; ++i)
+        vectors.axpy(alpha, g->row(i), writable + i * m.row_stride, m.cols);
+    }
+    kernels.dot(m.row(begin), m.row_stride, rows, m.cols, qt.data(), qt.stride(), q.cols, out.row(begin),
+                out.row_stride, rows_below(m, begin + rows),
+                g == nullptr ? Ahead<Real>{} : rows_below(*g, begin + rows));
+  });
+}
+
+// M <- M + alpha G (no G: left as it is) ; out <- M^T Q. Strips of columns, so that every sum runs over all
+// rows in their order and the strip of out stays in the cache: 32 columns of 2048 floats are 256 KiB and ran
+// at a third of the rate of strips of 64 KiB.
+template <class Real>
+void skinny_multiply_transposed(const LowRankKernels<Real>& kernels, Real alpha,
+                                const MatrixView<const Real>* g, MatrixView<const Real> m, Real* writable,
+                                MatrixView<const Real> q, MatrixView<Real> out) {
+  constexpr Index kStripAlignment = 32, kStripBytes = 64 * 1024;
+  const Index r = q.cols;
+  Transposed<Real> out_t(m.cols, r);
+  const VectorKernels<Real>& vectors = vector_kernels<Real>();
+  const Index cached = kStripBytes / (r * static_cast<Index>(sizeof(Real)));
+  const Index of_thread = (m.cols + compute_threads() - 1) / compute_threads();
+  const Index rounded = std::min(cached, of_thread) + kStripAlignment - 1;
+  const Index strip = std::max(Index{1}, rounded / kStripAlignment) * kStripAlignment;
+  const Index strips = (m.cols + strip - 1) / strip;
+#pragma omp parallel for schedule(static)
+  for (Index s = 0; s < strips; ++s) {
+    const Index col = s * strip, cols = std::min(strip, m.cols - col);
+    const MatrixView<const Real> block = m.block(0, m.rows, col, cols);
+    for (Index begin = 0; begin < m.rows; begin += kPanelRows) {
+      const Index rows = std::min(kPanelRows, m.rows - begin);
+      if (g != nullptr) {
+        for (Index i = begin; i < begin + rows; ++i)
+          vectors.axpy(alpha, g->row(i) + col, writable + i * m.row_stride + col, cols);
+      }
+      const PackedRows<Real> packed(Real{1}, q.row_block(begin, rows));
+      kernels.add_outer(
+          block.row(begin), m.row_stride, rows, cols, packed.data(), r, out_t.data() + col, out_t.stride(),
+          rows_below(block, begin + rows),
+          g == nullptr ? Ahead<Real>{} : rows_below(g->block(0, m.rows, col, cols), begin + rows));
+    }
+  }
+  out_t.copy_to(out);
+}
+
+// Rows [begin, begin + rows) of M <- beta M + alpha L R^T, R given transposed.
+template <class Real>
+void skinny_add_product(const LowRankKernels<Real>& kernels, Real alpha, MatrixView<const Real> left,
+                        const Transposed<Real>& right_t, Real beta, MatrixView<Real> m, Index begin,
+                        Index rows) {
+  const PackedRows<Real> packed(alpha, left.row_block(begin, rows));
+  kernels.add_product(beta, m.row(begin), m.row_stride, rows, m.cols, packed.data(), left.cols,
+                      right_t.data(), right_t.stride(),
+                      beta == 0 ? Ahead<Real>{} : rows_below<Real>(m, begin + rows), {});
+}
+
+// U <- lambda U + D ;  W <- decay W - eta (D + U)
+template <class Real>
+void update_rows(Real lambda, Real eta, Real decay, MatrixView<const Real> d, MatrixView<Real> u,
+                 MatrixView<Real> w, Index begin) {
+  const VectorKernels<Real>& kernels = vector_kernels<Real>();
+  for (Index i = 0; i < d.rows; ++i) {
+    Real* const momentum = u.row(begin + i);
+    Real* const weight = w.row(begin + i);
+    kernels.scale(lambda, momentum, d.cols);
+    kernels.add(momentum, d.row(i), d.cols);
+    kernels.scale(decay, weight, d.cols);
+    kernels.axpy(-eta, d.row(i), weight, d.cols);
+    kernels.axpy(-eta, momentum, weight, d.cols);
+  }
 }
 
 }  // namespace
+
+template <class Real>
+std::vector<NamedLowRankKernels<Real>> runnable_low_rank_kernels() {
+  const CpuInfo info = cpu_info();
+  std::vector<NamedLowRankKernels<Real>> sets;
+  const auto add = [&sets](std::string_view name, const auto* float_kernels, const auto* double_kernels) {
+    if constexpr (std::is_same_v<Real, float>) {
+      sets.push_back({name, float_kernels});
+    } else {
+      sets.push_back({name, double_kernels});
+    }
+  };
+  using namespace kernel_tables;
+  if (info.avx512) add("avx512", avx512::float_low_rank_kernels, avx512::double_low_rank_kernels);
+  if (info.avx2) add("avx2", avx2::float_low_rank_kernels, avx2::double_low_rank_kernels);
+  return sets;
+}
 
 template <class Real>
 void accumulate_and_multiply(Real alpha, MatrixView<const Real> g, MatrixView<Real> m, Op op,
                              MatrixView<const Real> q, MatrixView<Real> out) {
   expect_same_shape<Real>("accumulate_and_multiply", m, g);
   expect_product<Real>("accumulate_and_multiply", op, m, q, out);
+  if (const auto* kernels = skinny_kernels<Real>(q.cols, most_columns(op))) {
+    if (op == Op::kNone) return skinny_multiply<Real>(*kernels, alpha, &g, m, m.data, q, out);
+    return skinny_multiply_transposed<Real>(*kernels, alpha, &g, m, m.data, q, out);
+  }
   for (Index i = 0; i < m.rows; ++i) vector_kernels<Real>().axpy(alpha, g.row(i), m.row(i), m.cols);
   gemm<Real>(op, Op::kNone, Real{1}, m, q, Real{0}, out);
 }
@@ -57,12 +243,22 @@ void accumulate_and_multiply(Real alpha, MatrixView<const Real> g, MatrixView<Re
 template <class Real>
 void multiply(Op op, MatrixView<const Real> m, MatrixView<const Real> q, MatrixView<Real> out) {
   expect_product<Real>("multiply", op, m, q, out);
+  if (const auto* kernels = skinny_kernels<Real>(q.cols, most_columns(op))) {
+    if (op == Op::kNone) return skinny_multiply<Real>(*kernels, Real{0}, nullptr, m, nullptr, q, out);
+    return skinny_multiply_transposed<Real>(*kernels, Real{0}, nullptr, m, nullptr, q, out);
+  }
   gemm<Real>(op, Op::kNone, Real{1}, m, q, Real{0}, out);
 }
 
 template <class Real>
 void add_product(Real alpha, const FactorPair<Real>& factors, Real beta, MatrixView<Real> m) {
   expect_factors<Real>("add_product", factors, m);
+  if (const auto* kernels = skinny_kernels<Real>(factors.left.cols)) {
+    const Transposed<Real> right_t(factors.right);
+    return for_panels(m.rows, [&](Index begin, Index rows) {
+      skinny_add_product<Real>(*kernels, alpha, factors.left, right_t, beta, m, begin, rows);
+    });
+  }
   gemm<Real>(Op::kNone, Op::kTranspose, alpha, factors.left, factors.right, beta, m);
 }
 
@@ -83,7 +279,18 @@ void decompress_and_update(const FactorPair<Real>& sent, const FactorPair<Real>&
   expect_same_shape<Real>("decompress_and_update", e, w);
   expect_factors<Real>("decompress_and_update", sent, e);
   expect_factors<Real>("decompress_and_update", own, e);
-  const VectorKernels<Real>& kernels = vector_kernels<Real>();
+  const auto* kernels = skinny_kernels<Real>(sent.left.cols);
+  if (kernels != nullptr && own.left.cols == sent.left.cols) {
+    const Transposed<Real> sent_t(sent.right), own_t(own.right);
+    return for_panels(e.rows, [&](Index begin, Index rows) {
+      Buffer<Real> panel(rows * e.cols);
+      const MatrixView<Real> d = panel.matrix(0, rows, e.cols);
+      skinny_add_product<Real>(*kernels, Real{-1}, own.left, own_t, Real{1}, e, begin, rows);
+      skinny_add_product<Real>(*kernels, Real{1}, sent.left.row_block(begin, rows), sent_t, Real{0}, d, 0,
+                               rows);
+      update_rows<Real>(lambda, eta, decay, d, u, w, begin);
+    });
+  }
   const Index block_rows = panel_rows<Real>(e.cols, 4);
   Buffer<Real> block(std::min(block_rows, e.rows) * e.cols);
   for (Index begin = 0; begin < e.rows; begin += block_rows) {
@@ -92,18 +299,12 @@ void decompress_and_update(const FactorPair<Real>& sent, const FactorPair<Real>&
     add_product<Real>(Real{-1}, {own.left.row_block(begin, rows), own.right}, Real{1},
                       e.row_block(begin, rows));
     add_product<Real>(Real{1}, {sent.left.row_block(begin, rows), sent.right}, Real{0}, d);
-    for (Index i = 0; i < rows; ++i) {
-      Real* const momentum = u.row(begin + i);
-      Real* const weight = w.row(begin + i);
-      kernels.scale(lambda, momentum, e.cols);
-      kernels.add(momentum, d.row(i), e.cols);
-      kernels.scale(decay, weight, e.cols);
-      kernels.axpy(-eta, d.row(i), weight, e.cols);
-      kernels.axpy(-eta, momentum, weight, e.cols);
-    }
+    update_rows<Real>(lambda, eta, decay, d, u, w, begin);
   }
 }
 
+template std::vector<NamedLowRankKernels<float>> runnable_low_rank_kernels<float>();
+template std::vector<NamedLowRankKernels<double>> runnable_low_rank_kernels<double>();
 #define LB_INSTANTIATE(Real)                                                                              \
   template void accumulate_and_multiply<Real>(Real, MatrixView<const Real>, MatrixView<Real>, Op,         \
                                               MatrixView<const Real>, MatrixView<Real>);                  \

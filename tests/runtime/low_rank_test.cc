@@ -1,6 +1,8 @@
 #include "runtime/low_rank.h"
 
 #include "runtime/buffer.h"
+#include "runtime/cpu.h"
+#include "runtime/cpu/kernels/low_rank_tables.h"
 #include "runtime/random.h"
 
 #include <cmath>
@@ -165,6 +167,62 @@ TYPED_TEST(LowRank, DecompressesWithFeedback) {
     }
     d.expect_padding_untouched("d"), e.expect_padding_untouched("e"), e2.expect_padding_untouched("e2");
     u.expect_padding_untouched("u"), w.expect_padding_untouched("w");
+  }
+}
+
+TYPED_TEST(LowRank, BitsDependOnNeitherInstructionSetNorPanelsNorThreads) {
+  using Real = TypeParam;
+  for (const Shape shape : {Shape{8, 100, 13}, Shape{5, 37, 4}, Shape{8, 64, 32}}) {
+    const auto [rows, cols, r] = shape;
+    SCOPED_TRACE(cat(rows, " x ", cols, ", r ", r));
+    Padded<Real> m("m", rows, cols), qt("q", r, cols);
+    std::vector<Real> packed(static_cast<std::size_t>(kPanelRows * r));
+    for (std::size_t i = 0; i < packed.size(); ++i) packed[i] = qt.view()(0, static_cast<Index>(i) % cols);
+    // All of the panel at once, and row by row.
+    const auto results = [&](const LowRankKernels<Real>& kernels, Index step) {
+      Padded<Real> out("out", rows, r), out_t("out_t", r, cols), sum("sum", rows, cols);
+      for (Index i = 0; i < rows; i += step) {
+        const Index count = std::min(step, rows - i);
+        kernels.dot(m.view().row(i), cols + 2, count, cols, qt.view().data, cols + 2, r, out.view().row(i),
+                    r + 2, {}, {});
+        kernels.add_outer(m.view().row(i), cols + 2, count, cols, packed.data() + i, r, out_t.view().data,
+                          cols + 2, {}, {});
+        kernels.add_product(Real(0.5), sum.view().row(i), cols + 2, count, cols, packed.data() + i, r,
+                            qt.view().data, cols + 2, {}, {});
+      }
+      std::vector<double> all;
+      for (Index i = 0; i < rows; ++i) {
+        for (Index k = 0; k < r; ++k) all.push_back(out(i, k));
+        for (Index j = 0; j < cols; ++j) all.push_back(sum(i, j));
+      }
+      for (Index k = 0; k < r; ++k) {
+        for (Index j = 0; j < cols; ++j) all.push_back(out_t(k, j));
+      }
+      return all;
+    };
+    const auto sets = runnable_low_rank_kernels<Real>();
+    for (const auto& set : sets) {
+      EXPECT_EQ(results(*set.kernels, kPanelRows), results(*sets.back().kernels, kPanelRows)) << set.name;
+      EXPECT_EQ(results(*set.kernels, 1), results(*set.kernels, kPanelRows)) << set.name << " row by row";
+    }
+  }
+  if (most_compute_threads() < 3) return;
+  const int before = compute_threads();
+  for (const Op op : {Op::kNone, Op::kTranspose}) {
+    std::vector<std::vector<double>> runs;
+    for (const int threads : {1, 3}) {
+      set_compute_threads(threads);
+      Padded<Real> g("g", 61, 203), m("m", 61, 203);
+      const Index outer = op == Op::kNone ? 61 : 203;
+      Padded<Real> q("q", 264 - outer, 7), out("out", outer, 7);
+      accumulate_and_multiply<Real>(Real(0.3), g.view(), m.view(), op, q.view(), out.view());
+      runs.emplace_back();
+      for (Index i = 0; i < outer; ++i) {
+        for (Index k = 0; k < 7; ++k) runs.back().push_back(out(i, k));
+      }
+    }
+    set_compute_threads(before);
+    EXPECT_EQ(runs[0], runs[1]);
   }
 }
 

@@ -1,0 +1,60 @@
+#pragma once
+
+#include "runtime/types.h"
+
+#include <string_view>
+#include <vector>
+
+namespace lowband {
+
+/// What memory holds next, fetched while this panel is computed: row i of the coming panel begins at
+/// data + i * stride. Null: nothing.
+template <class Real>
+struct Ahead {
+  const Real* data = nullptr;
+  Index stride = 0;
+};
+
+/// Products of a panel of at most kPanelRows rows of a matrix with few columns, lanes along the rows of the
+/// matrix. Real: float, double. Single-threaded.
+///
+/// Factors come transposed, (r, cols) with a row stride; those of the panel's own rows come packed:
+/// element (row i, column k) at [k * kPanelRows + i].
+/// Determinism: the same bits on AVX-512 and AVX2 and for every division into panels. Sums along a row run in
+/// 16 lanes as in runtime/vector_kernels.h, all others one FMA at a time in the order of their index.
+template <class Real>
+struct LowRankKernels {
+  /// out(i, k) <- sum over j of m(i, j) qt(k, j)
+  void (*dot)(const Real* m, Index stride, Index rows, Index cols, const Real* qt, Index qt_stride, Index r,
+              Real* out, Index out_stride, Ahead<Real> first, Ahead<Real> second);
+  /// out_t(k, j) <- out_t(k, j) + sum over i of packed(i, k) m(i, j)
+  void (*add_outer)(const Real* m, Index stride, Index rows, Index cols, const Real* packed, Index r,
+                    Real* out_t, Index out_stride, Ahead<Real> first, Ahead<Real> second);
+  /// m(i, j) <- beta m(i, j) + sum over k of packed(i, k) rt(k, j); with beta = 0 the old m is not read.
+  void (*add_product)(Real beta, Real* m, Index stride, Index rows, Index cols, const Real* packed, Index r,
+                      const Real* rt, Index rt_stride, Ahead<Real> first, Ahead<Real> second);
+};
+inline constexpr Index kPanelRows = 8;
+
+template <class Real>
+struct NamedLowRankKernels {
+  std::string_view name;
+  const LowRankKernels<Real>* kernels;
+};
+/// Every set that this processor can run, fastest first; none without AVX2, where a fused multiply-add is a
+/// function call and a BLAS is faster.
+template <class Real>
+std::vector<NamedLowRankKernels<Real>> runnable_low_rank_kernels();
+
+namespace kernel_tables {
+#define LB_DECLARE_KERNEL_SET(set)                                    \
+  namespace set {                                                     \
+  extern const LowRankKernels<float>* const float_low_rank_kernels;   \
+  extern const LowRankKernels<double>* const double_low_rank_kernels; \
+  }
+LB_DECLARE_KERNEL_SET(avx2)
+LB_DECLARE_KERNEL_SET(avx512)
+#undef LB_DECLARE_KERNEL_SET
+}  // namespace kernel_tables
+
+}  // namespace lowband
