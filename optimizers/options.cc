@@ -16,6 +16,7 @@ void expect_fraction(const char* field, double value) {
 
 void validate(const OptimizerOptions& options) {
   expect_fraction("mu", options.mu);
+  expect_fraction("lambda", options.lambda);
   expect_fraction("adamw_beta1", options.adamw_beta1);
   expect_fraction("adamw_beta2", options.adamw_beta2);
   LB_EXPECTS(options.adamw_epsilon > 0 && std::isfinite(options.adamw_epsilon),
@@ -24,6 +25,8 @@ void validate(const OptimizerOptions& options) {
              "optimizer.weight_decay: found ", options.weight_decay, ", expected a number >= 0");
   LB_EXPECTS(options.clip_norm >= 0 && std::isfinite(options.clip_norm), "optimizer.clip_norm: found ",
              options.clip_norm, ", expected a number >= 0 (0 = no clipping)");
+  LB_EXPECTS(options.bucket_elements >= 1, "optimizer.bucket_elements: found ", options.bucket_elements,
+             ", expected at least 1");
 }
 
 }  // namespace lowband

@@ -1,27 +1,35 @@
 #pragma once
 
-#include "optimizers/adamw.h"
-#include "optimizers/dense_exchange.h"
-#include "optimizers/dion.h"
-#include "optimizers/gradient_sketch.h"
+#include "optimizers/bucket.h"
+#include "optimizers/communication_thread.h"
 #include "optimizers/optimizer.h"
 #include "optimizers/options.h"
 #include "sharding/rank_profile.h"
 
+#include <functional>
+#include <memory>
 #include <optional>
+#include <vector>
 
 namespace lowband {
 
-/// The optimizer of a training run: Dion for the layer matrices, AdamW for everything else (or for
-/// everything), states cut over the shard and tensor axes.
+/// The optimizer of a training run: Dion or PowerSGD for the layer matrices, AdamW for everything else (or
+/// for everything), states cut over the shard and tensor axes.
 ///
-/// One step:
+/// Parameters are exchanged in buckets. Each bucket:
 ///   1. shard axis: gradients are summed into the pieces that each process owns
 ///   2. all processes agree which parameters have unusable gradients; those are left alone, states included
-///   3. replica axis: dense gradients are summed
-///   4. the norm of the mean gradient is formed, and the factor that clips it
-///   5. AdamW updates the dense pieces; Dion exchanges factors and updates the matrix pieces
+///   3. replica axis: dense gradients are summed, and factors exchanged in the same groups
+///   4. the norm of the gradient of all buckets is formed, and the factor that clips it
+///   5. AdamW updates the dense pieces, Dion or PowerSGD the matrix pieces
 ///   6. shard axis: updated weights are gathered
+/// Dion clips what it accumulates: where clip_norm > 0 its factors are exchanged between 4 and 5.
+///
+/// With OptimizerOptions::overlap there is one bucket for every `bucket_elements` gradient elements, in
+/// decreasing order of parameters. When all parameters of a bucket and of those before it have been announced
+/// by `gradient_ready`, its 1 to 3 start on a communication thread with communicators of its own; 5 of a
+/// bucket runs beside the exchanges of the next. Weights change in `step` only. Otherwise there is one
+/// bucket, and `step` does everything. Both give the same bits where sums do not depend on how they are cut.
 ///
 /// A gradient is usable when every element and its square are finite: AdamW stores squares, and sums over
 /// processes stay far from overflow.
@@ -32,43 +40,57 @@ namespace lowband {
 template <class Real>
 class ShardedOptimizer final : public Optimizer<Real> {
  public:
-  /// `profile` gives the factor rank of every layer matrix for Dion; it is not read for AdamW.
+  /// `profile` gives the factor rank of every layer matrix for Dion and PowerSGD; it is not read for AdamW.
   ///
   /// Collective, as `step`: all processes of the mesh; equal options, profile and parameters apart from
   /// memory. Throws: InvalidArgument for an option out of range, a layer matrix without a rank, a rank that
-  /// belongs to no layer matrix or is outside 1..min(m, n), and for kTrueNorm where factors are exchanged
-  /// between replicas, since nobody then holds the gradient whose norm it is.
+  /// belongs to no layer matrix or is outside 1..min(m, n), and for kTrueNorm where Dion's factors are
+  /// exchanged between replicas, since nobody then holds the gradient whose norm it is.
   ShardedOptimizer(ProcessMesh& mesh, std::span<Parameter<Real>> parameters, const RankProfile& profile,
                    const OptimizerOptions& options);
 
-  void gradient_ready(Index /*parameter*/) override {}  // everything is exchanged in `step`
+  /// Throws: InvalidArgument for a parameter that is not there or was announced before in this step.
+  void gradient_ready(Index parameter) override;
   StepReport step(const StepInfo& info) override;
-  /// Of Dion ("<name>.M", "<name>.Q"), then of AdamW ("<name>.m", "<name>.v", "<name>.t"). Every process has
-  /// every name; M differs between replicas, and pieces may be empty.
+  /// Of Dion ("<name>.M", "<name>.Q") or PowerSGD ("<name>.e", "<name>.Q", "<name>.u"), then of AdamW
+  /// ("<name>.m", "<name>.v", "<name>.t"), whatever the buckets. Every process has every name; M and e differ
+  /// between replicas, and pieces may be empty.
   std::vector<StateTensor<Real>> state() override;
   Index planned_factor_bytes() const override;
   Index planned_dense_bytes() const override;
   Index planned_periodic_bytes() const override { return 0; }  // nothing is diagnosed
 
  private:
-  void agree_on_usable_gradients(StepReport& report);
+  /// One bucket and how far it is in this step.
+  struct Stage {
+    std::unique_ptr<Bucket<Real>> bucket;
+    Index missing = 0;  // parameters not announced
+    bool started = false;
+    Index task = 0;  // of the communication thread, the last one started for it
+  };
+  using Ranks = std::vector<Index>;  // by parameter, 0 for those that are not factored
+
+  static Ranks factor_ranks(std::span<const Parameter<Real>> parameters, const RankProfile& profile,
+                            OptimizerKind kind);
+  void make_buckets(const Ranks& ranks);
+  ProcessMesh& exchange_mesh() { return own_mesh_ ? *own_mesh_ : *mesh_; }
+
+  void start(Stage& stage, std::function<void()> exchange);
+  void start_announced();
+  void wait_for(const Stage& stage);
   double gradient_norm(Index step);
-  void update_dense(const StepInfo& info, double clip_scale);
-  void update_matrices(const StepInfo& info, double clip_scale, StepReport& report);
-  bool sketches() const { return norm_parts_.size() > 1; }
-  bool is_usable(Index i) const { return unusable_[i] == 0; }
 
   ProcessMesh* mesh_;
   std::span<Parameter<Real>> parameters_;
   OptimizerOptions options_;
-  std::vector<Index> matrices_;  // positions in parameters_
-  std::vector<Index> dense_;
-  DenseExchange<Real> exchange_;
-  AdamW<Real> adamw_;          // of dense_
-  Dion<Real> dion_;            // of matrices_
+  std::unique_ptr<Communicator> own_world_;  // of the communication thread
+  std::optional<ProcessMesh> own_mesh_;
+  std::unique_ptr<Communicator> alone_;
+  std::vector<Stage> stages_;    // in the order in which they start
+  std::vector<Index> stage_of_;  // by parameter
+  std::vector<bool> announced_;  // by parameter
   Buffer<double> norm_parts_;  // what gradient_norm sums: the exact part, then the sketch where there is one
-  Buffer<std::uint8_t> unusable_;  // by parameter, agreed
-  std::vector<typename Dion<Real>::Piece> pieces_;
+  std::optional<CommunicationThread> thread_;  // last: it ends before what its tasks use
 };
 
 }  // namespace lowband

@@ -113,7 +113,8 @@ FactorExchange<Real>::FactorExchange(const FactorGroups& groups, std::vector<Fac
     : groups_(groups),
       options_(checked<Real>(options)),
       homes_(find_homes<Real>(groups, shapes)),
-      dense_offsets_(offsets_of(dense)),
+      dense_tensors_(std::move(dense)),
+      dense_offsets_(offsets_of(dense_tensors_)),
       left_(make_left<Real>(shapes, homes_, groups.replica->size())),
       right_(right_shapes<Real>(shapes)),
       at_home_(matrices_at(homes_, groups.replica->process())),
@@ -134,7 +135,7 @@ FactorExchange<Real>::FactorExchange(const FactorGroups& groups, std::vector<Fac
   }
   outcomes_ = Buffer<std::uint8_t>(bytes);
 
-  for (const DenseTensor& tensor : dense) dense_shares_.push_back({tensor.name, tensor.elements});
+  for (const DenseTensor& tensor : dense_tensors_) dense_shares_.push_back({tensor.name, tensor.elements});
   dense_ = Buffer<Real>(dense_offsets_.back());
   dense_slices_.push_back(dense_.span());
 

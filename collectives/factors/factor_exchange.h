@@ -134,6 +134,7 @@ class FactorExchange {
   FactorGroups groups_;
   FactorExchangeOptions options_;
   std::vector<int> homes_;
+  std::vector<DenseTensor> dense_tensors_;
   std::vector<Index> dense_offsets_;
   FactorRows<Real> left_;  // by home
   FactorRows<Real> right_;

@@ -1,0 +1,306 @@
+#include "optimizers/factored_matrices.h"
+
+#include "runtime/vector_kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace lowband {
+namespace {
+
+std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+
+template <class Real>
+void fill(MatrixView<Real> view, Real value) {
+  std::ranges::fill(view.flat(), value);
+}
+
+RandomStream random_of_q(const ParameterInfo& info, std::uint64_t seed, Index step) {
+  return RandomStream(seed, info.name + ".Q", step);
+}
+
+}  // namespace
+
+template <class Real>
+FactoredMatrices<Real>::FactoredMatrices(ProcessMesh& mesh, Communicator& alone,
+                                         const std::vector<LayerMatrix>& matrices,
+                                         const std::vector<DenseTensor>& riders,
+                                         const OptimizerOptions& options, std::string_view state_letter)
+    : options_(options),
+      state_letter_(state_letter),
+      replicas_(mesh.shape().replica),
+      matrices_(make_matrices(mesh, matrices, options)),
+      first_rider_(std::ranges::count_if(matrices_, &Matrix::dense)),
+      exchange_({.replica = &mesh.replica(), .within_replica = &mesh.within_replica()},
+                factor_shapes(mesh, matrices_, false), dense_tensors(matrices_, riders),
+                {.keep_own_right = options.residual == Residual::kLocal, .wire = options.wire}) {
+  if (first_rider_ == 0) return;
+  from_means_.emplace(FactorGroups{.replica = &alone, .within_replica = &mesh.within_replica()},
+                      factor_shapes(mesh, matrices_, true), std::vector<DenseTensor>{},
+                      FactorExchangeOptions{});
+  Index largest = 0;
+  for (const Matrix& matrix : matrices_) {
+    if (!matrix.dense) continue;
+    largest = std::max(largest, matrix.s.elements());
+    if (options.residual == Residual::kLocal) own_right_.emplace_back(matrix.q.elements());
+  }
+  mean_b_ = Buffer<Real>(largest);
+}
+
+template <class Real>
+std::vector<typename FactoredMatrices<Real>::Matrix> FactoredMatrices<Real>::make_matrices(
+    const ProcessMesh& mesh, const std::vector<LayerMatrix>& definitions, const OptimizerOptions& options) {
+  std::vector<Matrix> matrices;
+  Index places[2] = {0, 0};
+  for (const LayerMatrix& definition : definitions) {
+    const ParameterInfo& info = definition.info;
+    const Index r = definition.factor_rank;
+    LB_EXPECTS(r >= 1 && r <= std::min(info.rows, info.cols), "factor rank of ", info.name, ": found ", r,
+               ", expected 1 .. min(", info.rows, ", ", info.cols, ")");
+    LB_EXPECTS(info.cut != TensorCut::kNone || mesh.shape().tensor == 1, "optimizer: ", info.name,
+               " is not cut along the tensor axis, expected rows or columns cut with mesh.tensor = ",
+               mesh.shape().tensor);
+    const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.shape().tensor, mesh.shape().shard);
+    const Range rows = layout.owned_rows(mesh.position().shard, mesh.position().tensor);
+    const Range cols = layout.owned_cols(mesh.position().shard, mesh.position().tensor);
+    Matrix matrix;
+    matrix.tall = info.rows >= info.cols;
+    matrix.dense = travels_dense(options.exchange, info.rows, info.cols, r);
+    matrix.place = places[matrix.dense]++;
+    const Range b = matrix.tall ? cols : rows;
+    matrix.b_begin = b.begin;
+    matrix.state = Buffer<Real>(rows.size() * cols.size());
+    matrix.right_factor = Buffer<Real>(b.size() * r);
+    matrix.s = matrix.state.matrix(0, rows.size(), cols.size());
+    matrix.q = matrix.right_factor.matrix(0, b.size(), r);
+    matrix.definition = definition;
+    const RandomStream stream = random_of_q(info, options.seed, 0);
+    for (Index k = 0; k < matrix.q.elements(); ++k)
+      matrix.q.data[k] = static_cast<Real>(stream.normal(b.begin * r + k));
+    matrices.push_back(std::move(matrix));
+  }
+  return matrices;
+}
+
+template <class Real>
+std::vector<FactorShape> FactoredMatrices<Real>::factor_shapes(ProcessMesh& mesh,
+                                                               const std::vector<Matrix>& matrices,
+                                                               bool dense) {
+  std::vector<FactorShape> shapes;
+  for (const Matrix& matrix : matrices) {
+    if (matrix.dense != dense) continue;
+    const ParameterInfo& info = matrix.definition.info;
+    // The tensor axis cuts one dimension, the shard axis the other.
+    const bool shard_cuts_rows = info.cut == TensorCut::kCols;
+    Communicator& across_rows = shard_cuts_rows ? mesh.shard() : mesh.tensor();
+    Communicator& across_cols = shard_cuts_rows ? mesh.tensor() : mesh.shard();
+    shapes.push_back({.name = info.name,
+                      .factor_rank = matrix.definition.factor_rank,
+                      .left_rows = matrix.tall ? matrix.s.rows : matrix.s.cols,
+                      .right_rows = matrix.q.rows,
+                      .across_b = matrix.tall ? &across_cols : &across_rows,
+                      .across_a = matrix.tall ? &across_rows : &across_cols});
+  }
+  return shapes;
+}
+
+template <class Real>
+std::vector<DenseTensor> FactoredMatrices<Real>::dense_tensors(const std::vector<Matrix>& matrices,
+                                                               const std::vector<DenseTensor>& riders) {
+  std::vector<DenseTensor> tensors;
+  for (const Matrix& matrix : matrices) {
+    if (matrix.dense) tensors.push_back({matrix.definition.info.name, matrix.s.elements()});
+  }
+  tensors.insert(tensors.end(), riders.begin(), riders.end());
+  return tensors;
+}
+
+template <class Real>
+void FactoredMatrices<Real>::exchange(std::span<const Piece> pieces, Real gradient_scale) {
+  left_products(pieces, gradient_scale);
+  exchange_.exchange_left();
+  if (first_rider_ < size()) {
+    for (std::size_t i = 0; i < matrices_.size(); ++i) {
+      const Matrix& matrix = matrices_[i];
+      if (matrix.dense) continue;
+      // right <- B^T P, where S holds B; dead columns of P give zero columns of R
+      const MatrixView<Real> right = exchange_.right(matrix.place);
+      if (pieces[i].skipped) {
+        fill(right, Real{0});
+      } else {
+        multiply<Real>(matrix.tall ? Op::kTranspose : Op::kNone, matrix.s, exchange_.left(matrix.place),
+                       right);
+      }
+    }
+    exchange_.exchange_right();
+  }
+  if (from_means_) factor_means();
+}
+
+template <class Real>
+void FactoredMatrices<Real>::left_products(std::span<const Piece> pieces, Real gradient_scale) {
+  for (std::size_t i = 0; i < matrices_.size(); ++i) {
+    Matrix& matrix = matrices_[i];
+    const Piece& piece = pieces[i];
+    if (matrix.dense) {
+      if (piece.skipped) {
+        mean_b_.fill(0);
+        exchange_.put_dense(matrix.place, mean_b_.span(0, matrix.s.elements()));
+        continue;
+      }
+      // S <- B = S + G, which travels itself
+      vector_kernels<Real>().axpy(gradient_scale, piece.gradient.data, matrix.s.data, matrix.s.elements());
+      exchange_.put_dense(matrix.place, matrix.s.flat());
+    } else if (piece.skipped) {
+      fill(exchange_.left(matrix.place), Real{0});
+    } else {
+      // S <- B = S + G ; left <- B Q
+      accumulate_and_multiply<Real>(gradient_scale, piece.gradient, matrix.s,
+                                    matrix.tall ? Op::kNone : Op::kTranspose, matrix.q,
+                                    exchange_.left(matrix.place));
+    }
+  }
+}
+
+// P, R_i and R of the matrices that travel dense. A skipped one has sent zeros, so P and R are zero.
+template <class Real>
+void FactoredMatrices<Real>::factor_means() {
+  for (const Matrix& matrix : matrices_) {
+    if (!matrix.dense) continue;
+    multiply<Real>(matrix.tall ? Op::kNone : Op::kTranspose, mean_b(matrix), matrix.q,
+                   from_means_->left(matrix.place));
+  }
+  from_means_->exchange_left();
+  if (options_.residual == Residual::kLocal) {
+    for (const Matrix& matrix : matrices_) {
+      if (!matrix.dense) continue;
+      multiply<Real>(matrix.tall ? Op::kTranspose : Op::kNone, matrix.s, from_means_->left(matrix.place),
+                     from_means_->right(matrix.place));
+    }
+    from_means_->exchange_right();
+    for (std::size_t k = 0; k < own_right_.size(); ++k)
+      std::ranges::copy(from_means_->right(static_cast<Index>(k)).flat(), own_right_[k].data());
+  }
+  for (const Matrix& matrix : matrices_) {
+    if (!matrix.dense) continue;
+    multiply<Real>(matrix.tall ? Op::kTranspose : Op::kNone, mean_b(matrix), from_means_->left(matrix.place),
+                   from_means_->right(matrix.place));
+  }
+  from_means_->exchange_right();
+}
+
+template <class Real>
+MatrixView<const Real> FactoredMatrices<Real>::mean_b(const Matrix& matrix) {
+  const std::span<Real> mean = mean_b_.span(0, matrix.s.elements());
+  exchange_.get_dense(matrix.place, mean);
+  vector_kernels<Real>().scale(Real{1} / static_cast<Real>(replicas_), mean.data(), matrix.s.elements());
+  return mean_b_.matrix(0, matrix.s.rows, matrix.s.cols);
+}
+
+template <class Real>
+double FactoredMatrices<Real>::sum_of_squares() const {
+  double squares = 0;
+  for (Index i = 0; i < size(); ++i) {
+    for (const double norm : r_norms(i)) squares += norm * norm;
+  }
+  return squares;
+}
+
+template <class Real>
+typename FactoredMatrices<Real>::Outcome FactoredMatrices<Real>::update(std::span<const Piece> pieces,
+                                                                        Real update_scale,
+                                                                        const StepInfo& info) {
+  Outcome outcome;
+  for (Index i = 0; i < size(); ++i) {
+    Matrix& matrix = matrices_[at(i)];
+    if (pieces[at(i)].skipped) continue;
+    const Factorisation factorisation = exchange_of(matrix).factorisation(matrix.place);
+    if (factorisation == Factorisation::kNonFinite)
+      throw Error(cat("optimizer: step ", info.step, ": ", state_letter_, " of ", matrix.definition.info.name,
+                      " is not finite although its gradients are"));
+    apply(i, pieces[at(i)].weight, update_scale, info);
+    const std::span<const std::uint8_t> dead = exchange_of(matrix).dead(matrix.place);
+    refill(matrix, dead, info.step);
+    outcome.dead_columns += std::ranges::count(dead, std::uint8_t{1});
+    outcome.householder_fallbacks += factorisation == Factorisation::kHouseholder;
+  }
+  return outcome;
+}
+
+// Every process draws the whole column, since its norm needs all of it.
+template <class Real>
+void FactoredMatrices<Real>::refill(Matrix& matrix, std::span<const std::uint8_t> dead, Index step) {
+  if (std::ranges::find(dead, std::uint8_t{1}) == dead.end()) return;
+  const ParameterInfo& info = matrix.definition.info;
+  const Index b = std::min(info.rows, info.cols);
+  const Index r = matrix.q.cols;
+  const RandomStream stream = random_of_q(info, options_.seed, step + 1);  // stream 0 gave the first Q
+  std::vector<double> column(at(b));
+  for (Index j = 0; j < r; ++j) {
+    if (!dead[at(j)]) continue;
+    double squares = 0;
+    for (Index row = 0; row < b; ++row) {
+      column[at(row)] = stream.normal(row * r + j);
+      squares += column[at(row)] * column[at(row)];
+    }
+    const double norm = std::sqrt(squares);
+    for (Index row = 0; row < matrix.q.rows; ++row)
+      matrix.q(row, j) = static_cast<Real>(column[at(matrix.b_begin + row)] / norm);
+  }
+}
+
+template <class Real>
+MatrixView<const Real> FactoredMatrices<Real>::p(Index i) {
+  return exchange_of(matrix(i)).left(matrix(i).place);
+}
+
+template <class Real>
+MatrixView<const Real> FactoredMatrices<Real>::mean_r(Index i) {
+  return exchange_of(matrix(i)).right(matrix(i).place);
+}
+
+template <class Real>
+MatrixView<const Real> FactoredMatrices<Real>::residual_r(Index i) {
+  if (options_.residual == Residual::kAggregated) return mean_r(i);
+  if (!matrix(i).dense) return exchange_.own_right(matrix(i).place);
+  return own_right_[at(matrix(i).place)].matrix(0, matrix(i).q.rows, matrix(i).q.cols);
+}
+
+template <class Real>
+std::span<const double> FactoredMatrices<Real>::r_norms(Index i) const {
+  return exchange_of(matrix(i)).right_norms(matrix(i).place);
+}
+
+template <class Real>
+std::vector<StateTensor<Real>> FactoredMatrices<Real>::state(Index i) {
+  Matrix& matrix = matrices_[at(i)];
+  const std::string& name = matrix.definition.info.name;
+  std::vector<StateTensor<Real>> tensors{{cat(name, ".", state_letter_), matrix.s}, {name + ".Q", matrix.q}};
+  add_state(i, tensors);
+  return tensors;
+}
+
+template <class Real>
+Index FactoredMatrices<Real>::factor_elements() const {
+  Index elements = 0;
+  for (const Matrix& matrix : matrices_) {
+    const auto& [info, factor_rank] = matrix.definition;
+    if (!matrix.dense) elements += factor_rank * (info.rows + info.cols);
+  }
+  return elements;
+}
+
+template <class Real>
+Index FactoredMatrices<Real>::dense_elements() const {
+  Index elements = 0;
+  for (const Matrix& matrix : matrices_) {
+    if (matrix.dense) elements += matrix.definition.info.elements();
+  }
+  return elements;
+}
+
+template class FactoredMatrices<float>;
+template class FactoredMatrices<double>;
+
+}  // namespace lowband

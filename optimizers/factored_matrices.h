@@ -1,0 +1,149 @@
+#pragma once
+
+#include "collectives/factors/factor_exchange.h"
+#include "optimizers/optimizer.h"
+#include "optimizers/options.h"
+#include "runtime/low_rank.h"
+#include "runtime/random.h"
+#include "sharding/layout.h"
+
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace lowband {
+
+/// A layer matrix under a matrix optimizer: global shape and the rank of its factors.
+struct LayerMatrix {
+  ParameterInfo info;
+  Index factor_rank = 0;
+};
+
+/// What Dion and PowerSGD have in common: matrices that are exchanged together, by their factors.
+///
+/// Each replica i keeps a state S_i of the shape of the weights (Dion's momentum M, PowerSGD's error e), and
+/// all keep the same right factor Q. Orientation a x b = m x n where m >= n, and n x m otherwise (B is
+/// transposed then), from the global shape alone. One step:
+///
+///     B_i <- S_i + G_i                 in the memory of S
+///     P   <- orth(mean_i B_i Q)        dead columns zero
+///     R_i <- B_i^T P ; R <- mean_i R_i
+///     S_i <- B_i - kept-out share of P R_i^T  (local; aggregated: P R^T)
+///     Q, W: the optimizer's own
+///     dead j: Q_j <- unit Gaussian keyed by (seed, parameter, step), for the next step
+///
+/// A matrix that *travels dense* (OptimizerOptions::exchange) sends B_i instead of B_i Q and B_i^T P. Its P
+/// and R are then computed from mean B, in an exchange whose replica axis is this process alone, and its own
+/// R_i beside them: the same P, R and R_i, up to rounding.
+///
+/// Dense tensors of others ride along with the left factors.
+///
+/// Everything but S is equal on all replicas, bit by bit.
+template <class Real>
+class FactoredMatrices {
+ public:
+  /// One matrix in one step: the blocks that this process owns.
+  struct Piece {
+    MatrixView<const Real> gradient;  // contiguous
+    MatrixView<Real> weight;
+    bool skipped = false;  // agreed by all processes: no state changes, zeros travel
+  };
+
+  virtual ~FactoredMatrices() = default;
+
+  /// Copies this process's summand of rider k into the exchange; before `exchange`.
+  void put_rider(Index k, std::span<const Real> values) { exchange_.put_dense(first_rider_ + k, values); }
+  /// Copies the sum over replicas of rider k out of it; after `exchange`.
+  void get_rider(Index k, std::span<Real> values) const { exchange_.get_dense(first_rider_ + k, values); }
+
+  /// Adds G = gradient_scale x piece.gradient to the states and forms P, R and R_i.
+  void exchange(std::span<const Piece> pieces, Real gradient_scale);
+  /// Sum over the matrices of |R|^2 = |P R^T|^2, of the last exchange; equal on all processes.
+  double sum_of_squares() const;
+
+  /// What `update` did; equal on all processes.
+  struct Outcome {
+    Index dead_columns = 0;
+    Index householder_fallbacks = 0;
+  };
+  /// Takes what was sent out of the states, updates right factors and weights. Sends nothing.
+  /// `update_scale` multiplies the gradient that PowerSGD decompressed; Dion's is clipped before its
+  /// exchange. Throws: Error, on all processes, when a state is not finite although the gradients are.
+  Outcome update(std::span<const Piece> pieces, Real update_scale, const StepInfo& info);
+
+  Index size() const { return static_cast<Index>(matrices_.size()); }
+  /// "<name>.<letter>" of matrix i: the owned block of S ("M" or "e"), rows of Q that belong to the block,
+  /// and what else the optimizer keeps.
+  std::vector<StateTensor<Real>> state(Index i);
+
+  /// Payload elements of one exchange on the replica axis, over the processes of one replica; riders apart.
+  Index factor_elements() const;
+  Index dense_elements() const;
+
+ protected:
+  struct Matrix {
+    LayerMatrix definition;
+    bool tall = true;    // B = S, otherwise B = S^T
+    bool dense = false;  // travels dense
+    Index place = 0;     // among the matrices that travel as this one does
+    Index b_begin = 0;   // first row of Q held here
+    Buffer<Real> state;
+    Buffer<Real> right_factor;
+    MatrixView<Real> s;  // (block rows, block cols)
+    MatrixView<Real> q;  // (block's extent along b, r)
+    /// L R^T as it lies in the weights, from a left and a right factor of B.
+    FactorPair<Real> pair(MatrixView<const Real> left, MatrixView<const Real> right) const {
+      return tall ? FactorPair<Real>{left, right} : FactorPair<Real>{right, left};
+    }
+  };
+
+  /// Collective, as `exchange`: all processes of the mesh, equal arguments. `alone` is a group of this
+  /// process. Throws: InvalidArgument naming the parameter when a rank is outside 1..min(m, n), or when the
+  /// tensor axis does not cut a matrix although it has several processes.
+  FactoredMatrices(ProcessMesh& mesh, Communicator& alone, const std::vector<LayerMatrix>& matrices,
+                   const std::vector<DenseTensor>& riders, const OptimizerOptions& options,
+                   std::string_view state_letter);
+
+  const OptimizerOptions& options() const { return options_; }
+  const Matrix& matrix(Index i) const { return matrices_[static_cast<std::size_t>(i)]; }
+  MatrixView<const Real> p(Index i);
+  MatrixView<const Real> mean_r(Index i);
+  /// R_i with the local residual, mean R with the aggregated one: what the state loses.
+  MatrixView<const Real> residual_r(Index i);
+  /// Norms of the columns of mean R.
+  std::span<const double> r_norms(Index i) const;
+
+ private:
+  virtual void apply(Index i, MatrixView<Real> weight, Real update_scale, const StepInfo& info) = 0;
+  virtual void add_state(Index /*i*/, std::vector<StateTensor<Real>>& /*tensors*/) {}
+
+  static std::vector<Matrix> make_matrices(const ProcessMesh& mesh,
+                                           const std::vector<LayerMatrix>& definitions,
+                                           const OptimizerOptions& options);
+  static std::vector<FactorShape> factor_shapes(ProcessMesh& mesh, const std::vector<Matrix>& matrices,
+                                                bool dense);
+  static std::vector<DenseTensor> dense_tensors(const std::vector<Matrix>& matrices,
+                                                const std::vector<DenseTensor>& riders);
+
+  void left_products(std::span<const Piece> pieces, Real gradient_scale);
+  void factor_means();
+  MatrixView<const Real> mean_b(const Matrix& matrix);
+  FactorExchange<Real>& exchange_of(const Matrix& matrix) { return matrix.dense ? *from_means_ : exchange_; }
+  const FactorExchange<Real>& exchange_of(const Matrix& matrix) const {
+    return matrix.dense ? *from_means_ : exchange_;
+  }
+  void refill(Matrix& matrix, std::span<const std::uint8_t> dead, Index step);
+
+  OptimizerOptions options_;
+  std::string state_letter_;
+  Index replicas_;
+  std::vector<Matrix> matrices_;
+  Index first_rider_ = 0;                           // dense tensors before it are matrices
+  FactorExchange<Real> exchange_;                   // of the matrices that travel as factors
+  std::optional<FactorExchange<Real>> from_means_;  // of those that travel dense
+  std::vector<Buffer<Real>> own_right_;             // R_i of those that travel dense, with the local residual
+  Buffer<Real> mean_b_;                             // of one of them
+};
+
+}  // namespace lowband
