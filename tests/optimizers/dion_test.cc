@@ -69,7 +69,7 @@ void expect_equals_reference(RunPlan plan, double weight_tolerance, double momen
           << info.name << " at step " << step;
       for (int replica = 0; replica < replicas; ++replica)
         ASSERT_LE(largest(snapshot.states[static_cast<std::size_t>(replica)].at(info.name + ".M") -
-                          reference.M[static_cast<std::size_t>(replica)]),
+                          reference.S[static_cast<std::size_t>(replica)]),
                   momentum_tolerance)
             << info.name << " at step " << step << ", replica " << replica;
     }

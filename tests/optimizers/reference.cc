@@ -82,54 +82,44 @@ Dense orthonormal_factor(Dense x, std::vector<bool>& dead) {
 
 }  // namespace
 
-ReferenceDion::ReferenceDion(const ParameterInfo& info_, Index factor_rank_, int replicas,
-                             std::uint64_t seed_)
+ReferenceFactors::ReferenceFactors(const ParameterInfo& info_, Index factor_rank_, int replicas,
+                                   std::uint64_t seed_)
     : info(info_),
       factor_rank(factor_rank_),
       seed(seed_),
       W(info_.rows, info_.cols),
-      M(static_cast<std::size_t>(replicas), Dense(info_.rows, info_.cols)),
+      S(static_cast<std::size_t>(replicas), Dense(info_.rows, info_.cols)),
       Q(std::min(info_.rows, info_.cols), factor_rank_) {
   const RandomStream stream(seed, info.name + ".Q", 0);
   for (std::size_t k = 0; k < Q.a.size(); ++k) Q.a[k] = stream.normal(static_cast<Index>(k));
 }
 
-void ReferenceDion::step(const std::vector<Dense>& gradients, Index step_number, double learning_rate) {
+void ReferenceFactors::exchange(const std::vector<Dense>& gradients) {
   const bool tall = info.rows >= info.cols;
   const double replicas = static_cast<double>(gradients.size());
-
-  std::vector<Dense> B;
+  B.clear();
+  R_own.clear();
   Dense P_mean;
   for (std::size_t i = 0; i < gradients.size(); ++i) {
-    const Dense sum = M[i] + gradients[i];
+    const Dense sum = S[i] + gradients[i];
     B.push_back(tall ? sum : transpose(sum));
     P_mean = i == 0 ? B[i] * Q : P_mean + B[i] * Q;
   }
-  std::vector<bool> dead;
   P = orthonormal_factor((1 / replicas) * P_mean, dead);
   dead_columns = std::count(dead.begin(), dead.end(), true);
-
-  std::vector<Dense> R_own;
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     R_own.push_back(transpose(B[i]) * P);
     R = i == 0 ? R_own[i] : R + R_own[i];
   }
   R = (1 / replicas) * R;
+}
 
-  for (std::size_t i = 0; i < gradients.size(); ++i) {
-    Dense next = B[i] - (1 - mu) * (P * transpose(kept == Kept::kLocal ? R_own[i] : R));
-    if (kept == Kept::kNoFeedback) next = mu * (P * transpose(R_own[i]));
-    M[i] = tall ? next : transpose(next);
-  }
-  for (Index j = 0; j < factor_rank; ++j) {
-    const double scale = column_norm(R, j) + 1e-8;
-    for (Index i = 0; i < Q.rows; ++i) Q(i, j) = R(i, j) / scale;
-  }
-  const double eta =
-      learning_rate * std::sqrt(static_cast<double>(info.rows) / static_cast<double>(info.cols));
-  const Dense update = P * transpose(Q);
-  W = (1 - learning_rate * weight_decay) * W - eta * (tall ? update : transpose(update));
+Dense ReferenceFactors::product(const Dense& left, const Dense& right) const {
+  const Dense product = left * transpose(right);
+  return info.rows >= info.cols ? product : transpose(product);
+}
 
+void ReferenceFactors::refill(Index step_number) {
   const RandomStream stream(seed, info.name + ".Q", step_number + 1);
   for (Index j = 0; j < factor_rank; ++j) {
     if (!dead[static_cast<std::size_t>(j)]) continue;
@@ -137,6 +127,41 @@ void ReferenceDion::step(const std::vector<Dense>& gradients, Index step_number,
     const double scale = column_norm(Q, j);
     for (Index i = 0; i < Q.rows; ++i) Q(i, j) /= scale;
   }
+}
+
+void ReferenceDion::step(const std::vector<Dense>& gradients, Index step_number, double learning_rate) {
+  exchange(gradients);
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    const Dense B_i = info.rows >= info.cols ? B[i] : transpose(B[i]);
+    S[i] = B_i - (1 - mu) * product(P, kept == Kept::kLocal ? R_own[i] : R);
+    if (kept == Kept::kNoFeedback) S[i] = mu * product(P, R_own[i]);
+  }
+  for (Index j = 0; j < factor_rank; ++j) {
+    const double scale = column_norm(R, j) + 1e-8;
+    for (Index i = 0; i < Q.rows; ++i) Q(i, j) = R(i, j) / scale;
+  }
+  const double eta =
+      learning_rate * std::sqrt(static_cast<double>(info.rows) / static_cast<double>(info.cols));
+  W = (1 - learning_rate * weight_decay) * W - eta * product(P, Q);
+  refill(step_number);
+}
+
+ReferencePowerSgd::ReferencePowerSgd(const ParameterInfo& info_, Index factor_rank_, int replicas,
+                                     std::uint64_t seed_)
+    : ReferenceFactors(info_, factor_rank_, replicas, seed_), u(info_.rows, info_.cols) {}
+
+void ReferencePowerSgd::step(const std::vector<Dense>& gradients, Index step_number, double learning_rate,
+                             double update_scale) {
+  exchange(gradients);
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    const Dense B_i = info.rows >= info.cols ? B[i] : transpose(B[i]);
+    S[i] = B_i - product(P, kept == Kept::kLocal ? R_own[i] : R);
+  }
+  Q = R;
+  const Dense D = update_scale * product(P, R);
+  u = lambda * u + D;
+  W = (1 - learning_rate * weight_decay) * W - learning_rate * (D + u);
+  refill(step_number);
 }
 
 ReferenceAdamW::ReferenceAdamW(Dense weight) : W(std::move(weight)), m(W.rows, W.cols), v(W.rows, W.cols) {}

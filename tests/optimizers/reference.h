@@ -30,25 +30,51 @@ double largest(const Dense& x);  // max |x_ij|, NaN where there is one
 /// What a replica keeps of B after a step. kNoFeedback forgets what was not sent: M = mu P R^T.
 enum class Kept { kLocal, kAggregated, kNoFeedback };
 
-/// The published algorithm for one matrix, replicas side by side in one process: algorithms.md 2.7, steps 1
-/// to 9. Shares nothing with the production code but the random numbers of Q.
-struct ReferenceDion {
-  ReferenceDion(const ParameterInfo& info, Index factor_rank, int replicas, std::uint64_t seed);
+/// What the published algorithms do with one matrix up to the factors, replicas side by side in one process:
+/// algorithms.md 2.7, steps 1 to 5, and 2.9, 1 to 6. Shares nothing with the production code but the random
+/// numbers of Q.
+struct ReferenceFactors {
+  ReferenceFactors(const ParameterInfo& info, Index factor_rank, int replicas, std::uint64_t seed);
 
-  void step(const std::vector<Dense>& gradients, Index step_number, double learning_rate);
-
-  double mu = 0.95;
-  double weight_decay = 0;
-  Kept kept = Kept::kLocal;
+  /// B, P, R_own and R from the states and the gradients.
+  void exchange(const std::vector<Dense>& gradients);
+  /// L R^T in the orientation of the weights.
+  Dense product(const Dense& left, const Dense& right) const;
+  /// Dead columns of Q <- unit vectors.
+  void refill(Index step_number);
 
   ParameterInfo info;
   Index factor_rank;
   std::uint64_t seed;
   Dense W;
-  std::vector<Dense> M;  // (m, n), one for each replica
+  std::vector<Dense> S;  // (m, n), one for each replica: M or e
   Dense Q;               // (min(m, n), r)
-  Dense P, R;            // of the last step
+  std::vector<Dense> B, R_own;
+  Dense P, R;
+  std::vector<bool> dead;
   Index dead_columns = 0;
+};
+
+/// Dion, steps 6 to 9.
+struct ReferenceDion : ReferenceFactors {
+  using ReferenceFactors::ReferenceFactors;
+  void step(const std::vector<Dense>& gradients, Index step_number, double learning_rate);
+
+  double mu = 0.95;
+  double weight_decay = 0;
+  Kept kept = Kept::kLocal;
+};
+
+/// PowerSGD, steps 7 and 8, with the gradient that it applies multiplied by `update_scale`.
+struct ReferencePowerSgd : ReferenceFactors {
+  ReferencePowerSgd(const ParameterInfo& info, Index factor_rank, int replicas, std::uint64_t seed);
+  void step(const std::vector<Dense>& gradients, Index step_number, double learning_rate,
+            double update_scale = 1);
+
+  double lambda = 0.9;
+  double weight_decay = 0;
+  Kept kept = Kept::kLocal;
+  Dense u;
 };
 
 /// AdamW on one array.

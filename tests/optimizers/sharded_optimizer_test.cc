@@ -158,6 +158,10 @@ TEST(Options, AreCheckedFieldByField) {
   EXPECT_EQ(message([](OptimizerOptions& o) { o.mu = 1; }), "optimizer.mu: found 1, expected 0 <= mu < 1");
   EXPECT_EQ(message([](OptimizerOptions& o) { o.mu = -0.1; }),
             "optimizer.mu: found -0.1, expected 0 <= mu < 1");
+  EXPECT_EQ(message([](OptimizerOptions& o) { o.lambda = 1; }),
+            "optimizer.lambda: found 1, expected 0 <= lambda < 1");
+  EXPECT_EQ(message([](OptimizerOptions& o) { o.bucket_elements = 0; }),
+            "optimizer.bucket_elements: found 0, expected at least 1");
   EXPECT_EQ(message([](OptimizerOptions& o) { o.adamw_beta1 = std::nan(""); }),
             "optimizer.adamw_beta1: found nan, expected 0 <= adamw_beta1 < 1");
   EXPECT_EQ(message([](OptimizerOptions& o) { o.adamw_beta2 = 1.5; }),
@@ -199,7 +203,7 @@ TEST(Parameters, MayBeNone) {
 
 // Two optimizers on one gradient sequence; the second takes over weights and state of the first half way.
 TEST(State, ContinuesBitByBit) {
-  for (const OptimizerKind kind : {OptimizerKind::kDion, OptimizerKind::kAdamW}) {
+  for (const OptimizerKind kind : {OptimizerKind::kDion, OptimizerKind::kPowerSgd, OptimizerKind::kAdamW}) {
     run_world(8, [&](Communicator& world) {
       ProcessMesh mesh(world, {2, 2, 2});
       const std::vector<TestParameter> tests = assorted_parameters();

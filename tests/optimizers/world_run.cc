@@ -190,7 +190,9 @@ std::vector<Snapshot> run(const RunPlan& plan) {
                        layout.tensor_rows(position.tensor).begin, layout.tensor_cols(position.tensor).begin);
         const Range rows = layout.owned_rows(position.shard, position.tensor);
         const Range cols = layout.owned_cols(position.shard, position.tensor);
-        if (const auto m = state.find(info.name + ".M"); m != state.end()) {
+        for (const char* letter : {".M", ".e", ".u"}) {
+          const auto m = state.find(info.name + letter);
+          if (m == state.end()) continue;
           EXPECT_EQ(m->second.rows, rows.size());
           EXPECT_EQ(m->second.cols, cols.size());
           state_of_replica.add(m->first, info.rows, info.cols, m->second, rows.begin, cols.begin);
@@ -207,8 +209,9 @@ std::vector<Snapshot> run(const RunPlan& plan) {
     snapshots[s].weights = std::move(weights[s].whole);
     for (Assembly& replica : states[s]) snapshots[s].states.push_back(std::move(replica.whole));
     for (const TestParameter& test : plan.parameters) {
-      if (const auto q = snapshots[s].states[0].find(test.info.name + ".Q");
-          q != snapshots[s].states[0].end()) {
+      for (const char* letter : {".Q", ".u"}) {
+        const auto q = snapshots[s].states[0].find(test.info.name + letter);
+        if (q == snapshots[s].states[0].end()) continue;
         for (const auto& replica : snapshots[s].states)
           EXPECT_EQ(std::memcmp(replica.at(q->first).a.data(), q->second.a.data(),
                                 q->second.a.size() * sizeof(double)),
