@@ -17,9 +17,17 @@ std::string fixed(double number, int decimals) {
   return text;
 }
 
-// Rows of equally many cells, the first two columns to the left, numbers to the right.
+/// "DION", "POWERSGD AUTO bf16": kind, and exchange and wire where they are not the plainest.
+std::string optimizer_text(const Comparison::Run& run) {
+  std::string text = run.optimizer();
+  if (!run.exchange().empty() && run.exchange() != "FACTORS") text += " " + run.exchange();
+  if (run.wire_dtype() == "bf16") text += " bf16";
+  return text;
+}
+
+// Rows of equally many cells, the first three columns to the left, numbers to the right.
 std::string aligned(const std::vector<std::vector<std::string>>& rows) {
-  constexpr std::size_t kTextColumns = 2;
+  constexpr std::size_t kTextColumns = 3;
   std::vector<std::size_t> widths(rows.front().size());
   for (const auto& row : rows) {
     for (std::size_t j = 0; j < row.size(); ++j) widths[j] = std::max(widths[j], row[j].size());
@@ -55,6 +63,12 @@ Comparison compare_runs(std::span<const std::filesystem::path> run_folders) {
     run.set_planned_factor_bytes(summary.planned_factor_bytes());
     run.set_counted_factor_bytes(summary.counted_factor_bytes());
     run.set_ratio_to_dense(summary.ratio_to_dense());
+    run.set_optimizer(summary.optimizer());
+    run.set_exchange(summary.exchange());
+    run.set_wire_dtype(summary.wire_dtype());
+    run.set_exchange_seconds(summary.exchange_seconds());
+    run.set_exposed_seconds(summary.exposed_seconds());
+    run.set_exposed_fraction(summary.exposed_fraction());
     const auto first_bytes = static_cast<double>(comparison.runs(0).counted_factor_bytes());
     run.set_ratio_to_first(first_bytes > 0 ? static_cast<double>(run.counted_factor_bytes()) / first_bytes
                                            : 0);
@@ -63,21 +77,25 @@ Comparison compare_runs(std::span<const std::filesystem::path> run_folders) {
 }
 
 std::string comparison_table(const Comparison& comparison) {
-  std::vector<std::vector<std::string>> rows{{"run", "profile", "steps", "final val. loss", "best (step)",
-                                              "tokens/s", "B(r) planned", "B(r) counted", "/ dense",
-                                              "/ first run"}};
+  std::vector<std::vector<std::string>> rows{{"run", "optimizer", "profile", "steps", "final val. loss",
+                                              "best (step)", "tokens/s", "factors planned", "factors counted",
+                                              "/ dense", "/ first run", "exposed"}};
   for (const Comparison::Run& run : comparison.runs()) {
-    rows.push_back({std::filesystem::path(run.folder()).filename().string(), run.profile(),
-                    std::to_string(run.steps()),
+    rows.push_back({std::filesystem::path(run.folder()).filename().string(), optimizer_text(run),
+                    run.profile().empty() ? "none" : run.profile(), std::to_string(run.steps()),
                     run.has_final_validation_loss() ? fixed(run.final_validation_loss(), 4) : "none",
                     run.has_best_validation_loss()
                         ? cat(fixed(run.best_validation_loss(), 4), " (", run.best_validation_step(), ")")
                         : "none",
                     format_quantity(run.tokens_per_second()), cat(run.planned_factor_bytes(), " B"),
                     cat(run.counted_factor_bytes(), " B"), fixed(run.ratio_to_dense(), 4),
-                    fixed(run.ratio_to_first(), 4)});
+                    fixed(run.ratio_to_first(), 4),
+                    run.exchange_seconds() > 0 ? fixed(100 * run.exposed_fraction(), 1) + " %" : "none"});
   }
-  return aligned(rows) + "Loss in nats per token. B(r): factor payload of one step on the replica axis.\n";
+  return aligned(rows) +
+         "Loss in nats per token. Factors: their payload of one step on the replica axis. Exposed: the part "
+         "of "
+         "the optimizer's communication time for which training waited.\n";
 }
 
 }  // namespace lowband

@@ -120,12 +120,14 @@ void validate_optimizer(const RunConfig& config) {
   validate(optimizer_options(config));
 
   const std::string with_kind = "with optimizer.kind " + Optimizer::Kind_Name(optimizer.kind());
-  if (optimizer.kind() != Optimizer::DION) expect_unset("optimizer.mu", optimizer.has_mu(), with_kind);
+  if (optimizer.kind() != Optimizer::DION) {
+    expect_unset("optimizer.mu", optimizer.has_mu(), with_kind);
+    expect_unset("optimizer.clip_estimator", optimizer.has_clip_estimator(), with_kind);
+  }
   if (optimizer.kind() != Optimizer::POWERSGD)
     expect_unset("optimizer.powersgd_momentum", optimizer.has_powersgd_momentum(), with_kind);
   if (!has_factor_ranks(config)) {
     expect_unset("optimizer.residual", optimizer.has_residual(), with_kind);
-    expect_unset("optimizer.clip_estimator", optimizer.has_clip_estimator(), with_kind);
     expect_unset("optimizer.exchange", optimizer.has_exchange(), with_kind);
     expect_unset("optimizer.wire", optimizer.has_wire(), with_kind);
     expect_unset("profile", config.has_profile(), with_kind);
@@ -139,10 +141,10 @@ void validate_optimizer(const RunConfig& config) {
   LB_EXPECTS(optimizer.wire() != Optimizer::BF16 || config.precision() == RunConfig::F32,
              "optimizer.wire: found BF16, expected AS_COMPUTED with precision F64");
 
-  const bool true_norm = optimizer.clip_estimator() == Optimizer::TRUE_NORM;
-  LB_EXPECTS(!(has_factor_ranks(config) && true_norm && config.mesh().replica() > 1),
-             "optimizer.clip_estimator: found TRUE_NORM, expected SKETCH ", with_kind,
-             " and mesh.replica = ", config.mesh().replica(), ": no process has the mean gradient");
+  LB_EXPECTS(optimizer.clip_estimator() != Optimizer::TRUE_NORM || config.mesh().replica() == 1,
+             "optimizer.clip_estimator: found TRUE_NORM, expected SKETCH with optimizer.kind DION and "
+             "mesh.replica = ",
+             config.mesh().replica(), ": no process has the mean gradient");
 }
 
 /// Fields that must or must not stand beside `kind`. The ranks themselves are checked by `make_profile`.

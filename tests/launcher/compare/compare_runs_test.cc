@@ -23,13 +23,32 @@ TEST(CompareRuns, SetsEveryRunAgainstTheFirst) {
   EXPECT_DOUBLE_EQ(comparison.runs(1).ratio_to_dense(), 0.1889055);
   EXPECT_EQ(
       comparison_table(comparison),
-      "run         profile     steps  final val. loss  best (step)  tokens/s  B(r) planned  B(r) counted  "
-      "/ dense  / first run\n"
-      "uniform     uniform:24     60           2.3000  2.2500 (40)     5.12k     1890000 B     1890000 B   "
-      "0.1890       1.0000\n"
-      "structural  structural     60           2.2000  2.1500 (40)     5.12k     1889055 B     1889055 B   "
-      "0.1889       0.9995\n"
-      "Loss in nats per token. B(r): factor payload of one step on the replica axis.\n");
+      "run         optimizer  profile     steps  final val. loss  best (step)  tokens/s  factors planned  "
+      "factors counted  / dense  / first run  exposed\n"
+      "uniform     DION       uniform:24     60           2.3000  2.2500 (40)     5.12k        1890000 B  "
+      "      1890000 B   0.1890       1.0000     none\n"
+      "structural  DION       structural     60           2.2000  2.1500 (40)     5.12k        1889055 B  "
+      "      1889055 B   0.1889       0.9995     none\n"
+      "Loss in nats per token. Factors: their payload of one step on the replica axis. Exposed: the part of "
+      "the optimizer's communication time for which training waited.\n");
+}
+
+TEST(CompareRuns, SaysHowARunExchangedAndHowMuchItWaited) {
+  const ScratchDirectory scratch;
+  RunSummary summary;
+  summary.set_optimizer("POWERSGD");
+  summary.set_exchange("AUTO");
+  summary.set_wire_dtype("bf16");
+  summary.set_exchange_seconds(8);
+  summary.set_exposed_seconds(1);
+  summary.set_exposed_fraction(0.125);
+  RunRecorder(scratch.path()).write(summary);
+  const std::vector<path> folders{scratch.path()};
+  const Comparison comparison = compare_runs(folders);
+  EXPECT_EQ(comparison.runs(0).exchange_seconds(), 8);
+  EXPECT_EQ(comparison.runs(0).exposed_seconds(), 1);
+  EXPECT_THAT(comparison_table(comparison), HasSubstr("POWERSGD AUTO bf16"));
+  EXPECT_THAT(comparison_table(comparison), HasSubstr("  12.5 %\n"));
 }
 
 TEST(CompareRuns, RunsWithoutValidationOrFactorsSaySo) {

@@ -31,6 +31,9 @@ inline std::filesystem::path finished_run(const ScratchDirectory& scratch, const
   summary.set_name(name);
   summary.set_profile(profile);
   summary.set_steps(60);
+  summary.set_optimizer("DION");
+  summary.set_exchange("FACTORS");
+  summary.set_wire_dtype("f32");
   summary.set_tokens_per_second(5123);
   summary.set_final_validation_loss(floor + 0.1);
   summary.set_best_validation_loss(floor + 0.05);
