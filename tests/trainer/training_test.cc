@@ -127,9 +127,10 @@ TEST(Training, ResumedRunContinuesBitIdentically) {
 
   // And so do the totals of what was exchanged.
   const auto payload = [](const fs::path& run, const char* axis, const char* purpose) {
-    for (const TransferSum& sum : read_run_summary(run).transfers())
-      if (sum.axis() == axis && sum.purpose() == purpose) return sum.payload_bytes();
-    return int64_t{0};
+    const RunSummary summary = read_run_summary(run);
+    for (const TransferSum& sum : summary.transfers())
+      if (sum.axis() == axis && sum.purpose() == purpose) return Index{sum.payload_bytes()};
+    return Index{0};
   };
   for (const auto& [axis, purpose] : {std::pair("replica", "factor"), std::pair("replica", "dense"),
                                       std::pair("tensor", "activation"), std::pair("world", "periodic")}) {
