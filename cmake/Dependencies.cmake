@@ -3,7 +3,7 @@
 
 include(CheckCXXSourceCompiles)
 set(LOWBAND_SWITCH_HELP "AUTO: use it when found; ON: error when missing; OFF: never")
-foreach(switch MPI ONEDNN OPENMP NVTX CUDA NCCL TESTS)
+foreach(switch MPI UCX ONEDNN OPENMP NVTX CUDA NCCL TESTS)
   set(LOWBAND_${switch} AUTO CACHE STRING "${LOWBAND_SWITCH_HELP}")
   set_property(CACHE LOWBAND_${switch} PROPERTY STRINGS AUTO ON OFF)
 endforeach()
@@ -63,6 +63,14 @@ lowband_decide(ONEDNN "${dnnl_found}" "Install libdnnl-dev.")
 
 find_package(MPI QUIET COMPONENTS C)
 lowband_decide(MPI "${MPI_C_FOUND}" "Install libopenmpi-dev and openmpi-bin.")
+
+# UCX, and Boost.Asio's headers, with which its processes meet without MPI.
+find_package(ucx QUIET CONFIG)
+find_package(Boost 1.74 QUIET)
+if(TARGET ucx::ucp AND TARGET Boost::headers)
+  set(ucx_found TRUE)
+endif()
+lowband_decide(UCX "${ucx_found}" "Install libucx-dev and libboost-dev.")
 
 include(CudaDependencies)
 

@@ -1,5 +1,6 @@
 #include "collectives/mpi/mpi_world.h"
 #include "collectives/nccl/nccl_status.h"
+#include "collectives/ucx/ucx_world.h"
 #include "launcher/commands.h"
 #include "launcher/info.pb.h"
 #include "runtime/cpu.h"
@@ -40,6 +41,7 @@ InfoReport make_info() {
   const CudaStatus cuda = cuda_status();
   const NcclStatus nccl = nccl_status();
   add_component(report, "MPI", mpi_available(), mpi_version());
+  add_component(report, "UCX", ucx_available(), ucx_version());
   add_component(report, "CUDA", cuda.built_in, cuda.toolkit_version, cuda.reason);
   add_component(report, "cuBLAS", cuda.built_in, cuda.cublas_version);
   add_component(report, "NCCL", nccl.built_in, nccl.version, nccl.reason);

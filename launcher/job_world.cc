@@ -3,16 +3,23 @@
 #include "collectives/agreement.h"
 #include "collectives/local/local_world.h"
 #include "collectives/mpi/mpi_world.h"
+#include "collectives/rendezvous/communicator_rendezvous.h"
+#include "collectives/rendezvous/tcp_rendezvous.h"
+#include "collectives/ucx/ucx_world.h"
 #include "launcher/commands.h"
 
 #include <atomic>
 #include <chrono>
 #include <iostream>
+#include <optional>
 #include <string>
 #include <thread>
 
 namespace lowband {
 namespace {
+
+// A process that failed by itself has this long to say so before those say it who only noticed.
+constexpr std::chrono::seconds kFirstWord{1};
 
 // Failures that concern all processes are printed once.
 int run_agreed(Communicator& world, Arguments& arguments, const JobBody& body) {
@@ -20,40 +27,81 @@ int run_agreed(Communicator& world, Arguments& arguments, const JobBody& body) {
     return body(world, arguments);
   } catch (const AgreedFailure& failure) {
     if (world.process() == 0) std::cerr << "lowband: " << failure.what() << "\n";
-    world.barrier();  // mpirun ends the job when the first process leaves; the line is out by then
+    world.barrier();  // a launcher ends the job when the first process leaves; the line is out by then
     return kExitUsage;
   }
 }
 
-void take_backend_mpi(Arguments& arguments) {
-  const std::string backend = arguments.option("backend", "mpi");
-  LB_EXPECTS(backend == "mpi", "--backend: found ", backend, ", expected mpi: an MPI launcher runs this job");
+// What has to be known before processes can be joined.
+std::string take_backend(Arguments& arguments, const std::string& fallback) {
+  const std::string backend = arguments.option("backend", fallback);
+  LB_EXPECTS(backend == "mpi" || backend == "ucx" || backend == "local", "--backend: found ", backend,
+             ", expected mpi, ucx or local");
+  LB_EXPECTS(backend != "ucx" || ucx_available(),
+             "--backend: found ucx, expected mpi or local: lowband was built without UCX (LOWBAND_UCX)");
+  return backend;
+}
+
+void print_failure(const Communicator& world, const std::exception& error) {
+  std::cerr << cat("[process ", world.process(), " of ", world.size(), "] ", error.what(), "\n")
+            << std::flush;
+}
+
+// Runs `body`; when it throws, prints what and calls `end_job` with the exit code, which does not return.
+template <class EndJob>
+int run_or_end_job(Communicator& world, Arguments& arguments, const JobBody& body, EndJob end_job) {
+  try {
+    return run_agreed(world, arguments, body);
+  } catch (const PeerFailed& error) {
+    // Where another process failed by itself, its own line says more; under MPI it is out and the job is over
+    // before this.
+    std::this_thread::sleep_for(kFirstWord);
+    print_failure(world, error);
+    end_job(error, kExitTemporary);
+  } catch (const InvalidArgument& error) {
+    print_failure(world, error);
+    end_job(error, kExitUsage);
+  } catch (const std::exception& error) {
+    print_failure(world, error);
+    end_job(error, kExitInternal);
+  }
+  return kExitInternal;  // end_job does not return
 }
 
 int run_under_mpi(Arguments& arguments, const JobBody& body) {
   MpiWorld mpi;
-  const auto world = mpi.world();
-  const auto end_job = [&](const std::exception& error, int exit_code) {
-    std::cerr << cat("[process ", world->process(), " of ", world->size(), "] ", error.what(), "\n")
-              << std::flush;
-    mpi.abort(exit_code);
-  };
-  try {
-    return run_agreed(*world, arguments, [&](Communicator&, Arguments&) {
-      agree(*world, [&] { take_backend_mpi(arguments); });
-      return body(*world, arguments);
+  const auto mpi_world = mpi.world();
+  const auto end_job = [&](const std::exception&, int exit_code) { mpi.abort(exit_code); };
+  const auto on_chosen_backend = [&](Communicator&, Arguments&) {
+    std::string backend;
+    agree(*mpi_world, [&] {
+      backend = take_backend(arguments, "mpi");
+      LB_EXPECTS(backend != "local",
+                 "--backend: found local in a job of an MPI launcher, expected mpi or ucx");
     });
+    if (backend == "mpi") return body(*mpi_world, arguments);
+    CommunicatorRendezvous rendezvous(*mpi_world);
+    const UcxWorld ucx(rendezvous);
+    const auto world = ucx.world();
+    return run_agreed(*world, arguments, body);
+  };
+  return run_or_end_job(*mpi_world, arguments, on_chosen_backend, end_job);
+}
+
+int run_over_tcp(Arguments& arguments, const JobBody& body) {
+  const TcpMeeting meeting = tcp_meeting_from_environment();
+  std::optional<UcxWorld> ucx;
+  try {
+    TcpRendezvous rendezvous(meeting);
+    ucx.emplace(rendezvous);
   } catch (const PeerFailed& error) {
-    // Where another process failed by itself, its own line says more; it is out and the job is over before
-    // this.
-    std::this_thread::sleep_for(std::chrono::seconds(1));
-    end_job(error, kExitTemporary);
-  } catch (const InvalidArgument& error) {
-    end_job(error, kExitUsage);
-  } catch (const std::exception& error) {
-    end_job(error, kExitInternal);
+    std::cerr << cat("[process ", meeting.process, " of ", meeting.size, "] ", error.what(), "\n");
+    return kExitTemporary;
   }
-  return kExitInternal;  // abort does not return
+  const auto world = ucx->world();
+  return run_or_end_job(*world, arguments, body, [&](const std::exception& error, int exit_code) {
+    ucx->abort(exit_code, error.what());
+  });
 }
 
 int run_on_threads(Arguments& arguments, const JobBody& body) {
@@ -75,10 +123,12 @@ int run_on_threads(Arguments& arguments, const JobBody& body) {
 
 int run_job(Arguments arguments, const JobBody& body) {
   if (launched_by_mpi()) return run_under_mpi(arguments, body);
-  const std::string backend = arguments.option("backend", "local");
-  LB_EXPECTS(backend != "mpi",
+  const bool meets_others = tcp_meeting_in_environment();
+  const std::string backend = take_backend(arguments, meets_others ? "ucx" : "local");
+  if (backend == "ucx") return run_over_tcp(arguments, body);
+  LB_EXPECTS(backend == "local",
              "--backend: found mpi without an MPI launcher, expected a start by lowband-run or mpirun");
-  LB_EXPECTS(backend == "local", "--backend: found ", backend, ", expected mpi or local");
+  LB_EXPECTS(!meets_others, "--backend: found local with WORLD_SIZE in the environment, expected ucx");
   return run_on_threads(arguments, body);
 }
 

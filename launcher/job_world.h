@@ -13,14 +13,16 @@ using JobBody = std::function<int(Communicator& world, Arguments& arguments)>;
 /// Joins the processes of the job, runs `body` as this one of them, and returns the program's exit code.
 ///
 /// Takes these arguments:
-///   --backend mpi|local        how bytes move between processes. Without it: mpi when an MPI launcher
+///   --backend mpi|ucx|local    how bytes move between processes. Without it: mpi when an MPI launcher
 ///   started
-///                              this process, else local.
+///                              this process, ucx when WORLD_SIZE is in the environment, else local. For ucx
+///                              processes meet over MPI, or where RANK, WORLD_SIZE, MASTER_ADDR and
+///                              MASTER_PORT say.
 ///   --threads-as-processes N   local: N processes as threads of this program (1)
 ///
 /// What concerns all processes alike (AgreedFailure) is printed once and ends with kExitUsage. Another
-/// exception on any process ends all of them: under MPI with one line naming the process and an abort of the
-/// job, kExitTemporary where the failure was another's.
+/// exception on any process ends all of them: MPI jobs by an abort with one line naming the process; without
+/// MPI every process says why it ends, with kExitTemporary where the failure was another's.
 /// Throws: InvalidArgument for bad arguments; with threads as processes whatever `body` threw.
 int run_job(Arguments arguments, const JobBody& body);
 

@@ -14,7 +14,8 @@ constexpr const char* kUsage = R"(lowband: communication-efficient training of l
       --profile PROFILE                    rank profile: uniform:24, structural, inverted*0.125, fraction:1/4,
                                            structural@uniform:24 (the first shape, the communication of the second)
       --set FIELD=VALUE                    change one field of the configuration, may be repeated
-      --backend mpi|local                  how bytes move between processes (default: mpi under mpirun, else local)
+      --backend mpi|ucx|local              how bytes move between processes (default: mpi under mpirun; ucx with
+                                           RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT; else local)
       --threads-as-processes N             N processes as threads of this one, without MPI
   lowband plan CONFIG | --preset NAME      ranks, bytes and break-even of every matrix before anything runs
       --profile PROFILE[,PROFILE...]       other profiles than the configuration's

@@ -42,6 +42,11 @@ class MpiError : public Error {
   using Error::Error;
 };
 
+class UcxError : public Error {
+ public:
+  using Error::Error;
+};
+
 class CudaError : public Error {
  public:
   using Error::Error;
