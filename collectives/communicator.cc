@@ -49,6 +49,7 @@ Communicator::Communicator(int process, int size, std::string axis, std::shared_
       size_(size),
       axis_(std::move(axis)),
       ledger_(std::move(ledger)),
+      budget_(std::make_shared<ByteBudget>()),
       deadline_(deadline) {
   LB_EXPECTS(0 <= process && process < size, "communicator: process ", process, " of ", size);
   LB_EXPECTS(ledger_ != nullptr, "communicator: no ledger");
@@ -68,10 +69,19 @@ auto Communicator::break_on_failure(Action action) {
 
 template <class Move>
 void Communicator::perform(Call call, const Tag& tag, Move move) {
+  if (failure_) std::rethrow_exception(failure_);
   check_shares(tag, call.elements);
-  call.sequence = ++calls_;
   call.purpose = tag.purpose;
-  const Index buffer_bytes = call.elements * dtype_bytes(call.dtype);
+  const Index element_bytes = dtype_bytes(call.dtype);
+  const Index buffer_bytes = call.elements * element_bytes;
+  Transfer transfer{.axis = axis_,
+                    .purpose = call.purpose,
+                    .operation = call.operation,
+                    .payload_bytes = buffer_bytes,
+                    .modelled_wire_bytes = wire_bytes_model(call.operation, buffer_bytes, size_),
+                    .second_half = tag.second_half};
+  budget_->check(*ledger_, transfer, tag.shares, element_bytes);
+  call.sequence = ++calls_;
 
   std::string range_name;
   if (timeline_ != nullptr && timeline_->enabled()) {
@@ -79,17 +89,10 @@ void Communicator::perform(Call call, const Tag& tag, Move move) {
   }
   const Timeline::Range range(timeline_, range_name, buffer_bytes);
   const auto begin = std::chrono::steady_clock::now();
-  const Index transport_bytes = break_on_failure([&] { return move(call); });
+  transfer.transport_bytes = break_on_failure([&] { return move(call); });
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
-  ledger_->record({.axis = axis_,
-                   .purpose = call.purpose,
-                   .operation = call.operation,
-                   .payload_bytes = buffer_bytes,
-                   .modelled_wire_bytes = wire_bytes_model(call.operation, buffer_bytes, size_),
-                   .transport_bytes = transport_bytes,
-                   .seconds = elapsed.count(),
-                   .second_half = tag.second_half},
-                  tag.shares, dtype_bytes(call.dtype));
+  transfer.seconds = elapsed.count();
+  ledger_->record(transfer, tag.shares, element_bytes);
 }
 
 template <class T>
@@ -170,6 +173,7 @@ std::unique_ptr<Communicator> Communicator::split(int colour, int key, std::stri
 
   std::unique_ptr<Communicator> group = break_on_failure([&] { return do_split(members, std::move(axis)); });
   group->set_timeline(timeline_);
+  group->budget_ = budget_;
   return group;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "collectives/byte_budget.h"
 #include "collectives/call.h"
 #include "collectives/ledger.h"
 #include "runtime/bfloat16.h"
@@ -44,7 +45,11 @@ using SumOf = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
 /// Deadline: no call waits longer than `deadline()`; then PeerFailed names the operation and the silent peer.
 /// After the first failure the group is broken: its other processes throw PeerFailed with the reason, and
 /// every later call of this one throws the same error at once. A refused argument (InvalidArgument) breaks
-/// nothing. Threads: one at a time.
+/// nothing.
+/// Budget: what `budget()` does not allow is refused before anything is sent, with BudgetExceeded. All
+/// processes of the group refuse together, and the group is as before, provided that they named equal shares
+/// and have equal budgets and accounts for this axis. Processes of other groups learn of it as of any
+/// failure. Threads: one at a time.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -60,6 +65,8 @@ class Communicator {
   void set_deadline(std::chrono::milliseconds deadline) { deadline_ = deadline; }
   /// Where transfers are recorded; shared with the groups split from this one.
   Ledger& ledger() const { return *ledger_; }
+  /// What transfers may cost; shared likewise. Empty at first: nothing is limited.
+  ByteBudget& budget() { return *budget_; }
   /// Ranges of the operations go here from now on (may be null); inherited by groups split later.
   void set_timeline(Timeline* timeline) { timeline_ = timeline; }
   Timeline* timeline() const { return timeline_; }
@@ -130,6 +137,7 @@ class Communicator {
   int size_;
   std::string axis_;
   std::shared_ptr<Ledger> ledger_;
+  std::shared_ptr<ByteBudget> budget_;
   std::chrono::milliseconds deadline_;
   Timeline* timeline_ = nullptr;
   Index calls_ = 0;

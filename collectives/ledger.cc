@@ -79,10 +79,40 @@ TransferTotals& TransferTotals::operator-=(const TransferTotals& other) {
   return *this;
 }
 
-void Ledger::begin_step() {
+PurposeBytes payload_by_purpose(const Transfer& transfer, std::span<const PayloadShare> shares,
+                                Index element_bytes) {
+  PurposeBytes bytes{};
+  const auto of = [&](Purpose purpose) -> Index& { return bytes[static_cast<std::size_t>(purpose)]; };
+  of(transfer.purpose) = transfer.payload_bytes;
+  for (const PayloadShare& share : shares) {
+    of(transfer.purpose) -= share.elements * element_bytes;
+    of(share.purpose.value_or(transfer.purpose)) += share.elements * element_bytes;
+  }
+  return bytes;
+}
+
+void Ledger::begin_step(std::optional<Index> number) {
   const std::lock_guard lock(mutex_);
   step_.clear();
   step_parameters_.clear();
+  step_number_ = number.value_or(step_number_ + 1);
+  ++steps_begun_;
+}
+
+Index Ledger::step_number() const {
+  const std::lock_guard lock(mutex_);
+  return step_number_;
+}
+
+Index Ledger::steps_begun() const {
+  const std::lock_guard lock(mutex_);
+  return steps_begun_;
+}
+
+Index Ledger::step_parameter(std::string_view axis, Purpose purpose, std::string_view parameter) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = step_parameters_.find({std::string(axis), purpose, std::string(parameter)});
+  return found == step_parameters_.end() ? 0 : found->second;
 }
 
 void Ledger::record(const Transfer& transfer, std::span<const PayloadShare> shares, Index element_bytes) {
@@ -93,21 +123,21 @@ void Ledger::record(const Transfer& transfer, std::span<const PayloadShare> shar
     total_[{axis, purpose, transfer.operation}] += totals;
   };
 
-  std::array<Index, kPurposes.size()> elsewhere_bytes{};  // payload of other purposes
-  for (const PayloadShare& share : shares) {
-    const Purpose purpose = share.purpose.value_or(transfer.purpose);
-    const Index bytes = share.elements * element_bytes;
-    if (!transfer.second_half) step_parameters_[{axis, purpose, std::string(share.parameter)}] += bytes;
-    if (purpose != transfer.purpose) elsewhere_bytes[static_cast<std::size_t>(purpose)] += bytes;
+  if (!transfer.second_half) {
+    for (const PayloadShare& share : shares) {
+      step_parameters_[{axis, share.purpose.value_or(transfer.purpose), std::string(share.parameter)}] +=
+          share.elements * element_bytes;
+    }
   }
+  const PurposeBytes payload = payload_by_purpose(transfer, shares, element_bytes);
   TransferTotals rest{.calls = 1,
                       .payload_bytes = transfer.second_half ? 0 : transfer.payload_bytes,
                       .modelled_wire_bytes = transfer.modelled_wire_bytes,
                       .transport_bytes = transfer.transport_bytes,
                       .seconds = transfer.seconds};
   for (const Purpose purpose : kPurposes) {
-    const Index bytes = elsewhere_bytes[static_cast<std::size_t>(purpose)];
-    if (bytes == 0) continue;
+    const Index bytes = payload[static_cast<std::size_t>(purpose)];
+    if (bytes == 0 || purpose == transfer.purpose) continue;
     const double fraction = static_cast<double>(bytes) / static_cast<double>(transfer.payload_bytes);
     const TransferTotals part{
         .calls = 0,

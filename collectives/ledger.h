@@ -51,6 +51,11 @@ struct Transfer {
   bool second_half = false;  // its payload has been recorded already: see `Tag`
 };
 
+/// Payload bytes of a transfer by purpose, which is the index.
+using PurposeBytes = std::array<Index, kPurposes.size()>;
+PurposeBytes payload_by_purpose(const Transfer& transfer, std::span<const PayloadShare> shares,
+                                Index element_bytes);
+
 /// Ring traffic sent by one of `processes` processes for a logical buffer of `payload_bytes`:
 /// all-reduce 2(n-1)/n, reduce-scatter and all-gather (n-1)/n, broadcast (n-1)/n averaged over processes,
 /// barrier 0.
@@ -74,8 +79,11 @@ struct TransferTotals {
 /// ends.
 class Ledger {
  public:
-  /// Starts an empty step account; totals go on.
-  void begin_step();
+  /// Starts an empty step account; totals go on. Errors name the step by `number`, by default one more than
+  /// that of the step before.
+  void begin_step(std::optional<Index> number = std::nullopt);
+  Index step_number() const;  // 0 before the first step
+  Index steps_begun() const;
   /// Shares with a purpose of their own stand under that purpose, with the bytes and seconds of the transfer
   /// in proportion to their elements: payload exactly, transport bytes to the nearest byte. The purpose of
   /// the transfer gets the rest, so that sums are exact, and the call.
@@ -99,6 +107,7 @@ class Ledger {
   std::map<Key, TransferTotals> total() const;
   /// Payload bytes of the current step by parameter, where the caller named shares.
   std::map<ParameterKey, Index> step_parameters() const;
+  Index step_parameter(std::string_view axis, Purpose purpose, std::string_view parameter) const;
   /// This step's sum over operations of one axis and purpose ("" = every axis).
   TransferTotals step_sum(std::string_view axis, Purpose purpose) const;
   TransferTotals step_sum() const;
@@ -106,6 +115,8 @@ class Ledger {
 
  private:
   mutable std::mutex mutex_;
+  Index step_number_ = 0;
+  Index steps_begun_ = 0;
   std::map<Key, TransferTotals> step_;
   std::map<Key, TransferTotals> total_;
   std::map<ParameterKey, Index> step_parameters_;

@@ -19,6 +19,12 @@ class InvalidArgument : public Error {
   using Error::Error;
 };
 
+/// A transfer that would cost more than its budget; it was not sent.
+class BudgetExceeded : public InvalidArgument {
+ public:
+  using InvalidArgument::InvalidArgument;
+};
+
 /// A file could not be read or written. The message names the path and the system's reason.
 class IoError : public Error {
  public:

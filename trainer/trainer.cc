@@ -371,7 +371,7 @@ template <class Real>
 auto Trainer<Real>::State::take_step() -> StepSums {
   const auto step_begin = Clock::now();
   const Timeline::Range range(&timeline, cat("step ", step), 0);
-  world.ledger().begin_step();
+  world.ledger().begin_step(step + 1);
   const double loss_sum = accumulate_gradients();
   StepOutcome outcome;
   outcome.forward_backward_seconds = seconds_since(step_begin);

@@ -189,6 +189,8 @@ class LocalCommunicator final : public ExchangeCommunicator {
 [[noreturn]] void rethrow_with_prefix(const std::exception_ptr& failure, const std::string& prefix) {
   try {
     std::rethrow_exception(failure);
+  } catch (const BudgetExceeded& error) {
+    throw BudgetExceeded(prefix + error.what());
   } catch (const InvalidArgument& error) {
     throw InvalidArgument(prefix + error.what());
   } catch (const CollectiveMismatch& error) {

@@ -547,6 +547,36 @@ void refused_arguments_break_nothing(Communicator& group) {
   group.barrier();
 }
 
+// The plan passes to the byte; one column more in one matrix is refused on all processes, before anything is
+// sent, and the group goes on.
+void a_transfer_over_budget_is_refused_by_all(Communicator& parent) {
+  const auto group = parent.split(0, 0, "budgeted");
+  Ledger& ledger = group->ledger();
+  constexpr Index kRows = 30;
+  const Index rank = 4 + parent.size();  // another plan for every size, since budgets add up
+  parent.budget().allow("budgeted", Purpose::kFactor, kRows * rank * 4, "wq");
+  parent.budget().allow("budgeted", Purpose::kFactor, kRows * 2 * 4, "wk");
+  const auto reduce = [&](Index columns) {
+    std::vector<float> data(at(kRows * (columns + 2)), 1.0F);
+    const std::vector<PayloadShare> shares{{"wq", kRows * columns}, {"wk", kRows * 2}};
+    group->all_reduce<float>(data, Reduction::kSum, {Purpose::kFactor, shares});
+    for (const float x : data) ASSERT_EQ(x, static_cast<float>(group->size()));
+  };
+  for (int step = 0; step < 2; ++step) {
+    ledger.begin_step(40 + step);
+    EXPECT_THAT(message_of<BudgetExceeded>([&] { reduce(rank + 1); }),
+                HasSubstr(cat("step ", 40 + step, ", axis budgeted, purpose factor, parameter wq: found ",
+                              kRows * (rank + 1) * 4, " bytes asked with 0 spent, expected at most ",
+                              kRows * rank * 4)));
+    EXPECT_TRUE(ledger.step().empty());
+    group->barrier();
+    reduce(rank);
+    EXPECT_THAT(message_of<BudgetExceeded>([&] { reduce(rank); }),
+                HasSubstr(cat("parameter wk: found 240 bytes asked with 240 spent")));
+    EXPECT_EQ(ledger.step_sum("budgeted", Purpose::kFactor).payload_bytes, kRows * (rank + 2) * 4);
+  }
+}
+
 // One process calls something else than the others. Whoever hears of it first throws and aborts, so at least
 // one process must name both sides, all must fail, and nobody may wait for the deadline.
 void check_mismatch(Communicator& parent, const std::function<void(Communicator&)>& usual,
@@ -684,6 +714,7 @@ constexpr CommunicatorCase kCases[] = {
     {"the_ledger_counts_steps_and_parameters", the_ledger_counts_steps_and_parameters},
     {"shares_of_other_purposes_are_counted_apart", shares_of_other_purposes_are_counted_apart},
     {"refused_arguments_break_nothing", refused_arguments_break_nothing},
+    {"a_transfer_over_budget_is_refused_by_all", a_transfer_over_budget_is_refused_by_all},
     {"mismatches_name_both_sides", mismatches_name_both_sides},
     {"a_silent_process_is_named_at_the_deadline", a_silent_process_is_named_at_the_deadline},
     {"abort_wakes_those_who_wait", abort_wakes_those_who_wait},
