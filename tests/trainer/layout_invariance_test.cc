@@ -8,6 +8,7 @@
 #include <cmath>
 #include <map>
 #include <mutex>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -39,11 +40,11 @@ void add_pieces(std::span<const Parameter<Real>> parameters, const MeshShape& me
 }
 
 template <class Real>
-Trajectory train_on(const MeshShape& mesh, const std::string& extra_setting) {
+Trajectory train_on(const MeshShape& mesh, const std::vector<std::string>& settings) {
   const ScratchDirectory scratch;
   RunConfig config = small_run(scratch.path(), mesh);
   config.set_precision(std::is_same_v<Real, double> ? RunConfig::F64 : RunConfig::F32);
-  if (!extra_setting.empty()) apply_override(config, extra_setting);
+  for (const std::string& setting : settings) apply_override(config, setting);
   Trajectory trajectory;
   std::mutex mutex;
   run_world(mesh.processes(), [&](Communicator& world) {
@@ -63,15 +64,18 @@ Trajectory train_on(const MeshShape& mesh, const std::string& extra_setting) {
 
 struct Case {
   MeshShape mesh;
-  std::string setting;
+  std::vector<std::string> settings;        // of both runs
+  std::vector<std::string> differing = {};  // of the run on this mesh alone
 };
 
 class LayoutInvariance : public testing::TestWithParam<Case> {
  public:
   template <class Real>
   static void expect_equal(double loss_tolerance, double weight_tolerance) {
-    const auto& [mesh, setting] = GetParam();
-    const Trajectory expected = train_on<Real>({}, setting), found = train_on<Real>(mesh, setting);
+    const auto& [mesh, settings, differing] = GetParam();
+    std::vector<std::string> all = settings;
+    all.insert(all.end(), differing.begin(), differing.end());
+    const Trajectory expected = train_on<Real>({}, settings), found = train_on<Real>(mesh, all);
     ASSERT_EQ(found.losses.size(), 20u);
     EXPECT_LT(expected.losses.back(), 0.85 * expected.losses.front())
         << "the run must learn, or it proves nothing";
@@ -97,24 +101,43 @@ TEST_P(LayoutInvariance, InDoubleToTenDigits) { expect_equal<double>(1e-10, 1e-1
 TEST_P(LayoutInvariance, InFloat) { expect_equal<float>(1e-5, 3e-5); }
 
 std::string case_name(const testing::TestParamInfo<Case>& parameter) {
-  const auto& [mesh, setting] = parameter.param;
-  std::string name =
-      cat("D", mesh.replica, "F", mesh.shard, "T", mesh.tensor, setting.empty() ? "" : "_", setting);
+  const auto& [mesh, settings, differing] = parameter.param;
+  std::string name = cat("D", mesh.replica, "F", mesh.shard, "T", mesh.tensor);
+  for (const auto* list : {&settings, &differing})
+    for (const std::string& setting : *list) name += "_" + setting;
   std::replace_if(
       name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) == 0 && c != '_'; }, '_');
   return name;
 }
 
 INSTANTIATE_TEST_SUITE_P(Meshes, LayoutInvariance,
-                         testing::Values(Case{{1, 1, 2}, ""}, Case{{1, 2, 1}, ""}, Case{{2, 1, 1}, ""},
-                                         Case{{2, 1, 2}, ""}, Case{{2, 2, 1}, ""}, Case{{2, 2, 2}, ""},
-                                         Case{{3, 1, 1}, ""}, Case{{1, 3, 1}, ""}, Case{{1, 1, 3}, ""},
-                                         Case{{1, 2, 2}, "optimizer.residual=AGGREGATED"},
-                                         Case{{2, 2, 1}, "batch.sequences_per_micro_batch=1"},
-                                         Case{{1, 2, 3}, "optimizer.clip_estimator=TRUE_NORM"},
-                                         Case{{2, 1, 2}, "model.tied_head=false"},
-                                         Case{{1, 2, 2}, "model.kv_heads=2"}),
+                         testing::Values(Case{{1, 1, 2}, {}}, Case{{1, 2, 1}, {}}, Case{{2, 1, 1}, {}},
+                                         Case{{2, 1, 2}, {}}, Case{{2, 2, 1}, {}}, Case{{2, 2, 2}, {}},
+                                         Case{{3, 1, 1}, {}}, Case{{1, 3, 1}, {}}, Case{{1, 1, 3}, {}},
+                                         Case{{1, 2, 2}, {"optimizer.residual=AGGREGATED"}},
+                                         Case{{2, 2, 1}, {"batch.sequences_per_micro_batch=1"}},
+                                         Case{{1, 2, 3}, {"optimizer.clip_estimator=TRUE_NORM"}},
+                                         Case{{2, 1, 2}, {"model.tied_head=false"}},
+                                         Case{{1, 2, 2}, {"model.kv_heads=2"}}),
                          case_name);
+
+const std::string kPowerSgd = "optimizer.kind=POWERSGD";
+INSTANTIATE_TEST_SUITE_P(PowerSgd, LayoutInvariance,
+                         testing::Values(Case{{2, 1, 1}, {kPowerSgd}}, Case{{3, 1, 1}, {kPowerSgd}},
+                                         Case{{1, 3, 1}, {kPowerSgd}}, Case{{1, 1, 3}, {kPowerSgd}},
+                                         Case{{2, 2, 2}, {kPowerSgd}},
+                                         Case{{2, 1, 2}, {kPowerSgd, "optimizer.residual=AGGREGATED"}}),
+                         case_name);
+
+// Rank 12 lies above 10.9, break-even of q, k, v and o (24 x 20), and below 12.7, that of gate, up and down
+// (35 x 20).
+INSTANTIATE_TEST_SUITE_P(
+    Exchanges, LayoutInvariance,
+    testing::Values(Case{{2, 1, 2}, {}, {"optimizer.exchange=DENSE"}},
+                    Case{{2, 2, 1}, {kPowerSgd}, {"optimizer.exchange=DENSE"}},
+                    Case{{2, 1, 2}, {"profile.rank=12"}, {"optimizer.exchange=AUTO"}},
+                    Case{{3, 1, 1}, {kPowerSgd, "profile.rank=12"}, {"optimizer.exchange=AUTO"}}),
+    case_name);
 
 }  // namespace
 }  // namespace lowband

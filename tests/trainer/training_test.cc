@@ -11,6 +11,7 @@
 #include <fstream>
 #include <map>
 #include <mutex>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -83,6 +84,20 @@ TEST(Training, FactorBytesCountedEqualBytesPlannedEveryStep) {
   EXPECT_LT(summary.final_validation_loss(), 4.0);
 }
 
+// Rank 12 is above the break-even rank of the attention matrices alone.
+TEST(Training, BytesOfAMixedExchangeAreCountedAsPlanned) {
+  const ScratchDirectory scratch;
+  RunConfig config = small_run(scratch.path(), kMesh);
+  for (const char* setting : {"optimizer.kind=POWERSGD", "optimizer.exchange=AUTO", "profile.rank=12"})
+    apply_override(config, setting);
+  run_to_end(config);
+  for (const RunLine& line : read_run_lines(scratch.path() / "runs/run")) {
+    if (!line.has_step()) continue;
+    EXPECT_EQ(line.step().counted_factor_bytes(), 2 * 12 * 3 * (35 + 20) * 4);
+    EXPECT_EQ(line.step().counted_dense_bytes(), (2 * 4 * 24 * 20 + 128 * 20 + 2 * 5 * 20) * 4);
+  }
+}
+
 TEST(Training, SummaryHasWhatEachProcessSent) {
   const ScratchDirectory scratch;
   run_to_end(small_run(scratch.path(), kMesh));
@@ -104,10 +119,30 @@ TEST(Training, SummaryHasWhatEachProcessSent) {
   EXPECT_DOUBLE_EQ(modelled, static_cast<double>(transport));
 }
 
-TEST(Training, ResumedRunContinuesBitIdentically) {
+class TrainingWith : public testing::TestWithParam<std::vector<const char*>> {
+ public:
+  /// The small run with the settings of the case.
+  static RunConfig run_in(const ScratchDirectory& scratch, const MeshShape& mesh = kMesh) {
+    RunConfig config = small_run(scratch.path(), mesh);
+    for (const char* setting : GetParam()) apply_override(config, setting);
+    if (!has_factor_ranks(config)) config.clear_profile();
+    return config;
+  }
+};
+
+std::string case_name(const testing::TestParamInfo<std::vector<const char*>>& parameter) {
+  std::string name = "As";
+  for (const char* setting : parameter.param) name += cat("_", setting);
+  std::replace_if(
+      name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) == 0 && c != '_'; }, '_');
+  return name;
+}
+
+using Continued = TrainingWith;
+TEST_P(Continued, RunIsBitIdentical) {
   const ScratchDirectory whole, halves;
-  const Weights expected = run_to_end(small_run(whole.path(), kMesh));
-  RunConfig config = small_run(halves.path(), kMesh);
+  const Weights expected = run_to_end(run_in(whole));
+  RunConfig config = run_in(halves);
   std::atomic<bool> stop = true;  // ends after the first step
   config.mutable_checkpoint()->set_resume("auto");
   run_to_end(config, &stop);
@@ -139,6 +174,42 @@ TEST(Training, ResumedRunContinuesBitIdentically) {
     EXPECT_EQ(found, payload(whole.path() / "runs/run", axis, purpose)) << axis << " " << purpose;
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Optimizers, Continued,
+                         testing::Values(std::vector<const char*>{}, std::vector{"optimizer.kind=POWERSGD"},
+                                         std::vector{"optimizer.kind=POWERSGD", "optimizer.overlap=true",
+                                                     "optimizer.bucket_mib=0.01"},
+                                         std::vector{"optimizer.kind=POWERSGD", "optimizer.exchange=AUTO",
+                                                     "profile.rank=12"}),
+                         case_name);
+
+using Overlapped = TrainingWith;
+// Several buckets of a gradient of 50 KB on each of the two tensor processes, announced by the last of three
+// micro-batches; clipping is at work, so that the norm must be the same bits too.
+TEST_P(Overlapped, RunIsBitIdentical) {
+  const ScratchDirectory plain, overlapped;
+  RunConfig config = run_in(plain);
+  for (const char* setting : {"batch.sequences_per_micro_batch=2", "optimizer.clip_norm=0.1"})
+    apply_override(config, setting);
+  const Weights expected = run_to_end(config);
+  config.set_output_dir((overlapped.path() / "runs").string());
+  for (const char* setting : {"optimizer.overlap=true", "optimizer.bucket_mib=0.01"})
+    apply_override(config, setting);
+  EXPECT_TRUE(same_bits(run_to_end(config), expected));
+
+  bool clipped = false;
+  for (const RunLine& line : read_run_lines(overlapped.path() / "runs/run"))
+    clipped = clipped || (line.has_step() && line.step().clip_scale() < 1);
+  EXPECT_TRUE(clipped);
+  const RunSummary summary = read_run_summary(overlapped.path() / "runs/run");
+  EXPECT_LE(summary.exposed_seconds(), summary.exchange_seconds());
+}
+INSTANTIATE_TEST_SUITE_P(Optimizers, Overlapped,
+                         testing::Values(std::vector<const char*>{}, std::vector{"optimizer.kind=POWERSGD"},
+                                         std::vector{"optimizer.kind=POWERSGD", "optimizer.exchange=AUTO",
+                                                     "profile.rank=12"},
+                                         std::vector{"optimizer={kind: ADAMW learning_rate: 0.01}"}),
+                         case_name);
 
 TEST(Training, StopsOnAllProcessesWhenTheLossStaysNotFinite) {
   const ScratchDirectory scratch;

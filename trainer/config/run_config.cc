@@ -1,5 +1,6 @@
 #include "trainer/config/run_config.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace lowband {
@@ -54,6 +55,12 @@ Index computed_element_bytes(const RunConfig& config) {
   return dtype_bytes(config.precision() == RunConfig::F64 ? DType::kF64 : DType::kF32);
 }
 
+Index bucket_elements(const RunConfig& config) {
+  constexpr double kMiB = 1 << 20;
+  const double bytes = config.optimizer().bucket_mib() * kMiB;
+  return std::max(Index{1}, static_cast<Index>(bytes / static_cast<double>(computed_element_bytes(config))));
+}
+
 }  // namespace
 
 OptimizerOptions optimizer_options(const RunConfig& config) {
@@ -74,7 +81,7 @@ OptimizerOptions optimizer_options(const RunConfig& config) {
       .exchange = exchange_choice(optimizer.exchange()),
       .wire = optimizer.wire() == Optimizer::BF16 ? FactorWire::kBF16 : FactorWire::kAsComputed,
       .overlap = optimizer.overlap(),
-      .bucket_elements = (optimizer.bucket_mib() << 20) / computed_element_bytes(config),
+      .bucket_elements = bucket_elements(config),
       .seed = config.seed()};
 }
 

@@ -14,7 +14,7 @@ constexpr Index kMostLayers = 10'000;
 // OpenMP ends the program when it cannot start so many.
 constexpr Index kMostThreads = 4096;
 // 64 GiB: beyond any gradient of one process.
-constexpr Index kLargestBucketMiB = 65'536;
+constexpr double kLargestBucketMiB = 65'536;
 // One tick of the deadline's clock; a year, which its nanoseconds hold.
 constexpr double kShortestDeadlineSeconds = 0.001;
 constexpr double kLongestDeadlineSeconds = 365.0 * 24 * 3600;
@@ -113,7 +113,9 @@ void validate_optimizer(const RunConfig& config) {
   expect_set("optimizer.learning_rate", optimizer.has_learning_rate());
   expect_positive("optimizer.learning_rate", optimizer.learning_rate());
   expect_positive("optimizer.scalar_learning_rate", scalar_learning_rate(config));
-  expect_count("optimizer.bucket_mib", optimizer.bucket_mib(), 1, kLargestBucketMiB);
+  LB_EXPECTS(optimizer.bucket_mib() > 0 && optimizer.bucket_mib() <= kLargestBucketMiB,
+             "optimizer.bucket_mib: found ", optimizer.bucket_mib(), ", expected more than 0, at most ",
+             kLargestBucketMiB);
   LB_EXPECTS(optimizer.powersgd_momentum() >= 0 && optimizer.powersgd_momentum() < 1,
              "optimizer.powersgd_momentum: found ", optimizer.powersgd_momentum(),
              ", expected 0 <= value < 1");

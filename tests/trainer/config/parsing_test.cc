@@ -65,7 +65,7 @@ TEST(ParseRunConfig, PassesOptionsOfTheExchangeOn) {
   RunConfig config = valid_run();
   for (const char* assignment :
        {"optimizer.kind=POWERSGD", "optimizer.powersgd_momentum=0.5", "optimizer.exchange=AUTO",
-        "optimizer.wire=BF16", "optimizer.overlap=true", "optimizer.bucket_mib=3"})
+        "optimizer.wire=BF16", "optimizer.overlap=true", "optimizer.bucket_mib=0.5"})
     apply_override(config, assignment);
   validate(config, 4);
   const OptimizerOptions optimizer = optimizer_options(config);
@@ -74,7 +74,7 @@ TEST(ParseRunConfig, PassesOptionsOfTheExchangeOn) {
   EXPECT_EQ(optimizer.exchange, ExchangeChoice::kAuto);
   EXPECT_EQ(optimizer.wire, FactorWire::kBF16);
   EXPECT_TRUE(optimizer.overlap);
-  EXPECT_EQ(optimizer.bucket_elements, 3 * 262'144);
+  EXPECT_EQ(optimizer.bucket_elements, 131'072);
   const ReplicaTraffic traffic = replica_traffic(config);
   EXPECT_EQ(traffic.exchange, ExchangeChoice::kAuto);
   EXPECT_EQ(traffic.factor_element_bytes, 2);
@@ -82,7 +82,7 @@ TEST(ParseRunConfig, PassesOptionsOfTheExchangeOn) {
 
   apply_override(config, "optimizer.wire=AS_COMPUTED");
   apply_override(config, "precision=F64");
-  EXPECT_EQ(optimizer_options(config).bucket_elements, 3 * 131'072);
+  EXPECT_EQ(optimizer_options(config).bucket_elements, 65'536);
   EXPECT_EQ(replica_traffic(config).factor_element_bytes, 8);
   EXPECT_EQ(replica_traffic(config).dense_element_bytes, 8);
 }

@@ -136,8 +136,10 @@ INSTANTIATE_TEST_SUITE_P(
             "optimizer.wire: found a value, expected none with optimizer.exchange DENSE: no factors travel"},
         BadRun{{"optimizer.bucket_mib=8"},
                "optimizer.bucket_mib: found a value, expected none without optimizer.overlap"},
+        BadRun{{"optimizer.overlap=true", "optimizer.bucket_mib=nan"},
+               "optimizer.bucket_mib: found nan, expected more than 0, at most 65536"},
         BadRun{{"optimizer.overlap=true", "optimizer.bucket_mib=0"},
-               "optimizer.bucket_mib: found 0, expected 1 to 65536"},
+               "optimizer.bucket_mib: found 0, expected more than 0, at most 65536"},
         BadRun{{"diagnostics.interval_steps=-1"},
                "diagnostics.interval_steps: found -1, expected at least 0"}));
 
