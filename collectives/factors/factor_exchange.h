@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace lowband {
@@ -60,23 +61,25 @@ struct ExchangeTimes {
 ///
 /// One exchange over D replicas, each of which holds every matrix (its processes hold pieces):
 ///   1. the P of all matrices lie in one flat buffer, without padding; a reduce-scatter *by matrix* gives
-///   each
-///      replica the sums of the matrices it is home to
+///      each replica the sums of the matrices it is home to
 ///   2. the home replica orthonormalises them: once per matrix, so each replica does 1/D of the work
 ///   3. an all-gather brings P to all replicas, so that all hold the bits of the home
 ///   4. R, whose mean is all that is wanted, is reduced in even parts
-/// Homes balance the bytes and the cost of orthonormalisation, and follow from the global shapes alone. Bytes
-/// on the wire are those of two ring all-reduces of B(r).
+/// Homes balance the bytes and the cost of orthonormalisation, and follow from the global shapes alone. Dense
+/// tensors ride along with P, cut so that the parts become as equal as they can (with a rounded wire they are
+/// summed apart). Bytes on the wire are those of two ring all-reduces of B(r).
 ///
 /// Per matrix and step the replica axis carries exactly r (a + b) elements, summed over the processes of one
 /// replica: each process reduces only the rows it owns.
 ///
 /// With FactorWire::kBF16, own_right is what was really sent: R_i rounded, and on the process that rounded
 /// the sum also the error of that rounding, so that the mean of all own_right is the R that everyone
-/// received, and the local residual conserves mass exactly.
+/// received, and the local residual conserves mass to the rounding of Real.
 ///
 /// Collective: all processes of the mesh construct it, and call the two exchanges in turn; equal shapes apart
 /// from the row counts of the pieces.
+/// Throws: InvalidArgument for FactorWire::kBF16 with Real = double; on all processes of a replica, when they
+/// are not in the same one.
 /// Ownership: borrows the groups; owns all factor buffers. Nothing is allocated by an exchange, save for the
 /// Householder fallback.
 template <class Real>
@@ -124,11 +127,23 @@ class FactorExchange {
     std::vector<Index> counts;     // by home
   };
 
-  void reduce_left();
+  static constexpr bool kCanRound = std::is_same_v<Real, float>;
+  bool rounds() const { return options_.wire == FactorWire::kBF16; }
+
+  void sum_dense();
   void orthonormalise();
-  void gather_left();
-  void average_right();
+  void share_outcomes();
+  /// The two halves of a reduction over replicas of `all`, cut into `counts`: with a rounded wire, `wire_`
+  /// then holds what this process sent, and what it received.
+  void reduce(std::span<Real> all, std::span<const Index> counts, std::span<const PayloadShare> shares);
+  void gather(std::span<Real> all, std::span<const Index> counts, std::span<const PayloadShare> shares);
+  void keep_what_was_sent();
+  void keep_rounding_error();
   void finish_right();
+  /// Calls visit(elements of slice, offset of the same elements in tensor k).
+  template <class Visit>
+  void for_each_slice(Index k, Visit visit) const;
+  void check_dense_size(Index k, Index elements) const;
   Timeline* timeline() const { return groups_.replica->timeline(); }
 
   FactorGroups groups_;
@@ -136,17 +151,19 @@ class FactorExchange {
   std::vector<int> homes_;
   std::vector<DenseTensor> dense_tensors_;
   std::vector<Index> dense_offsets_;
-  FactorRows<Real> left_;  // by home
+  FactorRows<Real> left_;  // by home; slices of the dense tensors are its guests, save for a rounded wire
   FactorRows<Real> right_;
   std::optional<FactorRows<Real>> own_right_;  // absent where it would equal right_: one replica, or not kept
   std::vector<Index> at_home_;                 // the matrices of this home
   Orthonormaliser<Real> orthonormaliser_;      // of at_home_
   Outcomes outcome_places_;
   Buffer<std::uint8_t> outcomes_;  // by home
+  std::vector<PayloadShare> left_shares_;
   std::vector<PayloadShare> dense_shares_;
-  Buffer<Real> dense_;
+  Buffer<Real> dense_;                         // with a rounded wire: all dense tensors
   std::vector<std::span<Real>> dense_slices_;  // consecutive, all dense tensors together
   std::vector<Index> even_counts_;             // of the owned rows of R, by replica
+  Buffer<BFloat16> wire_;                      // with a rounded wire: the owned rows of P or of R
   std::vector<Index> norm_offsets_;
   Buffer<double> norms_;
   ExchangeTimes times_;

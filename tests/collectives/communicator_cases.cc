@@ -418,21 +418,30 @@ void a_reduction_in_two_calls_is_counted_as_one(Communicator& group) {
   std::vector<float> whole(at(total));
   const std::span<float> part =
       std::span(whole).subspan(at(offset_of(counts, group.process())), at(counts[at(group.process())]));
-  const std::vector<PayloadShare> shares{{"wq", total}};
+  const std::vector<PayloadShare> shares{{"wq", total - 1}, {"norm", 1, Purpose::kDense}};
   Ledger& ledger = group.ledger();
 
   ledger.begin_step();
   group.all_reduce<float>(whole, Reduction::kSum, {Purpose::kFactor, shares});
-  const WireBytes at_once = wire_bytes_of_all(group, Purpose::kFactor);
+  const auto all_transport_bytes = [&] {
+    return wire_bytes_of_all(group, Purpose::kFactor).transport +
+           wire_bytes_of_all(group, Purpose::kDense).transport;
+  };
+  const Index at_once = all_transport_bytes();
+  const double factor_at_once = ledger.step_sum(group.axis(), Purpose::kFactor).modelled_wire_bytes;
+  const double dense_at_once = ledger.step_sum(group.axis(), Purpose::kDense).modelled_wire_bytes;
   ledger.begin_step();
   group.reduce_scatter<float>(whole, part, counts, Reduction::kSum, {Purpose::kFactor, shares});
   group.all_gather<float>(part, whole, counts,
                           {.purpose = Purpose::kFactor, .shares = shares, .second_half = true});
-  EXPECT_EQ(ledger.step_sum(group.axis(), Purpose::kFactor).payload_bytes, total * 4);
-  EXPECT_EQ(ledger.step_parameters().at({group.axis(), Purpose::kFactor, "wq"}), total * 4);
-  const WireBytes in_two = wire_bytes_of_all(group, Purpose::kFactor);
-  EXPECT_EQ(in_two.transport, at_once.transport);
-  EXPECT_EQ(in_two.modelled, at_once.modelled);
+  EXPECT_EQ(ledger.step_sum(group.axis(), Purpose::kFactor).payload_bytes, (total - 1) * 4);
+  EXPECT_EQ(ledger.step_parameters().at({group.axis(), Purpose::kFactor, "wq"}), (total - 1) * 4);
+  const TransferTotals dense = ledger.step_sum(group.axis(), Purpose::kDense);
+  EXPECT_EQ(dense.payload_bytes, 4);
+  EXPECT_EQ(dense.calls, 0);
+  EXPECT_DOUBLE_EQ(dense.modelled_wire_bytes, dense_at_once);
+  EXPECT_DOUBLE_EQ(ledger.step_sum(group.axis(), Purpose::kFactor).modelled_wire_bytes, factor_at_once);
+  EXPECT_EQ(all_transport_bytes(), at_once);
 }
 
 void the_ledger_counts_steps_and_parameters(Communicator& group) {

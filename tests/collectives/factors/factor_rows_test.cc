@@ -2,6 +2,8 @@
 
 #include "collectives/local/local_world.h"
 
+#include <algorithm>
+
 #include <gtest/gtest.h>
 
 namespace lowband {
@@ -60,6 +62,44 @@ TEST_P(FactorRowsOn, OwnedRowsOfAllProcessesAreTheWholePiece) {
     EXPECT_EQ(elements[0], 11 * 3 + 2 * 5);
     EXPECT_EQ(factor.owned_shares()[1].parameter, "b");
     EXPECT_EQ(factor.owned_shares()[1].elements, factor.owned(1).elements());
+  });
+}
+
+TEST_P(FactorRowsOn, OwnedRowsLieByPartWithTheirGuestsBehindThem) {
+  run_world(GetParam(), [](Communicator& world) {
+    const auto alone = world.split(world.process(), 0, "alone");
+    FactorRows<double> factor({{"a", 11, 3, &world, 2},
+                               {"b", 2, 5, &world, 0},
+                               {"c", 7, 2, alone.get(), 2},
+                               {"d", 5, 1, &world, 0}},
+                              {4, 1, 0});
+    const auto elements = [&](Index i) { return factor.owned(i).elements(); };
+    const std::vector<Index> expected{elements(1) + elements(3) + 4, 1, elements(0) + elements(2)};
+    EXPECT_TRUE(std::ranges::equal(factor.part_elements(), expected));
+    const double* place = factor.all_owned().data();
+    for (const Index i : {1, 3}) {
+      EXPECT_EQ(factor.owned(i).data, place);
+      place += elements(i);
+    }
+    EXPECT_EQ(factor.guest(0).data(), place);
+    EXPECT_EQ(factor.guest(0).size(), 4U);
+    EXPECT_EQ(factor.part(1).data(), place + 4);
+    EXPECT_EQ(factor.guest(1).data(), place + 4);
+    EXPECT_EQ(factor.part(2).data(), place + 5);
+    EXPECT_TRUE(factor.guest(2).empty());
+
+    // Guests are nobody's rows.
+    std::ranges::fill(factor.guest(0), 7.0);
+    for (Index i = 0; i < 4; ++i) std::ranges::fill(factor.piece(i).flat(), 1.0);
+    factor.reduce_scatter();
+    for (const Index i : {0, 1, 3}) {
+      for (const double x : factor.owned(i).flat()) EXPECT_EQ(x, world.size());
+    }
+    factor.all_gather();
+    for (const Index i : {0, 1, 3}) {
+      for (const double x : factor.piece(i).flat()) EXPECT_EQ(x, world.size());
+    }
+    for (const double x : factor.guest(0)) EXPECT_EQ(x, 7);
   });
 }
 
