@@ -219,7 +219,6 @@ slots that were requested by the application:
 $dashes
 a line nobody knows
 lowband-run: process 3 of 4 on nid001 was killed by signal 9 (Killed); all processes ended
-lowband-run: the connection to host nid001 is lost; all processes ended
 $dashes
 a report that never ends
 no line break
@@ -247,12 +246,41 @@ case_consequences() {
 #!/bin/bash
 [[ \$1 == --version ]] && echo "mpirun (Open MPI) 4.1.4" && exit
 echo "$report" >&2
-exit 205
+exit 1
 END
   stand_in program <<<'#!/bin/bash'
   PATH=$scratch/bin:$PATH "${lowband_run[@]}" -np 4 --binary "$scratch/program" -- x 2>"$scratch/err"
-  check "exit code of a lost host" $? 75
+  check "exit code" $? 1
   check "messages" "$(<"$scratch/err")" "$report"
+}
+
+# The two reports of a daemon that is gone, in either order or alone: one line, and a code that says try again.
+case_lost_host() {
+  local dashes lost agent first
+  dashes=$(printf -- '-%.0s' {1..74})
+  lost="$dashes
+ORTE has lost communication with a remote daemon.
+
+  HNP daemon   : [[1807,0],0] on node nid000
+  Remote daemon: [[1807,0],1] on node nid001
+
+This is usually due to either a failure of the TCP network
+$dashes"
+  agent=$dashes$'\nORTE was unable to reliably start one or more daemons.\nThis usually is caused by:\n'$dashes
+  mkdir "$scratch/bin"
+  stand_in program <<<'#!/bin/bash'
+  for first in "$lost" "$agent"; do
+    stand_in bin/mpirun <<END
+#!/bin/bash
+[[ \$1 == --version ]] && echo "mpirun (Open MPI) 4.1.4" && exit
+printf '%s\n' "$dashes" "An MPI communication peer process has unexpectedly disconnected." "$dashes" "$first" "$lost" >&2
+exit 205
+END
+    PATH=$scratch/bin:$PATH "${lowband_run[@]}" -np 4 --binary "$scratch/program" -- x 2>>"$scratch/err"
+    check "exit code" $? 75
+  done
+  check "messages" "$(<"$scratch/err")" "lowband-run: the connection to host nid001 is lost; all processes ended
+lowband-run: a host is lost, or Open MPI's orted did not start there; all processes ended"
 }
 
 # An mpirun that an abort does not end, as happens while a host is cut off.
