@@ -38,6 +38,13 @@ std::string Arguments::option(const std::string& name, const std::string& fallba
   return values.empty() ? fallback : values.front();
 }
 
+std::string Arguments::word() {
+  if (words_.empty() || words_.front().starts_with("--")) return "";
+  std::string first = std::move(words_.front());
+  words_.erase(words_.begin());
+  return first;
+}
+
 std::vector<std::string> Arguments::positional() {
   for (const std::string& word : words_) {
     LB_EXPECTS(!word.starts_with("--"), "found the argument '", word,

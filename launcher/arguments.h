@@ -19,6 +19,8 @@ class Arguments {
   std::string option(const std::string& name, const std::string& fallback = "");
   /// All values of an option that may be repeated.
   std::vector<std::string> options(const std::string& name);
+  /// Takes the first word away; empty when there is none, or it looks like an option.
+  std::string word();
   /// Everything left over. Throws: InvalidArgument for a leftover that looks like an option.
   std::vector<std::string> positional();
 

@@ -7,9 +7,12 @@
 #include "collectives/rendezvous/tcp_rendezvous.h"
 #include "collectives/ucx/ucx_world.h"
 #include "launcher/commands.h"
+#include "runtime/cpu.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <iostream>
 #include <optional>
 #include <string>
@@ -130,6 +133,14 @@ int run_job(Arguments arguments, const JobBody& body) {
              "--backend: found mpi without an MPI launcher, expected a start by lowband-run or mpirun");
   LB_EXPECTS(!meets_others, "--backend: found local with WORLD_SIZE in the environment, expected ucx");
   return run_on_threads(arguments, body);
+}
+
+int threads_per_process(int configured, int processes) {
+  if (configured > 0) return configured;
+  const char* from_launcher = std::getenv("LOWBAND_THREADS");
+  const int share = from_launcher != nullptr ? count_of("LOWBAND_THREADS", from_launcher)
+                                             : std::max(1, cpu_info().cores / processes);
+  return std::min(share, most_compute_threads());
 }
 
 }  // namespace lowband

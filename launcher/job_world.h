@@ -26,4 +26,9 @@ using JobBody = std::function<int(Communicator& world, Arguments& arguments)>;
 /// Throws: InvalidArgument for bad arguments; with threads as processes whatever `body` threw.
 int run_job(Arguments arguments, const JobBody& body);
 
+/// Compute threads of each process: `configured` unless that is 0, else what lowband-run worked out
+/// (LOWBAND_THREADS), else a fair share of the cores; the last two as far as this build can.
+/// Throws: InvalidArgument for a bad LOWBAND_THREADS.
+int threads_per_process(int configured, int processes);
+
 }  // namespace lowband

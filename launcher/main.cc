@@ -26,6 +26,15 @@ constexpr const char* kUsage = R"(lowband: communication-efficient training of l
   lowband compare RUN_FOLDER ...           runs side by side
       --picture PATH                       loss curves as PATH.png and PATH.svg
       --json
+  lowband bench comm CONFIG | --preset NAME | --sizes 8:64M:2     communication across rank profiles and sizes;
+                                           under lowband-run or mpirun on all processes of the job
+      --profile PROFILE[,PROFILE...]  --ranks 4,16,64   what is exchanged (default: the configuration's profile)
+      --wire f32,bf16                      element types of what is sent
+      --sizes BEGIN:END[:FACTOR]           plain all-reduces of these bytes as well
+      --warmup 5  --iterations 20  --min-time SECONDS  --check 1  --base-iterations 5
+      --with-products                      B Q and B^T P belong to the time
+      --interface eth0  --link LABEL       compare with this interface's counter; a label for the header
+      --json | --json=FILE  --picture PATH --threads-as-processes N  --set FIELD=VALUE
   lowband presets [NAME | --json]          named configurations that come with the program
   lowband info [--json]                    what is built in, versions, kernels, devices
 
@@ -36,6 +45,7 @@ const std::map<std::string, int (*)(lowband::Arguments)> kCommands{
     {"train", lowband::train_command}, {"plan", lowband::plan_command},
     {"data", lowband::data_command},   {"compare", lowband::compare_command},
     {"info", lowband::info_command},   {"presets", lowband::presets_command},
+    {"bench", lowband::bench_command},
 };
 
 int run(const std::vector<std::string>& words) {
@@ -49,7 +59,7 @@ int run(const std::vector<std::string>& words) {
   }
   const auto command = kCommands.find(words[0]);
   LB_EXPECTS(command != kCommands.end(), "found the command '", words[0],
-             "', expected train, plan, data, compare, presets or info (lowband --help)");
+             "', expected train, plan, data, compare, bench, presets or info (lowband --help)");
   return command->second(lowband::Arguments({words.begin() + 1, words.end()}));
 }
 

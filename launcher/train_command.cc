@@ -5,12 +5,10 @@
 #include "runtime/cpu.h"
 #include "trainer/trainer.h"
 
-#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <iostream>
-#include <string_view>
 #include <thread>
 
 namespace lowband {
@@ -44,16 +42,6 @@ void await_stop_signals() {
   }).detach();
 }
 
-/// Compute threads per process: the configuration, else what lowband-run worked out, else a fair share of the
-/// cores; the last two as far as this build can.
-int threads_per_process(const RunConfig& config, int processes) {
-  if (config.threads() > 0) return config.threads();
-  const char* from_launcher = std::getenv("LOWBAND_THREADS");
-  const int share = from_launcher != nullptr ? count_of("LOWBAND_THREADS", from_launcher)
-                                             : std::max(1, cpu_info().cores / processes);
-  return std::min(share, most_compute_threads());
-}
-
 /// The whole job as one process sees it.
 int train_in(Communicator& world, Arguments& arguments) {
   const TrainingSession session{&stop_requested, world.process() == 0 ? &std::cout : nullptr};
@@ -61,7 +49,7 @@ int train_in(Communicator& world, Arguments& arguments) {
   agree(world, [&] {
     config = config_from(arguments);
     LB_EXPECTS(arguments.positional().empty(), "found more arguments than one configuration");
-    set_compute_threads(threads_per_process(config, world.size()));
+    set_compute_threads(threads_per_process(config.threads(), world.size()));
   });
   return train(config, world, session).interrupted ? kExitInterrupted : 0;
 }

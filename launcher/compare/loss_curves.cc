@@ -1,19 +1,13 @@
 #include "launcher/compare/loss_curves.h"
 
+#include "launcher/picture/gnuplot.h"
 #include "runtime/error.h"
-#include "trainer/data/files.h"
 #include "trainer/progress.h"
 #include "trainer/run_record.h"
 
 #include <array>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <map>
 #include <vector>
-
-#include <sys/wait.h>
-#include <unistd.h>
 
 namespace lowband {
 namespace {
@@ -23,19 +17,6 @@ using std::filesystem::path;
 std::string run_name(const path& folder) {
   const path normal = folder.lexically_normal();
   return (normal.has_filename() ? normal : normal.parent_path()).filename().string();
-}
-
-// A string of gnuplot in single quotes, in which only the quote itself is special.
-std::string quoted(const std::string& text) {
-  std::string out = "'";
-  for (const char c : text) out += c == '\'' ? "''" : std::string(1, c);
-  return out + "'";
-}
-
-void write_file(const path& name, const std::string& text) {
-  DurableFile file(name);
-  file.append(text);
-  file.commit();
 }
 
 // Instructions that read STEM.csv and write STEM.png and STEM.svg, all in the current folder.
@@ -52,10 +33,10 @@ std::string instructions(std::span<const path> run_folders, const std::string& s
     curves += cat("  csv using 1:", 2 + 2 * i, " with lines linewidth 1 linecolor rgb '#80", colour.substr(1),
                   "' notitle, \\\n");
     curves += cat("  csv using 1:", 3 + 2 * i, " with linespoints linewidth 2 pointtype ", 5 + 2 * (i % 5),
-                  " pointsize 0.9 linecolor rgb '", colour, "' title ", quoted(title), ", \\\n");
+                  " pointsize 0.9 linecolor rgb '", colour, "' title ", gnuplot_text(title), ", \\\n");
   }
   return cat("# gnuplot: draws ", stem, ".png and ", stem, ".svg from ", stem, ".csv\n",
-             "csv = ", quoted(stem + ".csv"),
+             "csv = ", gnuplot_text(stem + ".csv"),
              R"(
 set datafile separator comma
 set key top right noenhanced spacing 1.3
@@ -66,32 +47,12 @@ set grid linecolor rgb "#dddddd"
 set border 3 linecolor rgb "#444444"
 set tics nomirror
 )",
-             "set terminal pngcairo size 1200, 720 font 'sans,12'\nset output ", quoted(stem + ".png"),
+             "set terminal pngcairo size 1200, 720 font 'sans,12'\nset output ", gnuplot_text(stem + ".png"),
              "\nplot \\\n", curves,
              "  NaN with lines linewidth 1 linecolor rgb '#888888' title 'thin lines: training; marks: "
              "validation'\n",
              "set terminal svg size 1200, 720 dynamic font 'sans,12' background '#ffffff'\nset output ",
-             quoted(stem + ".svg"), "\nreplot\n");
-}
-
-// Runs gnuplot on a file, in the folder where that lies.
-void run_gnuplot(const path& folder, const std::string& file) {
-  const pid_t child = ::fork();
-  if (child < 0) throw IoError(cat("gnuplot: cannot start: ", std::strerror(errno)));
-  if (child == 0) {
-    if (::chdir(folder.c_str()) == 0)
-      ::execlp("gnuplot", "gnuplot", file.c_str(), static_cast<char*>(nullptr));
-    ::_exit(127);
-  }
-  int status = 0;
-  while (::waitpid(child, &status, 0) < 0) {
-    if (errno != EINTR) throw IoError(cat("gnuplot: cannot wait for it: ", std::strerror(errno)));
-  }
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 127) {
-    throw IoError("gnuplot: not found, expected it to draw the picture (Debian: gnuplot-nox)");
-  }
-  if (status != 0)
-    throw IoError(cat("gnuplot: failed on ", (folder / file).string(), ", wait status ", status));
+             gnuplot_text(stem + ".svg"), "\nreplot\n");
 }
 
 }  // namespace
@@ -125,16 +86,7 @@ std::string loss_curves_csv(std::span<const path> run_folders) {
 }
 
 void draw_loss_curves(std::span<const path> run_folders, const path& stem) {
-  const path folder = stem.has_parent_path() ? stem.parent_path() : path(".");
-  const std::string name = stem.filename().string();
-  LB_EXPECTS(!name.empty(), "picture: found '", stem.string(),
-             "', expected a path to put .png and .svg behind");
-  const std::string csv = loss_curves_csv(run_folders);
-  const std::string script = instructions(run_folders, name);
-  require_writable_directory(folder);
-  write_file(folder / (name + ".csv"), csv);
-  write_file(folder / (name + ".gp"), script);
-  run_gnuplot(folder, name + ".gp");
+  draw_with_gnuplot(stem, loss_curves_csv(run_folders), instructions(run_folders, stem.filename().string()));
 }
 
 }  // namespace lowband
