@@ -389,6 +389,7 @@ void Star::let_in(Clock::time_point give_up) {
   star.door_is_open = false;
   if (in_time && star.refusal.empty()) {
     star.tell_all(std::string(1, kWelcome));
+    if (!flush(give_up)) throw PeerFailed("rendezvous: the others did not listen within the deadline");
     return;
   }
 

@@ -40,6 +40,12 @@ constexpr milliseconds kNap{1};
 // as threads wait, the progress thread looks at least every kNap.
 constexpr milliseconds kLongestSleep{100};
 
+// The watch hears of a process that died within milliseconds.
+constexpr milliseconds kVerdict{500};
+
+// A broken call waits this long for what is under way.
+constexpr milliseconds kGrace{100};
+
 // InfiniBand where there is any, shared memory on one host, else TCP; UCX picks the best of these for a pair.
 constexpr const char* kTransports = "self,sm,ib,tcp";
 
@@ -143,8 +149,10 @@ struct UcxTransport {
 
   // ---- called with the mutex held
 
+  // Nothing moves any more after a loss: the calls that it breaks let go of their buffers, which UCX cannot
+  // be made to forget.
   void progress() {
-    while (ucp_worker_progress(worker) != 0) {
+    while (lost_process < 0 && ucp_worker_progress(worker) != 0) {
     }
   }
 
@@ -158,6 +166,10 @@ struct UcxTransport {
       if (looking > 0) {
         progress_wanted.wait_for(lock, kNap);
         continue;
+      }
+      if (lost_process >= 0) {
+        progress_wanted.wait(lock, [&] { return ending; });
+        return;
       }
       progress();
       news.notify_all();
@@ -174,9 +186,14 @@ struct UcxTransport {
 
   void lose(int who, const std::string& what) {
     const std::lock_guard lock(mutex);
+    lose_locked(who, what);
+  }
+  void lose_locked(int who, const std::string& what) {
+    if (lost_process >= 0) return;
     lost_process = who;
     loss = what;
     news.notify_all();
+    ucp_worker_signal(worker);
   }
 
   int process;
@@ -251,7 +268,14 @@ class UcxCommunicator final : public ExchangeCommunicator {
     if (request != nullptr) started.messages.push_back({request, peer});
   }
 
+  // The mutex is held. UCX says that a peer cannot be reached, also when it only ended because of another;
+  // the watch knows who was first.
   [[noreturn]] void fail_message(int peer, ucs_status_t status) const {
+    std::unique_lock lock(transport_->mutex, std::adopt_lock);
+    const bool known =
+        transport_->news.wait_for(lock, kVerdict, [&] { return transport_->lost_process >= 0; });
+    lock.release();
+    if (known) throw_lost();
     fail(peer, cat("cannot be reached: ", ucs_status_string(status)));
   }
 
@@ -260,6 +284,7 @@ class UcxCommunicator final : public ExchangeCommunicator {
 
   void await(Started& started) {
     std::unique_lock lock(transport_->mutex);
+    if (transport_->lost_process >= 0) throw_lost();
     if (!over(started) && !look(started, lock)) sleep(started, lock);
     started.messages.clear();
     started.first = 0;
@@ -330,7 +355,7 @@ class UcxCommunicator final : public ExchangeCommunicator {
     throw PeerFailed(read_note(info));
   }
 
-  [[noreturn]] void throw_lost() {
+  [[noreturn]] void throw_lost() const {
     const auto member = std::ranges::find(members_, transport_->lost_process);
     if (member == members_.end()) {
       throw PeerFailed(cat("process ", transport_->lost_process, " of ", transport_->size, " of the job ",
@@ -346,7 +371,9 @@ class UcxCommunicator final : public ExchangeCommunicator {
                                            kWholeTag, &parameters);
     if (UCS_PTR_IS_ERR(request)) return cat("a process aborted axis ", axis());
     if (request == nullptr) return note;
-    while (ucp_request_check_status(request) == UCS_INPROGRESS) transport_->progress();  // it is here already
+    while (transport_->lost_process < 0 && ucp_request_check_status(request) == UCS_INPROGRESS) {
+      transport_->progress();  // it is here already
+    }
     ucp_request_free(request);
     return note;
   }
@@ -380,21 +407,34 @@ class UcxCommunicator final : public ExchangeCommunicator {
     // Of a loss everybody hears by the watch.
     if (!told_ && transport_->lost_process < 0) send_abort_notes(reason);
     told_ = true;
-    let_go(receives_);
-    let_go(sends_);
+    let_go();
   }
 
-  // UCX gives up receives that nobody has answered. What is under way cannot be stopped; it ends by itself,
-  // or with the worker.
-  void let_go(Started& started) {
-    for (; started.first < started.messages.size(); ++started.first) {
-      void* const request = started.messages[started.first].request;
-      if (&started == &receives_) ucp_request_cancel(transport_->worker, request);
-      ucp_request_free(request);
+  // UCX gives up receives that nobody has answered, and nothing else. What is under way with a peer that runs
+  // is over soon. After that the buffers may go, so should UCX still hold one, it must not move any more.
+  void let_go() {
+    for (std::size_t i = receives_.first; i < receives_.messages.size(); ++i) {
+      ucp_request_cancel(transport_->worker, receives_.messages[i].request);
     }
-    started.messages.clear();
-    started.first = 0;
-    transport_->progress();
+    const Clock::time_point stop = Clock::now() + kGrace;
+    const auto settle = [&](Started& started) {
+      for (; started.first < started.messages.size(); ++started.first) {
+        const auto [request, peer] = started.messages[started.first];
+        while (ucp_request_check_status(request) == UCS_INPROGRESS) {
+          transport_->progress();
+          if (transport_->lost_process < 0 && Clock::now() > stop) {
+            transport_->lose_locked(members_[at(peer)],
+                                    cat("left a message half way when axis ", axis(), " broke"));
+          }
+          if (transport_->lost_process >= 0) break;
+        }
+        ucp_request_free(request);
+      }
+      started.messages.clear();
+      started.first = 0;
+    };
+    settle(receives_);
+    settle(sends_);
   }
 
   // Whether they arrive is not waited for.

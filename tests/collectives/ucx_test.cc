@@ -8,6 +8,7 @@
 #include "runtime/random.h"
 #include "tests/collectives/communicator_cases.h"
 
+#include <algorithm>
 #include <bit>
 #include <chrono>
 #include <cstdint>
@@ -124,13 +125,18 @@ TEST(UcxWorld, NothingOfABrokenGroupReachesAnother) {
   if (world->size() == 1) return;
   const auto broken = world->split(0, 0, "broken");
   broken->set_deadline(milliseconds(200));
-  std::vector<float> data(100'000, 1.0F);
+  std::vector<float> data(1000, 1.0F);  // short enough to leave without an answer
   if (world->process() != 0) {
     EXPECT_THROW(broken->all_reduce<float>(data, Reduction::kSum, {Purpose::kDense}), PeerFailed);
   }
   world->barrier();
   if (world->process() == 0) {
-    EXPECT_THROW(broken->all_reduce<float>(data, Reduction::kSum, {Purpose::kDense}), PeerFailed);
+    const auto late = [&] {
+      broken->all_reduce<float>(data, Reduction::kSum,
+                                {Purpose::kDense});  // all it needs may be there already
+      broken->barrier();
+    };
+    EXPECT_THROW(late(), PeerFailed);
   }
   const auto next = world->split(0, 0, "next");
   std::vector<float> sums(100'000, 2.0F);
@@ -145,7 +151,7 @@ TEST(UcxWorld, ProgressesWhileNobodyWaits) {
     std::vector<std::uint8_t> data(4'000'000, static_cast<std::uint8_t>(world->process() == 0 ? 7 : 0));
     if (world->process() != 0) std::this_thread::sleep_for(milliseconds(30));
     world->broadcast<std::uint8_t>(data, 0, {Purpose::kDense});
-    EXPECT_THAT(data, testing::Each(7));
+    EXPECT_EQ(std::ranges::count(data, 7), std::ssize(data));
   }
 }
 
