@@ -44,7 +44,7 @@ TEST(Homes, ShareBytesAndCostOfThe166MModelEvenly) {
   const std::vector<std::vector<LeftExtent>> profiles{rank166m(620, 620, 620), rank166m(768, 512, 128),
                                                       rank166m(768, 128, 768), rank166m(64, 64, 64)};
   for (const auto& profile : profiles) {
-    for (const int homes : {1, 2, 3, 4, 8}) {
+    for (const int homes : {1, 2, 3, 4, 8, 12}) {
       const Imbalance found = imbalance(profile, homes);
       EXPECT_LE(found.elements, 1.03);
       EXPECT_LE(found.cost, 1.03);
@@ -52,8 +52,9 @@ TEST(Homes, ShareBytesAndCostOfThe166MModelEvenly) {
   }
 }
 
-// Any list: no home exceeds the mean by more than the largest matrix, in either load alone.
-TEST(Homes, ExceedTheMeanByAtMostOneMatrixOfEachKindOfLoad) {
+// Before a matrix joins it, the home with the smallest larger load has at most the mean of elements + cost
+// over homes, which is 2.
+TEST(Homes, NeverExceedTwiceTheMeanAndOneMatrix) {
   const RandomStream random(1, "homes");
   for (Index trial = 0; trial < 50; ++trial) {
     std::vector<LeftExtent> factors;
@@ -73,7 +74,7 @@ TEST(Homes, ExceedTheMeanByAtMostOneMatrixOfEachKindOfLoad) {
     }
     const double slack = std::max(largest_elements / elements, largest_cost / cost) * homes;
     const Imbalance found = imbalance(factors, homes);
-    EXPECT_LE(std::max(found.elements, found.cost), 1 + 2 * slack) << trial;
+    EXPECT_LE(std::max(found.elements, found.cost), 2 + slack) << trial;
   }
 }
 
