@@ -88,6 +88,7 @@ void Communicator::perform(Call call, const Tag& tag, Move move) {
     range_name = cat(operation_name(call.operation), " ", axis_, " ", purpose_name(call.purpose));
   }
   const Timeline::Range range(timeline_, range_name, buffer_bytes);
+  const Ledger::Presence presence(*ledger_);
   const auto begin = std::chrono::steady_clock::now();
   transfer.transport_bytes = break_on_failure([&] { return move(call); });
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;

@@ -151,6 +151,34 @@ void Ledger::record(const Transfer& transfer, std::span<const PayloadShare> shar
   add(transfer.purpose, rest);
 }
 
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+}  // namespace
+
+Ledger::Presence::Presence(Ledger& ledger) : ledger_(ledger) {
+  const std::lock_guard lock(ledger_.mutex_);
+  ledger_.inside_[std::this_thread::get_id()].since = std::chrono::steady_clock::now();
+}
+
+Ledger::Presence::~Presence() {
+  const std::lock_guard lock(ledger_.mutex_);
+  Inside& inside = ledger_.inside_[std::this_thread::get_id()];
+  inside.seconds += seconds_since(*inside.since);
+  inside.since.reset();
+}
+
+double Ledger::seconds_inside(std::thread::id thread) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = inside_.find(thread);
+  if (found == inside_.end()) return 0;
+  const Inside& inside = found->second;
+  return inside.seconds + (inside.since ? seconds_since(*inside.since) : 0);
+}
+
 std::map<Ledger::Key, TransferTotals> Ledger::step() const {
   const std::lock_guard lock(mutex_);
   return step_;

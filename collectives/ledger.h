@@ -3,12 +3,14 @@
 #include "runtime/types.h"
 
 #include <array>
+#include <chrono>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 namespace lowband {
@@ -89,6 +91,20 @@ class Ledger {
   /// the transfer gets the rest, so that sums are exact, and the call.
   void record(const Transfer& transfer, std::span<const PayloadShare> shares, Index element_bytes);
 
+  /// The calling thread is inside a collective as long as this lives; one at a time on a thread.
+  class Presence {
+   public:
+    explicit Presence(Ledger& ledger);
+    Presence(const Presence&) = delete;
+    Presence& operator=(const Presence&) = delete;
+    ~Presence();
+
+   private:
+    Ledger& ledger_;
+  };
+  /// Seconds that a thread has spent inside collectives since construction, including the one it is in now.
+  double seconds_inside(std::thread::id thread) const;
+
   struct Key {
     std::string axis;
     Purpose purpose;
@@ -114,9 +130,15 @@ class Ledger {
   TransferTotals total_sum(std::string_view axis, Purpose purpose) const;
 
  private:
+  struct Inside {
+    double seconds = 0;  // in collectives that have ended
+    std::optional<std::chrono::steady_clock::time_point> since = std::nullopt;
+  };
+
   mutable std::mutex mutex_;
   Index step_number_ = 0;
   Index steps_begun_ = 0;
+  std::map<std::thread::id, Inside> inside_;
   std::map<Key, TransferTotals> step_;
   std::map<Key, TransferTotals> total_;
   std::map<ParameterKey, Index> step_parameters_;

@@ -4,6 +4,7 @@
 #include "collectives/tree_reduction.h"
 #include "runtime/error.h"
 
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -118,6 +119,33 @@ TEST(NcclStatus, SaysEitherTheVersionOrTheReason) {
   const NcclStatus status = nccl_status();
   EXPECT_EQ(status.built_in, !status.version.empty());
   EXPECT_EQ(status.built_in, status.reason.empty());
+}
+
+TEST(Ledger, KnowsHowLongEachThreadIsInside) {
+  using Milliseconds = std::chrono::milliseconds;
+  Ledger ledger;
+  const auto self = std::this_thread::get_id();
+  EXPECT_EQ(ledger.seconds_inside(self), 0);
+  double first = 0;
+  {
+    const Ledger::Presence presence(ledger);
+    std::this_thread::sleep_for(Milliseconds(20));
+    first = ledger.seconds_inside(self);  // the running one counts
+    EXPECT_GE(first, 0.02);
+    std::thread([&] {
+      EXPECT_EQ(ledger.seconds_inside(std::this_thread::get_id()), 0);
+      EXPECT_GE(ledger.seconds_inside(self), first);
+    }).join();
+  }
+  const double ended = ledger.seconds_inside(self);
+  std::this_thread::sleep_for(Milliseconds(5));
+  EXPECT_GE(ended, first);
+  EXPECT_EQ(ledger.seconds_inside(self), ended);
+  {
+    const Ledger::Presence again(ledger);
+    std::this_thread::sleep_for(Milliseconds(20));
+  }
+  EXPECT_GE(ledger.seconds_inside(self), ended + 0.02);
 }
 
 }  // namespace
