@@ -151,7 +151,8 @@ void Bucket<Real>::add_to(GradientSketch& sketch) const {
 }
 
 template <class Real>
-typename Bucket<Real>::Outcome Bucket<Real>::update(double update_scale, const StepInfo& step) {
+typename Bucket<Real>::Outcome Bucket<Real>::update(double update_scale, const StepInfo& step,
+                                                    Diagnosis<Real>* diagnosis) {
   Outcome outcome;
   for (std::size_t k = 0; k < dense_.size(); ++k) {
     const Index i = dense_[k];
@@ -162,7 +163,7 @@ typename Bucket<Real>::Outcome Bucket<Real>::update(double update_scale, const S
                   is_layer_matrix(info(i).role) ? step.learning_rate : step.scalar_learning_rate);
   }
   for (const Index i : matrices_) outcome.skipped_matrices += unusable_[i];
-  const auto factored = factored_->update(pieces_, static_cast<Real>(update_scale), step);
+  const auto factored = factored_->update(pieces_, static_cast<Real>(update_scale), step, diagnosis);
   outcome.dead_columns = factored.dead_columns;
   outcome.householder_fallbacks = factored.householder_fallbacks;
   return outcome;

@@ -57,17 +57,20 @@ class Bucket {
   };
   /// New states and weights, of this process's pieces. `update_scale` multiplies dense gradients, and the one
   /// that PowerSGD decompressed.
-  Outcome update(double update_scale, const StepInfo& info);
+  /// With a diagnosis (equal on all processes) it is collective, on the mesh of that.
+  Outcome update(double update_scale, const StepInfo& info, Diagnosis<Real>* diagnosis);
   /// Every shard's piece of every weight, to all.
   void gather_weights() { shards_.gather_weights(); }
 
   /// In the order of members: of matrix i; of the dense parameters.
   const std::vector<Member>& members() const { return members_; }
+  Index matrices() const { return factored_->size(); }
   std::vector<StateTensor<Real>> matrix_state();
   std::vector<StateTensor<Real>> dense_state() { return adamw_.state(); }
   /// Payload elements on the replica axis, over the processes of one replica.
   Index factor_elements() const { return factored_->factor_elements(); }
   Index dense_elements() const;
+  Index diagnosed_elements() const { return factored_->diagnosed_elements(); }
 
  private:
   const ParameterInfo& info(Index i) const { return parameters_[static_cast<std::size_t>(i)].info; }

@@ -22,6 +22,7 @@ class Dion final : public FactoredMatrices<Real> {
       : FactoredMatrices<Real>(mesh, alone, matrices, riders, options, "M") {}
 
  private:
+  double removed() const override { return 1 - this->options().mu; }
   void apply(Index i, MatrixView<Real> weight, Real update_scale, const StepInfo& info) override;
 };
 

@@ -210,19 +210,28 @@ double FactoredMatrices<Real>::sum_of_squares() const {
 template <class Real>
 typename FactoredMatrices<Real>::Outcome FactoredMatrices<Real>::update(std::span<const Piece> pieces,
                                                                         Real update_scale,
-                                                                        const StepInfo& info) {
+                                                                        const StepInfo& info,
+                                                                        Diagnosis<Real>* diagnosis) {
   Outcome outcome;
   for (Index i = 0; i < size(); ++i) {
     Matrix& matrix = matrices_[at(i)];
-    if (pieces[at(i)].skipped) continue;
+    const auto& [parameter, factor_rank] = matrix.definition;
+    if (diagnosis != nullptr) diagnosis->begin(parameter.name, factor_rank, matrix.s);
+    if (pieces[at(i)].skipped) {
+      if (diagnosis != nullptr) diagnosis->end_unsent(matrix.s);
+      continue;
+    }
     const Factorisation factorisation = exchange_of(matrix).factorisation(matrix.place);
     if (factorisation == Factorisation::kNonFinite)
-      throw Error(cat("optimizer: step ", info.step, ": ", state_letter_, " of ", matrix.definition.info.name,
+      throw Error(cat("optimizer: step ", info.step, ": ", state_letter_, " of ", parameter.name,
                       " is not finite although its gradients are"));
     apply(i, pieces[at(i)].weight, update_scale, info);
     const std::span<const std::uint8_t> dead = exchange_of(matrix).dead(matrix.place);
+    const Index dead_columns = std::ranges::count(dead, std::uint8_t{1});
+    if (diagnosis != nullptr)
+      diagnosis->end(matrix.s, matrix.pair(p(i), mean_r(i)), removed(), r_norms(i), dead_columns);
     refill(matrix, dead, info.step);
-    outcome.dead_columns += std::ranges::count(dead, std::uint8_t{1});
+    outcome.dead_columns += dead_columns;
     outcome.householder_fallbacks += factorisation == Factorisation::kHouseholder;
   }
   return outcome;
@@ -297,6 +306,14 @@ Index FactoredMatrices<Real>::dense_elements() const {
   for (const Matrix& matrix : matrices_) {
     if (matrix.dense) elements += matrix.definition.info.elements();
   }
+  return elements;
+}
+
+template <class Real>
+Index FactoredMatrices<Real>::diagnosed_elements() const {
+  Index elements = 0;
+  for (const Matrix& matrix : matrices_)
+    elements += Diagnosis<Real>::kSums * matrix.definition.info.elements();
   return elements;
 }
 

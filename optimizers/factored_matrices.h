@@ -1,6 +1,7 @@
 #pragma once
 
 #include "collectives/factors/factor_exchange.h"
+#include "optimizers/diagnosis.h"
 #include "optimizers/optimizer.h"
 #include "optimizers/options.h"
 #include "runtime/low_rank.h"
@@ -29,8 +30,8 @@ struct LayerMatrix {
 ///     B_i <- S_i + G_i                 in the memory of S
 ///     P   <- orth(mean_i B_i Q)        dead columns zero
 ///     R_i <- B_i^T P ; R <- mean_i R_i
-///     S_i <- B_i - kept-out share of P R_i^T  (local; aggregated: P R^T)
-///     Q, W: the optimizer's own
+///     S_i <- B_i - removed P R_i^T     (local; aggregated: P R^T); removed = 1 - mu for Dion, 1 for PowerSGD
+///     Q, W <- the optimizer's own
 ///     dead j: Q_j <- unit Gaussian keyed by (seed, parameter, step), for the next step
 ///
 /// A matrix that *travels dense* (OptimizerOptions::exchange) sends B_i instead of B_i Q and B_i^T P. Its P
@@ -67,10 +68,12 @@ class FactoredMatrices {
     Index dead_columns = 0;
     Index householder_fallbacks = 0;
   };
-  /// Takes what was sent out of the states, updates right factors and weights. Sends nothing.
+  /// Takes what was sent out of the states, updates right factors and weights. Sends nothing, but for a
+  /// diagnosis, where one is wanted (on all processes).
   /// `update_scale` multiplies the gradient that PowerSGD decompressed; Dion's is clipped before its
   /// exchange. Throws: Error, on all processes, when a state is not finite although the gradients are.
-  Outcome update(std::span<const Piece> pieces, Real update_scale, const StepInfo& info);
+  Outcome update(std::span<const Piece> pieces, Real update_scale, const StepInfo& info,
+                 Diagnosis<Real>* diagnosis);
 
   Index size() const { return static_cast<Index>(matrices_.size()); }
   /// "<name>.<letter>" of matrix i: the owned block of S ("M" or "e"), rows of Q that belong to the block,
@@ -80,6 +83,8 @@ class FactoredMatrices {
   /// Payload elements of one exchange on the replica axis, over the processes of one replica; riders apart.
   Index factor_elements() const;
   Index dense_elements() const;
+  /// What a diagnosis sends in addition.
+  Index diagnosed_elements() const;
 
  protected:
   struct Matrix {
@@ -116,6 +121,8 @@ class FactoredMatrices {
 
  private:
   virtual void apply(Index i, MatrixView<Real> weight, Real update_scale, const StepInfo& info) = 0;
+  /// The multiple of P R^T that the state loses.
+  virtual double removed() const = 0;
   virtual void add_state(Index /*i*/, std::vector<StateTensor<Real>>& /*tensors*/) {}
 
   static std::vector<Matrix> make_matrices(const ProcessMesh& mesh,

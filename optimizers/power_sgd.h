@@ -23,6 +23,7 @@ class PowerSgd final : public FactoredMatrices<Real> {
            const std::vector<DenseTensor>& riders, const OptimizerOptions& options);
 
  private:
+  double removed() const override { return 1; }
   void apply(Index i, MatrixView<Real> weight, Real update_scale, const StepInfo& info) override;
   void add_state(Index i, std::vector<StateTensor<Real>>& tensors) override;
 

@@ -103,28 +103,43 @@ void ShardedOptimizer<Real>::start_announced() {
     if (stage.missing > 0) return;
     if (stage.started) continue;
     stage.started = true;
-    start(stage, [bucket = stage.bucket.get()] { bucket->exchange_gradients(); });
+    start(stage, "exchange", [bucket = stage.bucket.get()] { bucket->exchange_gradients(); });
   }
 }
 
 template <class Real>
-void ShardedOptimizer<Real>::start(Stage& stage, std::function<void()> exchange) {
-  if (thread_) {
-    stage.task = thread_->submit(std::move(exchange));
-  } else {
+void ShardedOptimizer<Real>::start(Stage& stage, std::string_view what, std::function<void()> exchange) {
+  Timeline* const timeline = exchange_mesh().world().timeline();
+  const std::string name = cat(what, " of bucket ", &stage - stages_.data());
+  const auto traced = [timeline, name, exchange = std::move(exchange)] {
+    const Timeline::Range range(timeline, name, 0);
     exchange();
+  };
+  if (thread_) {
+    stage.task = thread_->submit(traced);
+  } else {
+    traced();
   }
 }
 
 template <class Real>
 void ShardedOptimizer<Real>::wait_for(const Stage& stage) {
-  if (thread_) thread_->wait(stage.task);
+  if (!thread_) return;
+  const Ledger& ledger = own_world_->ledger();
+  const Timeline::Range range(own_world_->timeline(), "wait for the communication thread", 0);
+  const double before = ledger.seconds_inside(thread_->id());
+  thread_->wait(stage.task);
+  waited_seconds_ += ledger.seconds_inside(thread_->id()) - before;
 }
 
 template <class Real>
 StepReport ShardedOptimizer<Real>::step(const StepInfo& info) {
   const auto begin = std::chrono::steady_clock::now();
+  const Ledger& ledger = mesh_->world().ledger();
+  const double caller_before = ledger.seconds_inside(std::this_thread::get_id());
+  waited_seconds_ = 0;
   StepReport report;
+
   for (Stage& stage : stages_) stage.missing = 0;
   start_announced();
   for (Stage& stage : stages_) wait_for(stage);
@@ -134,27 +149,50 @@ StepReport ShardedOptimizer<Real>::step(const StepInfo& info) {
     report.clip_scale = options_.clip_norm / report.gradient_norm;
   if (Bucket<Real>::factors_wait(options_)) {
     for (Stage& stage : stages_) {
-      start(stage,
+      start(stage, "factors",
             [bucket = stage.bucket.get(), scale = report.clip_scale] { bucket->exchange_factors(scale); });
     }
   }
+
+  std::optional<Diagnosis<Real>> diagnosis;
+  if (info.diagnose) diagnosis.emplace(*mesh_);
   for (Stage& stage : stages_) {
     wait_for(stage);
-    const auto outcome = stage.bucket->update(report.clip_scale, info);
+    const auto outcome = stage.bucket->update(report.clip_scale, info, diagnosis ? &*diagnosis : nullptr);
     report.skipped_matrices += outcome.skipped_matrices;
     report.skipped_other += outcome.skipped_other;
     report.dead_columns += outcome.dead_columns;
     report.householder_fallbacks += outcome.householder_fallbacks;
-    start(stage, [bucket = stage.bucket.get()] { bucket->gather_weights(); });
+    start(stage, "weights", [bucket = stage.bucket.get()] { bucket->gather_weights(); });
   }
+  if (diagnosis) diagnose(report, *diagnosis);
   for (Stage& stage : stages_) {
     wait_for(stage);
     stage.started = false;
     stage.missing = static_cast<Index>(stage.bucket->members().size());
   }
   announced_.assign(announced_.size(), false);
+
+  // Of the caller all; of the thread also what ran before the step began, beside the backward pass.
+  const double caller_seconds = ledger.seconds_inside(std::this_thread::get_id()) - caller_before;
+  const double thread_seconds = thread_ ? ledger.seconds_inside(thread_->id()) : 0;
+  report.communication_seconds = caller_seconds + thread_seconds - reported_seconds_;
+  report.exposed_seconds = caller_seconds + waited_seconds_;
+  reported_seconds_ = thread_seconds;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return report;
+}
+
+// In the order of parameters, while buckets go from the last to the first.
+template <class Real>
+void ShardedOptimizer<Real>::diagnose(StepReport& report, Diagnosis<Real>& diagnosis) const {
+  const std::vector<MatrixDiagnostics> found = diagnosis.finish();
+  auto next = found.begin();
+  for (const Stage& stage : stages_) {
+    const auto end = next + stage.bucket->matrices();
+    report.diagnostics.insert(report.diagnostics.begin(), next, end);
+    next = end;
+  }
 }
 
 // The square of the norm of the mean gradient, from one sum over all processes:
@@ -208,6 +246,13 @@ template <class Real>
 Index ShardedOptimizer<Real>::planned_dense_bytes() const {
   Index elements = 0;
   for (const Stage& stage : stages_) elements += stage.bucket->dense_elements();
+  return elements * dtype_bytes(dtype_of<Real>);
+}
+
+template <class Real>
+Index ShardedOptimizer<Real>::planned_periodic_bytes() const {
+  Index elements = 0;
+  for (const Stage& stage : stages_) elements += stage.bucket->diagnosed_elements();
   return elements * dtype_bytes(dtype_of<Real>);
 }
 

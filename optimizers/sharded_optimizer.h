@@ -58,7 +58,7 @@ class ShardedOptimizer final : public Optimizer<Real> {
   std::vector<StateTensor<Real>> state() override;
   Index planned_factor_bytes() const override;
   Index planned_dense_bytes() const override;
-  Index planned_periodic_bytes() const override { return 0; }  // nothing is diagnosed
+  Index planned_periodic_bytes() const override;
 
  private:
   /// One bucket and how far it is in this step.
@@ -75,10 +75,11 @@ class ShardedOptimizer final : public Optimizer<Real> {
   void make_buckets(const Ranks& ranks);
   ProcessMesh& exchange_mesh() { return own_mesh_ ? *own_mesh_ : *mesh_; }
 
-  void start(Stage& stage, std::function<void()> exchange);
+  void start(Stage& stage, std::string_view what, std::function<void()> exchange);
   void start_announced();
   void wait_for(const Stage& stage);
   double gradient_norm(Index step);
+  void diagnose(StepReport& report, Diagnosis<Real>& diagnosis) const;
 
   ProcessMesh* mesh_;
   std::span<Parameter<Real>> parameters_;
@@ -90,6 +91,8 @@ class ShardedOptimizer final : public Optimizer<Real> {
   std::vector<Index> stage_of_;  // by parameter
   std::vector<bool> announced_;  // by parameter
   Buffer<double> norm_parts_;  // what gradient_norm sums: the exact part, then the sketch where there is one
+  double waited_seconds_ = 0;  // in this step for the thread, while it was in a collective
+  double reported_seconds_ = 0;                // of the thread in collectives, in earlier steps
   std::optional<CommunicationThread> thread_;  // last: it ends before what its tasks use
 };
 

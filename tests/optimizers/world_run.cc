@@ -3,8 +3,10 @@
 #include "collectives/local/local_world.h"
 #include "runtime/random.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <mutex>
 
 #include <gtest/gtest.h>
@@ -138,7 +140,7 @@ std::vector<Snapshot> run(const RunPlan& plan) {
 
     for (Index step = 0; step < plan.steps; ++step) {
       const int shares = plan.shares / mesh.data_size();
-      for (const Parameter<Real>& parameter : parameters) {
+      const auto fill_in = [&](const Parameter<Real>& parameter) {
         const Dense mean =
             gradient_of(plan.gradient, parameter.info, step, shares * mesh.data_index(), shares);
         const MatrixLayout layout = layout_of(parameter.info, plan.mesh);
@@ -148,10 +150,23 @@ std::vector<Snapshot> run(const RunPlan& plan) {
           for (Index j = 0; j < parameter.gradient.cols; ++j)
             parameter.gradient(i, j) = static_cast<Real>(mean(row + i, col + j));
         }
-      }
+      };
       world.ledger().begin_step();
-      const StepReport report = optimizer.step(
-          {.step = step, .learning_rate = plan.learning_rate, .scalar_learning_rate = plan.learning_rate});
+      for (std::size_t i = 0; i < parameters.size(); ++i) {
+        if (std::ranges::count(plan.announced, static_cast<Index>(i)) == 0) {
+          fill_in(parameters[i]);
+        } else {  // whoever reads too early finds this
+          std::ranges::fill(parameters[i].gradient.flat(), std::numeric_limits<Real>::quiet_NaN());
+        }
+      }
+      for (const Index i : plan.announced) {
+        fill_in(parameters[static_cast<std::size_t>(i)]);
+        optimizer.gradient_ready(i);
+      }
+      const StepReport report = optimizer.step({.step = step,
+                                                .learning_rate = plan.learning_rate,
+                                                .scalar_learning_rate = plan.learning_rate,
+                                                .diagnose = plan.diagnose});
 
       const std::lock_guard lock(mutex);
       const auto s = static_cast<std::size_t>(step);
@@ -163,15 +178,24 @@ std::vector<Snapshot> run(const RunPlan& plan) {
         EXPECT_EQ(snapshot.report.skipped_other, report.skipped_other);
         EXPECT_EQ(snapshot.report.dead_columns, report.dead_columns);
         EXPECT_EQ(snapshot.report.householder_fallbacks, report.householder_fallbacks);
+        EXPECT_EQ(snapshot.report.diagnostics.size(), report.diagnostics.size());
+        for (std::size_t i = 0; i < report.diagnostics.size(); ++i) {
+          EXPECT_EQ(snapshot.report.diagnostics[i].name, report.diagnostics[i].name);
+          EXPECT_EQ(snapshot.report.diagnostics[i].drift, report.diagnostics[i].drift);
+          EXPECT_EQ(snapshot.report.diagnostics[i].mass_leak, report.diagnostics[i].mass_leak);
+          EXPECT_EQ(snapshot.report.diagnostics[i].captured_energy, report.diagnostics[i].captured_energy);
+        }
       }
       snapshot.report = report;
       snapshot.planned_factor_bytes = optimizer.planned_factor_bytes();
       snapshot.planned_dense_bytes = optimizer.planned_dense_bytes();
+      snapshot.planned_periodic_bytes = optimizer.planned_periodic_bytes();
       const Ledger& ledger = world.ledger();
       if (world.process() == 0) snapshot.calls = ledger.step_sum().calls;
       if (position.replica == 0) {
         snapshot.factor_bytes += ledger.step_sum("replica", Purpose::kFactor).payload_bytes;
         snapshot.dense_bytes += ledger.step_sum("replica", Purpose::kDense).payload_bytes;
+        snapshot.periodic_bytes += ledger.step_sum("replica", Purpose::kPeriodic).payload_bytes;
         for (const auto& [key, bytes] : ledger.step_parameters()) {
           if (key.axis == "replica" && key.purpose == Purpose::kFactor)
             snapshot.factor_bytes_of[key.parameter] += bytes;

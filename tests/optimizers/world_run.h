@@ -29,6 +29,9 @@ struct RunPlan {
   int shares = 1;
   Index steps = 1;
   double learning_rate = 0.02;
+  /// Announced in this order while gradients are filled in; those not among them are filled in before.
+  std::vector<Index> announced = {};
+  bool diagnose = false;  // every step
 };
 
 /// The whole model after a step, put together from the pieces of all processes.
@@ -43,6 +46,8 @@ struct Snapshot {
   std::map<std::string, Index> dense_bytes_of;
   Index planned_factor_bytes = 0;
   Index planned_dense_bytes = 0;
+  Index periodic_bytes = 0;
+  Index planned_periodic_bytes = 0;
   Index calls = 0;  // collectives of process 0
 
   /// Mean over replicas of a state.
