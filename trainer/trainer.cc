@@ -6,6 +6,7 @@
 #include "runtime/cpu.h"
 #include "runtime/version.h"
 #include "sharding/process_mesh.h"
+#include "trainer/byte_plan.h"
 #include "trainer/checkpoint.h"
 #include "trainer/config/schedule.h"
 #include "trainer/data/content_hash.h"
@@ -84,8 +85,6 @@ std::string matrix_bytes_text(const RunConfig& config, const RankProfile& profil
 void expect_implemented(const RunConfig& config) {
   LB_EXPECTS(config.diagnostics().interval_steps() == 0, "diagnostics.interval_steps: found ",
              config.diagnostics().interval_steps(), ", expected 0: no optimizer measures yet");
-  LB_EXPECTS(config.optimizer().wire() != RunConfig::Optimizer::BF16,
-             "optimizer.wire: found BF16, expected AS_COMPUTED: it can be planned, not yet run");
 }
 
 }  // namespace
@@ -204,6 +203,7 @@ Trainer<Real>::State::State(const RunConfig& config_, Communicator& world_, cons
     world.set_timeline(&timeline);
   }
   mesh.emplace(world, mesh_shape(config));
+  allow_planned(world.budget(), config, mesh->position());
   model.emplace(model_shape, mesh->tensor(), config.seed(), sequences_per_micro_batch(config));
   optimizer.emplace(*mesh, model->parameters(), profile, optimizer_options(config));
   const auto micro_batch_tokens =
@@ -417,9 +417,9 @@ auto Trainer<Real>::State::agree_on_step(double loss_sum, bool diagnosed) -> Ste
   double replica_axis_bytes = 0;
   for (const Purpose purpose : kPurposes) replica_axis_bytes += counted(purpose);
   const bool stop = session.stop_requested != nullptr && session.stop_requested->load();
-  std::array<double, 6> sums{loss_sum / mesh->shape().tensor, stop ? 1.0 : 0.0,
-                             counted(Purpose::kFactor),       counted(Purpose::kDense),
-                             counted(Purpose::kPeriodic),     replica_axis_bytes};
+  std::array<double, kStepSums> sums{loss_sum / mesh->shape().tensor, stop ? 1.0 : 0.0,
+                                     counted(Purpose::kFactor),       counted(Purpose::kDense),
+                                     counted(Purpose::kPeriodic),     replica_axis_bytes};
   world.all_reduce<double>(sums, Reduction::kSum, {Purpose::kControl});
   const auto of_a_replica = [&](double sum) { return static_cast<Index>(sum) / mesh->shape().replica; };
   const StepSums result{.loss = sums[0] / static_cast<double>(tokens_per_step()),

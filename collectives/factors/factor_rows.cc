@@ -13,10 +13,13 @@ std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 }  // namespace
 
+Index owned_row_count(Index rows, Index processes, Index process) {
+  return share_begin(rows, processes, process + 1) - share_begin(rows, processes, process);
+}
+
 template <class Real>
 Index FactorRows<Real>::Shape::owned_rows() const {
-  const Index process = axis->process();
-  return share_begin(rows, axis->size(), process + 1) - share_begin(rows, axis->size(), process);
+  return owned_row_count(rows, axis->size(), axis->process());
 }
 
 template <class Real>
@@ -48,9 +51,7 @@ FactorRows<Real>::FactorRows(std::vector<Shape> shapes, const std::vector<Index>
     group->members.push_back(i);
     group->shares.push_back({shape.name, shape.rows * shape.factor_rank});
     for (int p = 0; p < processes; ++p)
-      group->counts[at(p)] +=
-          (share_begin(shape.rows, processes, p + 1) - share_begin(shape.rows, processes, p)) *
-          shape.factor_rank;
+      group->counts[at(p)] += owned_row_count(shape.rows, processes, p) * shape.factor_rank;
   }
   pieces_ = Buffer<Real>(piece_elements);
   for (Group& group : groups_) {

@@ -9,6 +9,10 @@
 
 namespace lowband {
 
+/// How many of `rows` rows of a factor process `process` owns, of the `processes` of the axis that sums it:
+/// shares whose sizes differ by at most one, some empty.
+Index owned_row_count(Index rows, Index processes, Index process);
+
 /// One factor (P or R) of all matrices, between its two forms.
 ///
 /// *piece*: the rows of the factor that belong to this process's piece of the matrix. Each process of the

@@ -1,5 +1,7 @@
 #include "launcher/plan/plan.h"
 
+#include "trainer/byte_plan.h"
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -36,6 +38,14 @@ MatrixPlan plan_matrix(const ParameterInfo& info, Index factor_rank, const Repli
   const MatrixBytes sent = matrix_bytes({"", {info}, {factor_rank}}, traffic);
   plan.set_choice(sent.dense > 0 ? "dense" : "factors");
   plan.set_sent_bytes(sent.sum());
+  return plan;
+}
+
+PeriodicPlan plan_periodic(const PeriodicBytes& bytes) {
+  PeriodicPlan plan;
+  plan.set_bytes(bytes.bytes);
+  plan.set_interval_steps(bytes.interval_steps);
+  plan.set_bytes_per_step(bytes.amortised());
   return plan;
 }
 
@@ -125,17 +135,16 @@ PlanReport make_plan(const RunConfig& config, const RunConfig::Profile& referenc
   report.set_match_tolerance(config.profile().match_tolerance());
   report.set_matches_reference(std::abs(report.ratio_to_reference() - 1) <= report.match_tolerance());
 
-  Index elements = 0, uncompressed = 0;
-  for (const ParameterInfo& info : parameters) {
-    elements += info.elements();
-    if (is_layer_matrix(info.role)) continue;
-    // Every process of the tensor axis holds, and sends, what the axis does not cut.
-    uncompressed += info.elements() * (info.cut == TensorCut::kNone ? config.mesh().tensor() : 1);
-  }
+  Index elements = 0;
+  for (const ParameterInfo& info : parameters) elements += info.elements();
   report.set_parameters(elements);
-  report.set_uncompressed_elements(uncompressed);
-  report.set_uncompressed_bytes(report.uncompressed_elements() * dtype_bytes(dtype));
-  const MatrixBytes sent = matrix_bytes(profile, traffic);
+  const BytePlan bytes = byte_plan(config);
+  report.set_uncompressed_bytes(bytes.other_dense_bytes);
+  report.set_uncompressed_elements(bytes.other_dense_bytes / dtype_bytes(dtype));
+  report.set_control_bytes(bytes.control_bytes);
+  *report.mutable_diagnostics() = plan_periodic(bytes.diagnostics);
+  *report.mutable_weight_hashes() = plan_periodic(bytes.weight_hashes);
+  const MatrixBytes sent = bytes.matrices;
   report.set_sent_factor_bytes(sent.factor);
   report.set_sent_dense_matrix_bytes(sent.dense);
   report.set_sent_bytes(sent.sum() + report.uncompressed_bytes());

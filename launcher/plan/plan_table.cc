@@ -1,6 +1,7 @@
 #include "launcher/plan/plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <tuple>
 #include <vector>
@@ -126,17 +127,34 @@ std::string profile_text(const PlanReport& report) {
   return rows.text();
 }
 
-/// What crosses the replica axis in this run.
+/// 2,038,432 or 0.016.
+std::string amortised_text(const PeriodicPlan& plan) {
+  const double bytes = plan.bytes_per_step();
+  return bytes < 100 ? fixed(bytes, 3) : grouped(std::llround(bytes));
+}
+
+/// "4,096 every 100 steps".
+std::string period_text(const PeriodicPlan& plan) {
+  return plan.interval_steps() == 0
+             ? "never"
+             : cat(grouped(plan.bytes()), " every ", grouped(plan.interval_steps()), " steps");
+}
+
+/// What goes from replica to replica in this run.
 std::string traffic_text(const PlanReport& report) {
   AlignedRows rows;
-  rows.add({cat("on the replica axis, ", report.optimizer(), " with exchange ", report.exchange()),
-            "bytes per step and replica"});
+  rows.add({cat(report.optimizer(), " with exchange ", report.exchange()), "bytes per step"});
   rows.add({cat("factors, ", report.wire_dtype()), grouped(report.sent_factor_bytes())});
   rows.add(
       {cat("layer matrices that travel dense, ", report.dtype()), grouped(report.sent_dense_matrix_bytes())});
   rows.add({cat("not compressed: embedding, head, gains, ", report.dtype()),
             grouped(report.uncompressed_bytes())});
-  rows.add({"payload", grouped(report.sent_bytes())});
+  rows.add({"payload on the replica axis, of one replica", grouped(report.sent_bytes())});
+  rows.add({"control, of every process", grouped(report.control_bytes())});
+  rows.add({"periodic, amortised: diagnostics, of one replica", amortised_text(report.diagnostics()),
+            period_text(report.diagnostics())});
+  rows.add({"periodic, amortised: weight hashes, of every process", amortised_text(report.weight_hashes()),
+            period_text(report.weight_hashes())});
   return rows.text();
 }
 

@@ -211,6 +211,24 @@ INSTANTIATE_TEST_SUITE_P(Optimizers, Overlapped,
                                          std::vector{"optimizer={kind: ADAMW learning_rate: 0.01}"}),
                          case_name);
 
+using Rounded = TrainingWith;
+// Hashes are compared after every step: rounding on the wire leaves replicas identical.
+TEST_P(Rounded, RunTrainsWithHalfTheFactorBytes) {
+  const ScratchDirectory scratch;
+  RunConfig config = run_in(scratch, {3, 1, 1});
+  apply_override(config, "optimizer.wire=BF16");
+  run_to_end(config);
+  const RunSummary summary = read_run_summary(scratch.path() / "runs/run");
+  EXPECT_EQ(summary.wire_dtype(), "bf16");
+  EXPECT_EQ(summary.counted_factor_bytes(), 2 * 5 * (4 * (24 + 20) + 3 * (35 + 20)) * 2);
+  const auto lines = read_run_lines(scratch.path() / "runs/run");
+  EXPECT_LT(summary.final_loss(), 0.85 * lines.at(1).step().loss());
+}
+INSTANTIATE_TEST_SUITE_P(Optimizers, Rounded,
+                         testing::Values(std::vector<const char*>{}, std::vector{"optimizer.kind=POWERSGD"},
+                                         std::vector{"optimizer.residual=AGGREGATED"}),
+                         case_name);
+
 TEST(Training, StopsOnAllProcessesWhenTheLossStaysNotFinite) {
   const ScratchDirectory scratch;
   RunConfig config = small_run(scratch.path(), kMesh);
