@@ -53,7 +53,12 @@ std::vector<int> find_homes(const FactorGroups& groups, const std::vector<Factor
                within.process());
     for (std::size_t i = 0; i < shapes.size(); ++i) factors[i].rows += told[1 + i];
   }
-  for (std::size_t i = 0; i < shapes.size(); ++i) factors[i].factor_rank = shapes[i].factor_rank;
+  for (std::size_t i = 0; i < shapes.size(); ++i) {
+    factors[i].factor_rank = shapes[i].factor_rank;
+    // Here, where everyone sees it: the orthonormaliser of the home would throw in one replica alone.
+    LB_EXPECTS(factors[i].rows >= shapes[i].factor_rank, "factor exchange: factor rank of ", shapes[i].name,
+               ": found ", shapes[i].factor_rank, ", expected at most its ", factors[i].rows, " rows");
+  }
   return choose_homes(factors, groups.replica->size());
 }
 

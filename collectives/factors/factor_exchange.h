@@ -78,10 +78,9 @@ struct ExchangeTimes {
 ///
 /// Collective: all processes of the mesh construct it, and call the two exchanges in turn; equal shapes apart
 /// from the row counts of the pieces.
-/// Throws: InvalidArgument for FactorWire::kBF16 with Real = double; on all processes of a replica, when they
-/// are not in the same one.
-/// Ownership: borrows the groups; owns all factor buffers. Nothing is allocated by an exchange, save for the
-/// Householder fallback.
+/// Throws: InvalidArgument on all processes, for FactorWire::kBF16 with Real = double, for a rank above a,
+/// and when the processes within a replica say that they are in several. Ownership: borrows the groups; owns
+/// all factor buffers. Nothing is allocated by an exchange, save for the Householder fallback.
 template <class Real>
 class FactorExchange {
  public:

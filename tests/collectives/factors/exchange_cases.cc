@@ -670,6 +670,21 @@ void processes_of_two_replicas_are_not_one(Communicator& world) {
   });
 }
 
+void a_rank_above_the_rows_is_refused_by_all(Communicator& world) {
+  on_every_mesh(world, [](Mesh& mesh) {
+    std::vector<Matrix> list = matrices();
+    list[0].factor_rank = list[0].a + 1;
+    try {
+      Run<float> run(mesh, list, kKeepOwn);
+      ADD_FAILURE() << "nothing thrown";
+    } catch (const InvalidArgument& error) {
+      EXPECT_NE(std::string(error.what()).find("factor rank of q: found 25, expected at most its 24 rows"),
+                std::string::npos)
+          << error.what();
+    }
+  });
+}
+
 void times_add_up_until_they_are_reset(Communicator& world) {
   on_every_mesh(world, [](Mesh& mesh) {
     Run<float> run(mesh, matrices(), kRounded);
@@ -700,6 +715,7 @@ constexpr ExchangeCase kCases[] = {
     {"every_matrix_has_one_home_that_all_know", every_matrix_has_one_home_that_all_know},
     {"own_right_must_have_been_asked_for", own_right_must_have_been_asked_for},
     {"processes_of_two_replicas_are_not_one", processes_of_two_replicas_are_not_one},
+    {"a_rank_above_the_rows_is_refused_by_all", a_rank_above_the_rows_is_refused_by_all},
     {"times_add_up_until_they_are_reset", times_add_up_until_they_are_reset},
 };
 
