@@ -37,7 +37,7 @@ int run_agreed(Communicator& world, Arguments& arguments, const JobBody& body) {
 
 // What has to be known before processes can be joined.
 std::string take_backend(Arguments& arguments, const std::string& fallback) {
-  const std::string backend = arguments.option("backend", fallback);
+  std::string backend = arguments.option("backend", fallback);
   LB_EXPECTS(backend == "mpi" || backend == "ucx" || backend == "local", "--backend: found ", backend,
              ", expected mpi, ucx or local");
   LB_EXPECTS(backend != "ucx" || ucx_available(),

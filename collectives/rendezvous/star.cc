@@ -93,7 +93,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     read_length();
   }
 
-  void write(std::string message) {
+  void write(const std::string& message) {
     leaving_.push_back(length_of(message) + message);
     if (leaving_.size() == 1) write_first();
   }
@@ -443,8 +443,8 @@ std::optional<Star::Event> Star::next(Clock::time_point give_up) {
 }
 
 void Star::send(int to, std::string message) {
-  asio::post(connections_->io, [star = connections_.get(), to, text = std::move(message)]() mutable {
-    if (star->peer(to) != nullptr) star->peer(to)->write(std::move(text));
+  asio::post(connections_->io, [star = connections_.get(), to, text = std::move(message)] {
+    if (star->peer(to) != nullptr) star->peer(to)->write(text);
   });
 }
 

@@ -78,6 +78,7 @@ std::vector<std::string> TcpRendezvous::all_gather(std::string_view own) {
     given[at(event->from)] = std::move(event->text);
   }
   std::vector<std::string> texts;
+  texts.reserve(given.size());
   for (const auto& text : given) texts.push_back(*text);
   for (int p = 1; p < size(); ++p) star_->send(p, joined(texts));
   if (!star_->flush(give_up)) {
