@@ -24,8 +24,9 @@ using testing::HasSubstr;
 
 constexpr Tag kDense{Purpose::kDense};
 
-// Around and below any process count, and over one tile of the reduction.
-constexpr Index kSizes[] = {0, 1, 2, 3, 5, 8, 1000, 100'003};
+// Around and below any process count, over one tile of the reduction, and over the megabyte beyond which a
+// reduce-scatter sends in rounds.
+constexpr Index kSizes[] = {0, 1, 2, 3, 5, 8, 1000, 100'003, 300'007};
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
@@ -137,8 +138,7 @@ void a_maximum_with_a_nan_is_nan(Communicator& group) {
 }
 
 template <class T>
-void check_reduce_scatter(Communicator& group) {
-  const std::vector<Index> counts = uneven_counts(group.size());
+void check_reduce_scatter(Communicator& group, const std::vector<Index>& counts) {
   const Index total = std::accumulate(counts.begin(), counts.end(), Index{0});
   const Index own = counts[at(group.process())];
   const Index offset = offset_of(counts, group.process());
@@ -152,11 +152,15 @@ void check_reduce_scatter(Communicator& group) {
 }
 
 void reduce_scatter_takes_uneven_counts(Communicator& group) {
-  check_reduce_scatter<float>(group);
-  check_reduce_scatter<double>(group);
-  check_reduce_scatter<std::int64_t>(group);
-  check_reduce_scatter<std::uint8_t>(group);
-  check_reduce_scatter<BFloat16>(group);
+  const std::vector<Index> few = uneven_counts(group.size());
+  check_reduce_scatter<float>(group, few);
+  check_reduce_scatter<double>(group, few);
+  check_reduce_scatter<std::int64_t>(group, few);
+  check_reduce_scatter<std::uint8_t>(group, few);
+  check_reduce_scatter<BFloat16>(group, few);
+  std::vector<Index> many = few;  // over a megabyte, in rounds, and empty parts among them
+  many.back() = 300'007;
+  check_reduce_scatter<float>(group, many);
 }
 
 template <class T>
