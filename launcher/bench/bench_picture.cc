@@ -95,7 +95,7 @@ std::string bench_csv(const BenchReport& report) {
 }
 
 void draw_bench(const BenchReport& report, const std::filesystem::path& stem) {
-  LB_EXPECTS(report.lines_size() > 0, "--picture: found no exchange, expected a model and profiles or ranks");
+  LB_EXPECTS(report.lines_size() > 0, "picture: found no exchange, expected one or more");
   draw_with_gnuplot(stem, bench_csv(report), instructions(report, stem.filename().string()));
 }
 

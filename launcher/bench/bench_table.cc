@@ -3,9 +3,8 @@
 #include "runtime/error.h"
 #include "runtime/types.h"
 
-#include <cstdint>
+#include <array>
 #include <cstdio>
-#include <vector>
 
 namespace lowband {
 namespace {
@@ -49,7 +48,7 @@ constexpr Column kSize[] = {{"size", "(B)", 12},    {"count", "", 12},      {"ty
 
 // Two characters in front of every row stand for the '#' of the headings.
 template <std::size_t N>
-std::string row(const Column (&columns)[N], const std::vector<std::string>& cells, const char* mark,
+std::string row(const Column (&columns)[N], const std::array<std::string, N>& cells, const char* mark,
                 bool first_to_left) {
   std::string text = mark;
   for (std::size_t j = 0; j < N; ++j) {
@@ -60,13 +59,20 @@ std::string row(const Column (&columns)[N], const std::vector<std::string>& cell
   return text.substr(0, text.find_last_not_of(' ') + 1) + "\n";
 }
 
+/// One cell for each column, no more and no fewer.
+template <std::size_t N, class... Cells>
+std::array<std::string, N> cells_of(const Column (&)[N], const Cells&... cells) {
+  static_assert(sizeof...(cells) == N);
+  return {cells...};
+}
+
 template <std::size_t N>
 std::string headings(const Column (&columns)[N], bool first_to_left) {
-  std::vector<std::string> names;
-  std::vector<std::string> units;
-  for (const Column& column : columns) {
-    names.emplace_back(column.heading);
-    units.emplace_back(column.unit);
+  std::array<std::string, N> names;
+  std::array<std::string, N> units;
+  for (std::size_t j = 0; j < N; ++j) {
+    names[j] = columns[j].heading;
+    units[j] = columns[j].unit;
   }
   return row(columns, names, "# ", first_to_left) + row(columns, units, "# ", first_to_left);
 }
@@ -112,39 +118,31 @@ std::string exchange_row(const ExchangeLine& line) {
   const Index low = line.smallest_factor_rank();
   const Index high = line.largest_factor_rank();
   const bool alone = !line.has_busbw_over_ring();
-  return row(kExchange,
-             {line.profile(),
-              line.wire(),
-              low == high ? cat(low) : cat(low, "-", high),
-              cat(line.dense_bytes()),
-              cat(line.payload_bytes()),
-              fixed(line.dense_over_payload(), 2),
-              microseconds(phases.pack_us()),
-              microseconds(phases.reduce_scatter_us()),
-              microseconds(phases.orthonormalise_us()),
-              microseconds(phases.all_gather_us()),
-              microseconds(phases.unpack_us()),
-              microseconds(line.time().p50_us()),
-              microseconds(line.time().p99_us()),
-              fixed(line.algbw(), 3),
-              fixed(line.busbw(), 3),
-              fixed(line.ring().busbw(), 3),
-              alone ? "-" : fixed(line.busbw_over_ring(), 3),
-              fixed(line.effective_bw(), 3),
-              line.has_speedup_over_dense_f32() ? fixed(line.speedup_over_dense_f32(), 2) : "-",
-              line.has_speedup_over_dense_bf16() ? fixed(line.speedup_over_dense_bf16(), 2) : "-",
-              cat(line.transport_bytes()),
-              cat(line.modelled_wire_bytes()),
-              fixed(line.transport_deviation_percent(), 2),
-              line.has_interface_bytes() ? fixed(line.interface_bytes(), 0) : "-",
-              line.has_interface_deviation_percent() ? fixed(line.interface_deviation_percent(), 2) : "-",
-              line.has_relative_error() ? scientific(line.relative_error()) : "N/A",
-              wrong_cell(line.has_wrong(), line.wrong())},
-             "  ", true);
+  return row(
+      kExchange,
+      cells_of(kExchange, line.profile(), line.wire(), low == high ? cat(low) : cat(low, "-", high),
+               cat(line.dense_bytes()), cat(line.payload_bytes()), fixed(line.dense_over_payload(), 2),
+               microseconds(phases.pack_us()), microseconds(phases.reduce_scatter_us()),
+               microseconds(phases.orthonormalise_us()), microseconds(phases.all_gather_us()),
+               microseconds(phases.unpack_us()), microseconds(line.time().p50_us()),
+               microseconds(line.time().p99_us()), fixed(line.algbw(), 3), fixed(line.busbw(), 3),
+               fixed(line.ring().busbw(), 3), alone ? "-" : fixed(line.busbw_over_ring(), 3),
+               alone ? "-" : fixed(line.busbw_over_ring_without_orthonormalisation(), 3),
+               fixed(line.effective_bw(), 3),
+               line.has_speedup_over_dense_f32() ? fixed(line.speedup_over_dense_f32(), 2) : "-",
+               line.has_speedup_over_dense_bf16() ? fixed(line.speedup_over_dense_bf16(), 2) : "-",
+               cat(line.transport_bytes()), cat(line.modelled_wire_bytes()),
+               fixed(line.transport_deviation_percent(), 2),
+               line.has_interface_bytes() ? fixed(line.interface_bytes(), 0) : "-",
+               line.has_interface_deviation_percent() ? fixed(line.interface_deviation_percent(), 2) : "-",
+               line.has_relative_error() ? scientific(line.relative_error()) : "N/A",
+               wrong_cell(line.has_wrong(), line.wrong())),
+      "  ", true);
 }
 
 std::string dense_row(const AllReduceLine& line) {
-  std::vector<std::string> cells(std::size(kExchange), "-");
+  std::array<std::string, std::size(kExchange)> cells;
+  cells.fill("-");
   cells[0] = "dense all-reduce";
   cells[1] = line.dtype();
   cells[3] = cells[4] = cat(line.bytes());
@@ -160,12 +158,13 @@ std::string dense_row(const AllReduceLine& line) {
 
 std::string size_row(const AllReduceLine& line) {
   const Index element_bytes = line.dtype() == "bf16" ? 2 : 4;
-  return row(kSize,
-             {cat(line.bytes()), cat(line.bytes() / element_bytes), line.dtype(), "sum", "-1",
-              microseconds(line.time().p50_us()), microseconds(line.time().p99_us()),
-              microseconds(line.time().min_us()), fixed(line.time().cv_percent(), 1), fixed(line.algbw(), 3),
-              fixed(line.busbw(), 3), wrong_cell(line.has_wrong(), line.wrong())},
-             "  ", false);
+  return row(
+      kSize,
+      cells_of(kSize, cat(line.bytes()), cat(line.bytes() / element_bytes), line.dtype(), "sum", "-1",
+               microseconds(line.time().p50_us()), microseconds(line.time().p99_us()),
+               microseconds(line.time().min_us()), fixed(line.time().cv_percent(), 1), fixed(line.algbw(), 3),
+               fixed(line.busbw(), 3), wrong_cell(line.has_wrong(), line.wrong())),
+      "  ", false);
 }
 
 std::string bench_footer(const BenchReport& report) {

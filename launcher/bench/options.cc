@@ -114,8 +114,11 @@ CommBenchOptions comm_bench_options(Arguments arguments, int processes) {
   auto words = rest.options("set");
   const auto files = rest.positional();
   const bool has_model = !preset.empty() || !files.empty();
-  if (!has_model && !options.sizes.empty() && profiles.empty() && factor_ranks.empty() && words.empty())
+  if (!has_model && !options.sizes.empty() && profiles.empty() && factor_ranks.empty() && words.empty()) {
+    LB_EXPECTS(options.picture.empty(),
+               "--picture: found --sizes alone, expected a model: it shows exchanges");
     return options;
+  }
   LB_EXPECTS(has_model,
              "bench comm: found no model, expected a configuration file or --preset NAME "
              "(lowband presets), or --sizes alone");

@@ -57,7 +57,7 @@ refused "--wire|f16" "${small[@]}" --wire f16 --threads-as-processes 2
 : >in_the_way
 refused "in_the_way" "${small[@]}" --json=in_the_way/out.json
 refused "in_the_way" "${small[@]}" --picture in_the_way/picture
-refused "--picture: found no exchange" bench comm --sizes 8:64 --picture picture
+refused "--picture: found --sizes alone" bench comm --sizes 8:64 --picture picture
 
 ((failures == 0)) || exit 1
 echo "$0: passed"

@@ -1,5 +1,6 @@
 #include "launcher/bench/bench_picture.h"
 
+#include "runtime/types.h"
 #include "tests/trainer/scratch_directory.h"
 
 #include <cstdlib>
@@ -56,7 +57,7 @@ TEST(DrawBench, ShowsCurvesBaseLinesAndBreakEven) {
 
 TEST(DrawBench, NeedsAnExchange) {
   EXPECT_THAT(thrown_message<InvalidArgument>([] { draw_bench(BenchReport(), "x"); }),
-              HasSubstr("--picture"));
+              HasSubstr("found no exchange"));
 }
 
 }  // namespace

@@ -92,7 +92,7 @@ TEST(ExactSummands, LeftFactorsHaveTheBasisThatHouseholderFinds) {
       p[rows * columns - 1] -= 0.25F;
       EXPECT_GT(all[0].count_not_orthonormal(9, found) + all[0].count_not_orthonormal(10, found), 0)
           << "other tensors have other signs";
-      if (rows < 64) continue;
+      if (rows < 64 || rows == columns) continue;
       // A row too far down.
       EXPECT_GT(all[0].count_not_orthonormal(8, found.row_block(1, rows - 1)), 0);
     }
