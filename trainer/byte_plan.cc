@@ -1,6 +1,7 @@
 #include "trainer/byte_plan.h"
 
 #include "collectives/factors/factor_rows.h"
+#include "optimizers/diagnosis.h"
 #include "optimizers/gradient_sketch.h"
 #include "sharding/layout.h"
 
@@ -8,9 +9,6 @@
 
 namespace lowband {
 namespace {
-
-// Whole matrices that a diagnosis averages over replicas: what was to be sent, and what was kept.
-constexpr Index kDiagnosedMeans = 2;
 
 std::map<std::string, Index> factor_ranks(const RunConfig& config,
                                           const std::vector<ParameterInfo>& parameters) {
@@ -91,8 +89,9 @@ BytePlan byte_plan(const RunConfig& config) {
   if (has_factor_ranks(config)) {
     const RankProfile profile = rank_profile(config, parameters);
     plan.matrices = matrix_bytes(profile, traffic);
-    plan.diagnostics = {.bytes = kDiagnosedMeans * dense_elements(profile) * traffic.dense_element_bytes,
-                        .interval_steps = config.diagnostics().interval_steps()};
+    plan.diagnostics = {
+        .bytes = Diagnosis<float>::kSums * dense_elements(profile) * traffic.dense_element_bytes,
+        .interval_steps = config.diagnostics().interval_steps()};
   }
   for (const ParameterInfo& info : parameters) {
     const Index copies = info.cut == TensorCut::kNone ? config.mesh().tensor() : 1;
@@ -132,7 +131,7 @@ void allow_planned(ByteBudget& budget, const RunConfig& config, const MeshPositi
       budget.allow("replica", Purpose::kFactor,
                    piece.factor_rows() * factor_rank->second * traffic.factor_element_bytes, info.name);
     }
-    diagnosed_bytes += kDiagnosedMeans * piece.block_elements() * traffic.dense_element_bytes;
+    diagnosed_bytes += Diagnosis<float>::kSums * piece.block_elements() * traffic.dense_element_bytes;
   }
 
   const BytePlan plan = byte_plan(config);

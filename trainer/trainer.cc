@@ -81,12 +81,6 @@ std::string matrix_bytes_text(const RunConfig& config, const RankProfile& profil
   return text;
 }
 
-/// What no optimizer does yet is refused, not ignored.
-void expect_implemented(const RunConfig& config) {
-  LB_EXPECTS(config.diagnostics().interval_steps() == 0, "diagnostics.interval_steps: found ",
-             config.diagnostics().interval_steps(), ", expected 0: no optimizer measures yet");
-}
-
 }  // namespace
 
 template <class Real>
@@ -182,7 +176,6 @@ Trainer<Real>::State::State(const RunConfig& config_, Communicator& world_, cons
     : config(config_), world(world_), session(session_) {
   agree(world, [&] {
     lowband::validate(config, world.size());
-    expect_implemented(config);
     model_shape = model_config(config);
     profile = profile_of(config);
     directory = std::filesystem::path(config.output_dir()) / config.name();

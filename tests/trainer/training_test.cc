@@ -202,6 +202,7 @@ TEST_P(Overlapped, RunIsBitIdentical) {
     clipped = clipped || (line.has_step() && line.step().clip_scale() < 1);
   EXPECT_TRUE(clipped);
   const RunSummary summary = read_run_summary(overlapped.path() / "runs/run");
+  EXPECT_GT(summary.exchange_seconds(), 0);
   EXPECT_LE(summary.exposed_seconds(), summary.exchange_seconds());
 }
 INSTANTIATE_TEST_SUITE_P(Optimizers, Overlapped,
@@ -209,6 +210,43 @@ INSTANTIATE_TEST_SUITE_P(Optimizers, Overlapped,
                                          std::vector{"optimizer.kind=POWERSGD", "optimizer.exchange=AUTO",
                                                      "profile.rank=12"},
                                          std::vector{"optimizer={kind: ADAMW learning_rate: 0.01}"}),
+                         case_name);
+
+using Diagnosed = TrainingWith;
+// Twenty steps, measured every six: after 6, 12 and 18.
+TEST_P(Diagnosed, RunIsBitIdenticalAndSaysHowEveryMatrixDid) {
+  const ScratchDirectory plain, diagnosed;
+  const Weights expected = run_to_end(run_in(plain));
+  RunConfig config = run_in(diagnosed);
+  apply_override(config, "diagnostics.interval_steps=6");
+  EXPECT_TRUE(same_bits(run_to_end(config), expected));
+
+  const Index measured_bytes = 2 * 2 * (4 * 24 * 20 + 3 * 35 * 20) * 4;  // two means of every layer matrix
+  std::vector<Index> steps;
+  for (const RunLine& line : read_run_lines(diagnosed.path() / "runs/run")) {
+    if (line.has_step()) {
+      EXPECT_EQ(line.step().counted_periodic_bytes(), line.step().step() % 6 == 0 ? measured_bytes : 0);
+    }
+    if (!line.has_diagnostics()) continue;
+    steps.push_back(line.diagnostics().step());
+    ASSERT_EQ(line.diagnostics().matrices_size(), 14);
+    EXPECT_EQ(line.diagnostics().matrices(0).name(), "model.layers.0.self_attn.q_proj.weight");
+    EXPECT_EQ(line.diagnostics().matrices(13).name(), "model.layers.1.mlp.down_proj.weight");
+    for (const auto& matrix : line.diagnostics().matrices()) {
+      EXPECT_EQ(matrix.factor_rank(), 5);
+      EXPECT_GT(matrix.captured_energy(), 0);
+      EXPECT_LE(matrix.captured_energy(), 1 + 1e-5);
+      EXPECT_GT(matrix.drift(), 0) << "replicas have other data";
+      EXPECT_LT(matrix.mass_leak(), 1e-5) << "what was not sent is kept";
+    }
+  }
+  EXPECT_THAT(steps, testing::ElementsAre(6, 12, 18));
+}
+INSTANTIATE_TEST_SUITE_P(Optimizers, Diagnosed,
+                         testing::Values(std::vector<const char*>{}, std::vector{"optimizer.kind=POWERSGD"},
+                                         std::vector{"optimizer.kind=POWERSGD", "optimizer.overlap=true",
+                                                     "optimizer.bucket_mib=0.01"},
+                                         std::vector{"optimizer.residual=AGGREGATED"}),
                          case_name);
 
 using Rounded = TrainingWith;
