@@ -302,19 +302,23 @@ TEST_P(ExchangeOn, CountsExactlyThePlannedBytes) {
   for (const OptimizerKind kind : {OptimizerKind::kDion, OptimizerKind::kPowerSgd, OptimizerKind::kAdamW}) {
     for (const ExchangeChoice choice :
          {ExchangeChoice::kFactors, ExchangeChoice::kAuto, ExchangeChoice::kDense}) {
-      for (const double clip_norm : {0.0, 3.0}) {
+      for (const auto& [clip_norm, wire] :
+           {std::pair{0.0, FactorWire::kAsComputed}, std::pair{3.0, FactorWire::kAsComputed},
+            std::pair{3.0, FactorWire::kBF16}}) {
         RunPlan plan = plan_for(GetParam(), kind);
         plan.options.exchange = choice;
         plan.options.clip_norm = clip_norm;
+        plan.options.wire = wire;
         const Snapshot snapshot = run<float>(plan)[0];
         Index factor_bytes = 0;
         Index dense_bytes = 0;
         for (const TestParameter& parameter : plan.parameters) {
           const ParameterInfo& info = parameter.info;
           const bool factored = parameter.factor_rank > 0 && kind != OptimizerKind::kAdamW;
-          const Index factor = factored && !expected_dense(choice, parameter)
-                                   ? 4 * parameter.factor_rank * (info.rows + info.cols)
-                                   : 0;
+          const Index factor =
+              factored && !expected_dense(choice, parameter)
+                  ? (wire == FactorWire::kBF16 ? 2 : 4) * parameter.factor_rank * (info.rows + info.cols)
+                  : 0;
           const Index dense =
               factor > 0 ? 0 : 4 * info.elements() * (info.cut == TensorCut::kNone ? plan.mesh.tensor : 1);
           const auto counted = [&](const std::map<std::string, Index>& bytes) {
