@@ -18,14 +18,13 @@ void PowerSgd<Real>::apply(Index i, MatrixView<Real> weight, Real update_scale, 
   const MatrixView<const Real> r = this->mean_r(i);
   const double eta = info.learning_rate;
 
-  // c R, in Q
+  // Q <- c R
   std::ranges::transform(r.flat(), matrix.q.data, [=](Real x) { return update_scale * x; });
   decompress_and_update<Real>(matrix.pair(p, matrix.q), matrix.pair(p, this->residual_r(i)),
                               static_cast<Real>(this->options().lambda), static_cast<Real>(eta),
                               static_cast<Real>(1 - eta * this->options().weight_decay), matrix.s,
                               momentum_[static_cast<std::size_t>(i)].matrix(0, matrix.s.rows, matrix.s.cols),
                               weight);
-  std::ranges::copy(r.flat(), matrix.q.data);
 }
 
 template <class Real>

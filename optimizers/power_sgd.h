@@ -8,7 +8,7 @@ namespace lowband {
 /// the same low-rank gradient D = P R^T. S of FactoredMatrices is e:
 ///
 ///     e_i <- B_i - P R_i^T             (local; aggregated: P R^T)
-///     Q   <- R                         not orthogonalised: the next step starts from it
+///     Q   <- c R                       not orthogonalised: the next step starts from its span
 ///     u   <- lambda u + c D
 ///     W   <- (1 - eta wd) W - eta (c D + u)
 ///

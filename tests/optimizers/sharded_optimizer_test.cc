@@ -73,10 +73,12 @@ TEST(AdamW, FirstStepMovesEveryEntryByTheLearningRate) {
   RunPlan plan = plan_for({1, 1, 1}, OptimizerKind::kAdamW);
   plan.options.weight_decay = 0;
   plan.options.adamw_epsilon = 1e-30;
+  plan.scalar_learning_rate = 0.005;
   const auto snapshots = run<double>(plan);
   for (const TestParameter& parameter : plan.parameters) {
     const Dense moved = snapshots[0].weights.at(parameter.info.name) - initial_weight(parameter.info);
-    for (const double step : moved.a) EXPECT_NEAR(std::abs(step), plan.learning_rate, 1e-14);
+    const double rate = is_layer_matrix(parameter.info.role) ? plan.learning_rate : plan.scalar_learning_rate;
+    for (const double step : moved.a) EXPECT_NEAR(std::abs(step), rate, 1e-14);
   }
 }
 
@@ -102,6 +104,7 @@ TEST_P(ClippingOn, SketchIsWithinItsErrorOverManySeeds) {
   RunPlan plan = plan_for(GetParam(), OptimizerKind::kDion);
   plan.steps = 30;  // each with a hash of its own
   plan.learning_rate = 0;
+  plan.scalar_learning_rate = 0;
   const double sigma = 0.5 * std::sqrt(2.0 / 4096);  // of the norm
   double sum = 0;
   const auto snapshots = run<float>(plan);

@@ -165,7 +165,7 @@ std::vector<Snapshot> run(const RunPlan& plan) {
       }
       const StepReport report = optimizer.step({.step = step,
                                                 .learning_rate = plan.learning_rate,
-                                                .scalar_learning_rate = plan.learning_rate,
+                                                .scalar_learning_rate = plan.scalar_learning_rate,
                                                 .diagnose = plan.diagnose});
 
       const std::lock_guard lock(mutex);

@@ -29,6 +29,7 @@ struct RunPlan {
   int shares = 1;
   Index steps = 1;
   double learning_rate = 0.02;
+  double scalar_learning_rate = 0.02;
   /// Announced in this order while gradients are filled in; those not among them are filled in before.
   std::vector<Index> announced = {};
   bool diagnose = false;  // every step
