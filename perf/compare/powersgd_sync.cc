@@ -8,10 +8,11 @@
 // element k of all matrices, one after the other, is tile[(k + 7919 p + 104729 s) mod size].
 //
 //   bandwidth     bytes per second of y <- y + a x from memory, all processes at once
-//   dense         one all-reduce of the gradient, in buckets of FOLDER/buckets (elements, one a line)
 //   start R       PowerSGD state for factor rank R: residual zero, Q drawn
-//   factors       one synchronisation; the gradient becomes D. Prints the seconds it took.
-//   write I NAME  Q, gradient and residual of matrix I into FOLDER/NAME.{q,d,e}.<process>
+//   write I NAME  gradient, Q and residual of matrix I into FOLDER/NAME.{d,q,e}.<process>
+//   dense         one all-reduce of the gradient, in buckets of FOLDER/buckets (elements, one a line)
+//   factors       one synchronisation; the gradient becomes D
+// The last two answer with the seconds and the processor seconds they took.
 
 #include "collectives/factors/factor_exchange.h"
 #include "collectives/mpi/mpi_world.h"
@@ -27,6 +28,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <iomanip>
@@ -206,7 +208,7 @@ class Side {
  private:
   // Fresh gradient, then everybody together.
   template <class Body>
-  double timed(Body body) {
+  std::string timed(Body body) {
     if (tile_.empty()) tile_ = read_file<float>(folder_ / "tile");
     const auto size = static_cast<Index>(tile_.size());
     Index from = (7919 * world_.process() + 104729 * step_++) % size;
@@ -218,8 +220,10 @@ class Side {
     }
     world_.barrier();
     const auto begin = Clock::now();
+    const std::clock_t cpu_begin = std::clock();
     body();
-    return std::chrono::duration<double>(Clock::now() - begin).count();
+    const std::chrono::duration<double> elapsed = Clock::now() - begin;
+    return cat(elapsed.count(), " ", static_cast<double>(std::clock() - cpu_begin) / CLOCKS_PER_SEC);
   }
 
   void dense() {

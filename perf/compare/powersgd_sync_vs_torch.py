@@ -6,7 +6,8 @@ this machine: lowband under mpirun, torch on gloo. A synchronisation is everythi
 gradient all agree on: error feedback, compression, exchange, orthonormalisation, decompression. The hook itself is
 called as DDP calls it, on DDP's buckets (1 MiB, then 25 MiB, last matrix first), waiting after each bucket: as shipped
 it hangs on gloo when two buckets are under way. Both sides read the same gradients and take turns; the time of a
-repetition is the slowest process's, and medians are printed.
+repetition is the slowest process's, and medians are printed. Processor seconds of all processes together stand beside:
+other programs on the machine disturb them least, but a process that polls while it waits is charged for that.
 
 Checked on the way: lowband's D and residuals against PowerSGD in float64 (numpy) after two synchronisations, and the
 dense sums against gloo's. `floor` is the time to move the bytes that must move, at the bandwidth that all processes
@@ -106,9 +107,9 @@ def torch_worker(process, processes, folder):
         fill()
         step += 1
         dist.barrier()
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         body()
-        return time.perf_counter() - begin
+        return f"{time.perf_counter() - begin} {time.process_time() - cpu_begin}"
 
     def dense():
         works = [dist.all_reduce(bucket.buffer(), async_op=True) for bucket in buckets]
@@ -167,9 +168,6 @@ class Side:
                     raise SystemExit(f"{self.name}: no answer to \"{command}\"")
             rows.append([float(word) for word in text.split()])
         return np.array(rows)
-
-    def seconds(self, command):
-        return self.ask(command)[:, 0].max()
 
     def close(self):
         for pair in self.pipes:
@@ -266,13 +264,14 @@ def compare(program, processes, ranks, rounds):
                 theirs.ask("factors")
                 rows = []
                 for _ in range(rounds):
-                    ours_all = ours.ask("factors")
-                    rows.append((ours_all[:, 0].max(), theirs.seconds("factors"), ours.seconds("dense"),
-                                 theirs.seconds("dense"), *ours_all[:, 1:].max(axis=0)))
+                    answers = [side.ask(command) for command in ("factors", "dense") for side in (ours, theirs)]
+                    rows.append((*(a[:, 0].max() for a in answers), *answers[0][:, 2:].max(axis=0),
+                                 *(a[:, 1].sum() for a in answers)))
                 median = [statistics.median(column) for column in zip(*rows)]
                 result["ranks"].append(dict(
                     rank=factor_rank, ours=median[0], hook=median[1], our_dense=median[2], gloo_dense=median[3],
-                    collectives=median[4], orthonormalise=median[5], pack=median[6],
+                    collectives=median[4], orthonormalise=median[5], pack=median[6], cpu_seconds=median[7:],
+                    cpu_to_hook=statistics.median(r[7] / r[8] for r in rows),
                     to_hook=statistics.median(r[0] / r[1] for r in rows),
                     to_gloo_dense=statistics.median(r[0] / r[3] for r in rows),
                     dense_to_gloo=statistics.median(r[2] / r[3] for r in rows), error=error))
@@ -306,12 +305,14 @@ def main():
                   f"process with all at work; floors: synchronisation {result['factors_floor']:.3f}, dense "
                   f"{result['dense_floor']:.3f}; dense sums differ by {result['dense_deviation']:.1e}")
             print("rank  lowband  (collectives  orthonormalise  pack)    hook  lowband/hook  lowband/gloo dense  "
-                  "our dense  gloo dense  ratio  error")
+                  "our dense  gloo dense  ratio  cpu: lowband    hook  our dense  gloo dense    error")
         for r in result["ranks"]:
             if not arguments.json:
                 print(f"{r['rank']:4d}  {r['ours']:7.3f}  {r['collectives']:12.3f}  {r['orthonormalise']:14.3f}  "
                       f"{r['pack']:5.3f}  {r['hook']:6.3f}  {r['to_hook']:12.2f}  {r['to_gloo_dense']:18.2f}  "
-                      f"{r['our_dense']:9.3f}  {r['gloo_dense']:10.3f}  {r['dense_to_gloo']:5.2f}  {r['error']:.0e}",
+                      f"{r['our_dense']:9.3f}  {r['gloo_dense']:10.3f}  {r['dense_to_gloo']:5.2f}  "
+                      f"{r['cpu_seconds'][0]:12.3f}  {r['cpu_seconds'][1]:6.3f}  {r['cpu_seconds'][2]:9.3f}  "
+                      f"{r['cpu_seconds'][3]:10.3f}  {r['error']:7.0e}",
                       flush=True)
             where = f"{processes} processes, rank {r['rank']}"
             # Sums of up to 2,048 terms, orthonormalisation of well-conditioned factors, two rounds.
