@@ -39,22 +39,27 @@ void expect_factors(const char* function, const FactorPair<Real>& factors, Matri
       m.rows, ", r) and (", m.cols, ", r)");
 }
 
-// Up to these numbers of factor columns our kernels are faster than the GEMM library (oneDNN on AVX-512; see
-// perf/kernels/low_rank): M Q needs a fold across lanes for every element, the others do not.
-constexpr Index kMostDotColumns = 16;
-constexpr Index kMostSkinnyColumns = 32;
+// Numbers of factor columns for which our kernels are faster than the GEMM library (oneDNN 2.7, AVX-512; see
+// perf/kernels/low_rank): M Q folds across lanes for every element of the result, M^T Q with one column is a
+// library's matrix-vector product, and L R^T has the shortest sums, on which libraries do worst.
+struct Range {
+  Index fewest, most;
+};
+constexpr Range kDotColumns = {1, 8};
+constexpr Range kOuterColumns = {2, 16};
+constexpr Range kProductColumns = {1, 64};
 
 // Null when the product is left to the GEMM library.
 template <class Real>
-const LowRankKernels<Real>* skinny_kernels(Index r, Index most_columns = kMostSkinnyColumns) {
+const LowRankKernels<Real>* skinny_kernels(Index r, Range columns) {
   static const LowRankKernels<Real>* const fastest = [] {
     const auto sets = runnable_low_rank_kernels<Real>();
     return sets.empty() ? nullptr : sets.front().kernels;
   }();
-  return r >= 1 && r <= most_columns ? fastest : nullptr;
+  return r >= columns.fewest && r <= columns.most ? fastest : nullptr;
 }
 
-Index most_columns(Op op) { return op == Op::kNone ? kMostDotColumns : kMostSkinnyColumns; }
+Range columns_for(Op op) { return op == Op::kNone ? kDotColumns : kOuterColumns; }
 
 // Rows of a panel whose `matrices` blocks of `cols` columns take 256 KiB, half of a small second-level cache.
 template <class Real>
@@ -101,17 +106,18 @@ template <class Real>
 class PackedRows {
  public:
   PackedRows(Real alpha, MatrixView<const Real> factor) {
-    for (Index i = 0; i < factor.rows; ++i) {
-      for (Index k = 0; k < factor.cols; ++k) packed_[k * kPanelRows + i] = alpha * factor(i, k);
+    for (Index k = 0; k < factor.cols; ++k) {
+      for (Index i = 0; i < factor.rows; ++i) packed_[k * kPanelRows + i] = alpha * factor(i, k);
     }
   }
   const Real* data() const { return packed_; }
 
  private:
-  alignas(64) Real packed_[kPanelRows * kMostSkinnyColumns];
+  alignas(64) Real packed_[static_cast<std::size_t>(kPanelRows * kProductColumns.most)];
 };
 
-// The rows below a panel that ends at `end`.
+// The rows below a panel that ends at `end`. Where M <- M + alpha G comes first, its own loop streams better
+// than with rows asked for ahead (768 x 768, 4 columns: 144 against 200 us).
 template <class Real>
 Ahead<Real> rows_below(MatrixView<const Real> m, Index end) {
   if (end >= m.rows) return {};
@@ -140,8 +146,7 @@ void skinny_multiply(const LowRankKernels<Real>& kernels, Real alpha, const Matr
         vectors.axpy(alpha, g->row(i), writable + i * m.row_stride, m.cols);
     }
     kernels.dot(m.row(begin), m.row_stride, rows, m.cols, qt.data(), qt.stride(), q.cols, out.row(begin),
-                out.row_stride, rows_below(m, begin + rows),
-                g == nullptr ? Ahead<Real>{} : rows_below(*g, begin + rows));
+                out.row_stride, g == nullptr ? rows_below(m, begin + rows) : Ahead<Real>{});
   });
 }
 
@@ -172,10 +177,8 @@ void skinny_multiply_transposed(const LowRankKernels<Real>& kernels, Real alpha,
           vectors.axpy(alpha, g->row(i) + col, writable + i * m.row_stride + col, cols);
       }
       const PackedRows<Real> packed(Real{1}, q.row_block(begin, rows));
-      kernels.add_outer(
-          block.row(begin), m.row_stride, rows, cols, packed.data(), r, out_t.data() + col, out_t.stride(),
-          rows_below(block, begin + rows),
-          g == nullptr ? Ahead<Real>{} : rows_below(g->block(0, m.rows, col, cols), begin + rows));
+      kernels.add_outer(block.row(begin), m.row_stride, rows, cols, packed.data(), r, out_t.data() + col,
+                        out_t.stride(), g == nullptr ? rows_below(block, begin + rows) : Ahead<Real>{});
     }
   }
   out_t.copy_to(out);
@@ -189,7 +192,7 @@ void skinny_add_product(const LowRankKernels<Real>& kernels, Real alpha, MatrixV
   const PackedRows<Real> packed(alpha, left.row_block(begin, rows));
   kernels.add_product(beta, m.row(begin), m.row_stride, rows, m.cols, packed.data(), left.cols,
                       right_t.data(), right_t.stride(),
-                      beta == 0 ? Ahead<Real>{} : rows_below<Real>(m, begin + rows), {});
+                      beta == 0 ? Ahead<Real>{} : rows_below<Real>(m, begin + rows));
 }
 
 // U <- lambda U + D ;  W <- decay W - eta (D + U)
@@ -232,7 +235,7 @@ void accumulate_and_multiply(Real alpha, MatrixView<const Real> g, MatrixView<Re
                              MatrixView<const Real> q, MatrixView<Real> out) {
   expect_same_shape<Real>("accumulate_and_multiply", m, g);
   expect_product<Real>("accumulate_and_multiply", op, m, q, out);
-  if (const auto* kernels = skinny_kernels<Real>(q.cols, most_columns(op))) {
+  if (const auto* kernels = skinny_kernels<Real>(q.cols, columns_for(op))) {
     if (op == Op::kNone) return skinny_multiply<Real>(*kernels, alpha, &g, m, m.data, q, out);
     return skinny_multiply_transposed<Real>(*kernels, alpha, &g, m, m.data, q, out);
   }
@@ -243,7 +246,7 @@ void accumulate_and_multiply(Real alpha, MatrixView<const Real> g, MatrixView<Re
 template <class Real>
 void multiply(Op op, MatrixView<const Real> m, MatrixView<const Real> q, MatrixView<Real> out) {
   expect_product<Real>("multiply", op, m, q, out);
-  if (const auto* kernels = skinny_kernels<Real>(q.cols, most_columns(op))) {
+  if (const auto* kernels = skinny_kernels<Real>(q.cols, columns_for(op))) {
     if (op == Op::kNone) return skinny_multiply<Real>(*kernels, Real{0}, nullptr, m, nullptr, q, out);
     return skinny_multiply_transposed<Real>(*kernels, Real{0}, nullptr, m, nullptr, q, out);
   }
@@ -253,7 +256,7 @@ void multiply(Op op, MatrixView<const Real> m, MatrixView<const Real> q, MatrixV
 template <class Real>
 void add_product(Real alpha, const FactorPair<Real>& factors, Real beta, MatrixView<Real> m) {
   expect_factors<Real>("add_product", factors, m);
-  if (const auto* kernels = skinny_kernels<Real>(factors.left.cols)) {
+  if (const auto* kernels = skinny_kernels<Real>(factors.left.cols, kProductColumns)) {
     const Transposed<Real> right_t(factors.right);
     return for_panels(m.rows, [&](Index begin, Index rows) {
       skinny_add_product<Real>(*kernels, alpha, factors.left, right_t, beta, m, begin, rows);
@@ -279,7 +282,7 @@ void decompress_and_update(const FactorPair<Real>& sent, const FactorPair<Real>&
   expect_same_shape<Real>("decompress_and_update", e, w);
   expect_factors<Real>("decompress_and_update", sent, e);
   expect_factors<Real>("decompress_and_update", own, e);
-  const auto* kernels = skinny_kernels<Real>(sent.left.cols);
+  const auto* kernels = skinny_kernels<Real>(sent.left.cols, kProductColumns);
   if (kernels != nullptr && own.left.cols == sent.left.cols) {
     const Transposed<Real> sent_t(sent.right), own_t(own.right);
     return for_panels(e.rows, [&](Index begin, Index rows) {

@@ -184,11 +184,11 @@ TYPED_TEST(LowRank, BitsDependOnNeitherInstructionSetNorPanelsNorThreads) {
       for (Index i = 0; i < rows; i += step) {
         const Index count = std::min(step, rows - i);
         kernels.dot(m.view().row(i), cols + 2, count, cols, qt.view().data, cols + 2, r, out.view().row(i),
-                    r + 2, {}, {});
+                    r + 2, {});
         kernels.add_outer(m.view().row(i), cols + 2, count, cols, packed.data() + i, r, out_t.view().data,
-                          cols + 2, {}, {});
+                          cols + 2, {});
         kernels.add_product(Real(0.5), sum.view().row(i), cols + 2, count, cols, packed.data() + i, r,
-                            qt.view().data, cols + 2, {}, {});
+                            qt.view().data, cols + 2, {});
       }
       std::vector<double> all;
       for (Index i = 0; i < rows; ++i) {

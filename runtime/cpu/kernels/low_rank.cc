@@ -84,14 +84,13 @@ LB_INLINE void store_sums(const Lanes<Real> (&sums)[kRows][kCols], Real* out, In
 // sums[i][k] over all packs of `kRows` rows and `kCols` factor columns
 template <std::size_t kRows, std::size_t kCols, class Real>
 LB_INLINE void dot_tile(const Real* m, Index stride, Index cols, const Real* qt, Index qt_stride, Real* out,
-                        Index out_stride, const Ahead<Real>& first, const Ahead<Real>& second) {
+                        Index out_stride, const Ahead<Real>& ahead) {
   Lanes<Real> sums[kRows][kCols];
   unrolled<kRows>([&](auto i) LB_INLINE_LAMBDA {
     unrolled<kCols>([&](auto k) LB_INLINE_LAMBDA { sums[i][k] = broadcast(Real{0}); });
   });
   for_packs(cols, [&](Index j, auto lanes) LB_INLINE_LAMBDA {
-    fetch(first, kRows, j);
-    fetch(second, kRows, j);
+    fetch(ahead, kRows, j);
     Lanes<Real> factor[kCols];
     unrolled<kCols>([&](auto k) LB_INLINE_LAMBDA { factor[k] = load(at(qt + j, k, qt_stride), lanes); });
     unrolled<kRows>([&](auto i) LB_INLINE_LAMBDA {
@@ -104,18 +103,17 @@ LB_INLINE void dot_tile(const Real* m, Index stride, Index cols, const Real* qt,
 
 template <std::size_t kRows, class Real>
 LB_INLINE void dot_rows(const Real* m, Index stride, Index cols, const Real* qt, Index qt_stride, Index r,
-                        Real* out, Index out_stride, Ahead<Real> first, Ahead<Real> second) {
+                        Real* out, Index out_stride, Ahead<Real> ahead) {
   constexpr std::size_t kCols = kSumPacks<Real> / kRows;
   constexpr auto kStep = static_cast<Index>(kCols);
   Index k = 0;
   for (; k + kStep <= r; k += kStep) {
-    dot_tile<kRows, kCols>(m, stride, cols, qt + k * qt_stride, qt_stride, out + k, out_stride, first,
-                           second);
-    first.data = second.data = nullptr;
+    dot_tile<kRows, kCols>(m, stride, cols, qt + k * qt_stride, qt_stride, out + k, out_stride, ahead);
+    ahead.data = nullptr;
   }
   for (; k < r; ++k) {
-    dot_tile<kRows, 1>(m, stride, cols, qt + k * qt_stride, qt_stride, out + k, out_stride, first, second);
-    first.data = second.data = nullptr;
+    dot_tile<kRows, 1>(m, stride, cols, qt + k * qt_stride, qt_stride, out + k, out_stride, ahead);
+    ahead.data = nullptr;
   }
 }
 
@@ -126,16 +124,16 @@ LB_INLINE Ahead<Real> below(const Ahead<Real>& ahead, Index row) {
 
 template <class Real>
 void dot(const Real* m, Index stride, Index rows, Index cols, const Real* qt, Index qt_stride, Index r,
-         Real* out, Index out_stride, Ahead<Real> first, Ahead<Real> second) {
+         Real* out, Index out_stride, Ahead<Real> ahead) {
   constexpr std::size_t kRows = kSumPacks<Real> >= 16 ? 4 : 2;
   constexpr auto kStep = static_cast<Index>(kRows);
   Index i = 0;
   for (; i + kStep <= rows; i += kStep)
     dot_rows<kRows>(m + i * stride, stride, cols, qt, qt_stride, r, out + i * out_stride, out_stride,
-                    below(first, i), below(second, i));
+                    below(ahead, i));
   for (; i < rows; ++i)
     dot_rows<1>(m + i * stride, stride, cols, qt, qt_stride, r, out + i * out_stride, out_stride,
-                below(first, i), below(second, i));
+                below(ahead, i));
 }
 
 // body(j, packs, lanes): kPacks packs at a time, then one at a time, then the rest of the row.
@@ -156,13 +154,12 @@ constexpr std::size_t tile_packs(std::size_t rows) {
 // The tile of m stays in registers while k runs over the factor columns.
 template <std::size_t kRows, class Real>
 LB_INLINE void outer_rows(const Real* m, Index stride, Index cols, const Real* packed, Index r, Real* out_t,
-                          Index out_stride, const Ahead<Real>& first, const Ahead<Real>& second) {
+                          Index out_stride, const Ahead<Real>& ahead) {
   for_pack_groups<tile_packs<Real>(kRows)>(cols, [&](Index j, auto packs, auto lanes) LB_INLINE_LAMBDA {
     constexpr std::size_t kCount = decltype(packs)::value;
     Lanes<Real> tile[kRows][kCount];
     unrolled<kCount>([&](auto t) LB_INLINE_LAMBDA {
-      fetch(first, kRows, j + static_cast<Index>(t) * kLanes);
-      fetch(second, kRows, j + static_cast<Index>(t) * kLanes);
+      fetch(ahead, kRows, j + static_cast<Index>(t) * kLanes);
       unrolled<kRows>(
           [&](auto i) LB_INLINE_LAMBDA { tile[i][t] = load(at(at(m + j, t, kLanes), i, stride), lanes); });
     });
@@ -181,12 +178,10 @@ LB_INLINE void outer_rows(const Real* m, Index stride, Index cols, const Real* p
 
 template <class Real>
 void add_outer(const Real* m, Index stride, Index rows, Index cols, const Real* packed, Index r, Real* out_t,
-               Index out_stride, Ahead<Real> first, Ahead<Real> second) {
-  if (rows == kPanelRows)
-    return outer_rows<kPanelRows>(m, stride, cols, packed, r, out_t, out_stride, first, second);
+               Index out_stride, Ahead<Real> ahead) {
+  if (rows == kPanelRows) return outer_rows<kPanelRows>(m, stride, cols, packed, r, out_t, out_stride, ahead);
   for (Index i = 0; i < rows; ++i)
-    outer_rows<1>(m + i * stride, stride, cols, packed + i, r, out_t, out_stride, Ahead<Real>{},
-                  Ahead<Real>{});
+    outer_rows<1>(m + i * stride, stride, cols, packed + i, r, out_t, out_stride, Ahead<Real>{});
 }
 
 // Not inlined: among the counters of the loops around it, gcc 12 runs out of registers for the tile.
@@ -218,26 +213,22 @@ __attribute__((noinline)) void product_tile(Real beta, Real* m, Index stride, co
 
 template <std::size_t kRows, class Real>
 LB_INLINE void product_rows(Real beta, Real* m, Index stride, Index cols, const Real* packed, Index r,
-                            const Real* rt, Index rt_stride, const Ahead<Real>& first,
-                            const Ahead<Real>& second) {
+                            const Real* rt, Index rt_stride, const Ahead<Real>& ahead) {
   for_pack_groups<tile_packs<Real>(kRows)>(cols, [&](Index j, auto packs, auto lanes) LB_INLINE_LAMBDA {
     constexpr std::size_t kCount = decltype(packs)::value;
-    unrolled<kCount>([&](auto t) LB_INLINE_LAMBDA {
-      fetch(first, kRows, j + static_cast<Index>(t) * kLanes);
-      fetch(second, kRows, j + static_cast<Index>(t) * kLanes);
-    });
+    unrolled<kCount>([&](auto t)
+                         LB_INLINE_LAMBDA { fetch(ahead, kRows, j + static_cast<Index>(t) * kLanes); });
     product_tile<kRows, kCount>(beta, m + j, stride, packed, r, rt + j, rt_stride, lanes);
   });
 }
 
 template <class Real>
 void add_product(Real beta, Real* m, Index stride, Index rows, Index cols, const Real* packed, Index r,
-                 const Real* rt, Index rt_stride, Ahead<Real> first, Ahead<Real> second) {
+                 const Real* rt, Index rt_stride, Ahead<Real> ahead) {
   if (rows == kPanelRows)
-    return product_rows<kPanelRows>(beta, m, stride, cols, packed, r, rt, rt_stride, first, second);
+    return product_rows<kPanelRows>(beta, m, stride, cols, packed, r, rt, rt_stride, ahead);
   for (Index i = 0; i < rows; ++i)
-    product_rows<1>(beta, m + i * stride, stride, cols, packed + i, r, rt, rt_stride, Ahead<Real>{},
-                    Ahead<Real>{});
+    product_rows<1>(beta, m + i * stride, stride, cols, packed + i, r, rt, rt_stride, Ahead<Real>{});
 }
 
 template <class Real>

@@ -26,13 +26,13 @@ template <class Real>
 struct LowRankKernels {
   /// out(i, k) <- sum over j of m(i, j) qt(k, j)
   void (*dot)(const Real* m, Index stride, Index rows, Index cols, const Real* qt, Index qt_stride, Index r,
-              Real* out, Index out_stride, Ahead<Real> first, Ahead<Real> second);
+              Real* out, Index out_stride, Ahead<Real> ahead);
   /// out_t(k, j) <- out_t(k, j) + sum over i of packed(i, k) m(i, j)
   void (*add_outer)(const Real* m, Index stride, Index rows, Index cols, const Real* packed, Index r,
-                    Real* out_t, Index out_stride, Ahead<Real> first, Ahead<Real> second);
+                    Real* out_t, Index out_stride, Ahead<Real> ahead);
   /// m(i, j) <- beta m(i, j) + sum over k of packed(i, k) rt(k, j); with beta = 0 the old m is not read.
   void (*add_product)(Real beta, Real* m, Index stride, Index rows, Index cols, const Real* packed, Index r,
-                      const Real* rt, Index rt_stride, Ahead<Real> first, Ahead<Real> second);
+                      const Real* rt, Index rt_stride, Ahead<Real> ahead);
 };
 inline constexpr Index kPanelRows = 8;
 
