@@ -42,6 +42,10 @@ constexpr int kProbes = 3;
 constexpr milliseconds kOneAttempt{2000};
 constexpr milliseconds kBetweenAttempts{50};
 
+// Process 0, which began to wait at about the same time, can say who is missing: its answer is worth this
+// much more.
+constexpr milliseconds kAnswerTime{1000};
+
 // The first byte of process 0's answer.
 constexpr char kWelcome = 'w';
 constexpr char kTurnedAway = 'i';  // InvalidArgument, with the reason
@@ -334,7 +338,7 @@ struct Star::Connections {
     // From here on it is process 0. It answers when all are there.
     peer(0) = connection;
     hear(0);
-    if (!run(give_up, [&] { return !events.empty(); })) {
+    if (!run(give_up + kAnswerTime, [&] { return !events.empty(); })) {
       leave_process_0();
       return "not all processes came";
     }

@@ -40,7 +40,8 @@ class Star {
   void let_in(Clock::time_point give_up);
   /// Meets process 0 at the first of `hosts` (names or addresses) where it lets this process in; tries again
   /// until `give_up`, because it may start later. All processes but 0.
-  /// Throws: InvalidArgument when a name is unknown or this process is turned away; PeerFailed at `give_up`.
+  /// Throws: InvalidArgument when a name is unknown or this process is turned away; PeerFailed at `give_up`,
+  /// or a second later when process 0 is there and has yet to say who is missing.
   void connect(const std::vector<std::string>& hosts, int port, Clock::time_point give_up);
 
   /// What came from process `from`: a message, or, once, the end of its connection with the reason.
