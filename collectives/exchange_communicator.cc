@@ -23,6 +23,9 @@ constexpr Index kSwapBytes = 64 * 1024;
 // At 1 MiB, and in shared memory at any size, there was no difference beyond the noise.
 constexpr Index kAtOnceBytes = 1024 * 1024;
 
+// Up to here parts go straight from their owners to everybody: as many bytes as round the ring, in one hop.
+constexpr Index kDirectBytes = 64 * 1024;
+
 std::size_t position(int process) { return static_cast<std::size_t>(process); }
 
 }  // namespace
@@ -36,18 +39,36 @@ void ExchangeCommunicator::begin(const Call& call) {
   call_ = call;
   give_up_ = Clock::now() + deadline();
   sent_bytes_ = 0;
+  said_.resize(position(size()));
   heard_.resize(position(size()));
 }
 
-void ExchangeCommunicator::announce(int distance) {
-  Call& heard = heard_[position(behind(distance))];
-  start_receive(behind(distance), std::as_writable_bytes(std::span(&heard, 1)));
-  start_send(ahead(distance), std::as_bytes(std::span(&call_, 1)));
+// Tells ahead(distance) of the call and of `data` for it, which follows by `send_announced`.
+void ExchangeCommunicator::announce(int distance, std::span<const std::byte> data) {
+  Announcement& said = said_[position(ahead(distance))];
+  said.call = call_;
+  if (!data.empty() && data.size() <= said.first_data.size()) {
+    std::ranges::copy(data, said.first_data.begin());
+    sent_bytes_ += static_cast<Index>(data.size());
+  }
+  start_receive(behind(distance), std::as_writable_bytes(std::span(&heard_[position(behind(distance))], 1)));
+  start_send(ahead(distance), std::as_bytes(std::span(&said, 1)));
+}
+
+void ExchangeCommunicator::send_announced(int distance, std::span<const std::byte> data) {
+  if (data.size() > said_.front().first_data.size()) send_data(ahead(distance), data);
+}
+
+// Takes the data that behind(distance) announced; what did not fit into the announcement is on its way.
+void ExchangeCommunicator::take_announced(int distance, std::span<std::byte> data) {
+  const Announcement& heard = heard_[position(behind(distance))];
+  if (data.size() > heard.first_data.size()) return receive_data(behind(distance), data);
+  std::copy_n(heard.first_data.begin(), data.size(), data.begin());
 }
 
 void ExchangeCommunicator::compare(int distance) const {
   const int other = behind(distance);
-  const Call& heard = heard_[position(other)];
+  const Call& heard = heard_[position(other)].call;
   if (heard == call_) return;
   throw CollectiveMismatch(cat("process ", process(), " called ", describe(call_), " on axis ", axis(),
                                " as call ", call_.sequence, ", process ", other, " called ", describe(heard),
@@ -106,16 +127,16 @@ void ExchangeCommunicator::scatter_reduce(const std::byte* send, std::byte* own_
   raw_parts_[position(process())] = own.data();
 
   const bool at_once = call_.elements * dtype_bytes(call_.dtype) <= kAtOnceBytes;
-  for (int k = 1; k < size(); ++k) announce(k);
-  for (int k = 1; k < size() && at_once; ++k) send_data(ahead(k), part(send, ahead(k)));
+  for (int k = 1; k < size(); ++k) announce(k, part(send, ahead(k)));
+  for (int k = 1; k < size() && at_once; ++k) send_announced(k, part(send, ahead(k)));
   await_receives();
   for (int k = 1; k < size(); ++k) compare(k);
   for (int k = 1; k < size(); ++k) {
     std::byte* const slot = received + own_bytes * (k - 1);
     raw_parts_[position(behind(k))] = slot;
-    receive_data(behind(k), {slot, own.size()});
+    take_announced(k, {slot, own.size()});
     if (at_once) continue;
-    send_data(ahead(k), part(send, ahead(k)));
+    send_announced(k, part(send, ahead(k)));
     await_receives();
     await_sends();
   }
@@ -128,11 +149,11 @@ void ExchangeCommunicator::scatter_reduce(const std::byte* send, std::byte* own_
 // data <- reduction of both processes' data, formed by both.
 void ExchangeCommunicator::swap_reduce(std::span<std::byte> data) {
   std::byte* const received = scratch(static_cast<Index>(data.size()));
-  announce(1);
-  send_data(ahead(1), data);
+  announce(1, data);
+  send_announced(1, data);
   await_receives();
   compare(1);
-  receive_data(behind(1), {received, data.size()});
+  take_announced(1, {received, data.size()});
   await_receives();
   await_sends();
   const std::array<const std::byte*, 2> parts{process() == 0 ? data.data() : received,
@@ -150,6 +171,16 @@ void ExchangeCommunicator::gather(std::byte* whole) {
   await_sends();
 }
 
+// The same for little data, among processes whose calls have been compared.
+void ExchangeCommunicator::gather_directly(std::byte* whole) {
+  for (int k = 1; k < size(); ++k) {
+    receive_data(behind(k), part(whole, behind(k)));
+    send_data(ahead(k), part(whole, process()));
+  }
+  await_receives();
+  await_sends();
+}
+
 Index ExchangeCommunicator::do_all_reduce(const Call& call, void* data) {
   begin(call);
   auto* const whole = static_cast<std::byte*>(data);
@@ -161,8 +192,12 @@ Index ExchangeCommunicator::do_all_reduce(const Call& call, void* data) {
   cut_evenly(call.elements);
   const std::span<std::byte> own = part(whole, process());
   scatter_reduce(whole, own.data(), call.dtype);
-  send_data(ahead(1), own);
-  gather(whole);
+  if (bytes <= kDirectBytes) {
+    gather_directly(whole);
+  } else {
+    send_data(ahead(1), own);
+    gather(whole);
+  }
   return sent_bytes_;
 }
 
@@ -183,17 +218,31 @@ Index ExchangeCommunicator::do_all_gather(const Call& call, const void* send, vo
   const std::span<std::byte> own = part(whole, process());
   if (!own.empty() && own.data() != send) std::memcpy(own.data(), send, own.size());
 
-  announce(1);
-  send_data(ahead(1), own);
-  await_receives();
-  compare(1);
-  gather(whole);
+  if (offsets_.back() <= kDirectBytes) {
+    for (int k = 1; k < size(); ++k) {
+      announce(k, own);
+      send_announced(k, own);
+    }
+    await_receives();
+    for (int k = 1; k < size(); ++k) {
+      compare(k);
+      take_announced(k, part(whole, behind(k)));
+    }
+    await_receives();
+    await_sends();
+  } else {
+    announce(1, {});
+    send_data(ahead(1), own);
+    await_receives();
+    compare(1);
+    gather(whole);
+  }
   return sent_bytes_;
 }
 
 Index ExchangeCommunicator::do_broadcast(const Call& call, void* data) {
   begin(call);
-  announce(1);
+  announce(1, {});
   await_receives();
   compare(1);
 
@@ -217,7 +266,7 @@ Index ExchangeCommunicator::do_broadcast(const Call& call, void* data) {
 void ExchangeCommunicator::do_barrier(const Call& call) {
   begin(call);
   for (int distance = 1; distance < size(); distance *= 2) {
-    announce(distance);
+    announce(distance, {});
     await_receives();
     compare(distance);
   }

@@ -3,6 +3,7 @@
 #include "collectives/communicator.h"
 #include "runtime/buffer.h"
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <span>
@@ -19,7 +20,8 @@ namespace lowband {
 /// |----------------|----------------------------------------------------------------------|-------------|
 /// | reduce_scatter | raw part of ahead(k) goes there, k = 1..n-1; each owner reduces n raw | (n-1) S     |
 /// |                | parts as a binary tree over process numbers (tree_reduction.h)        |             |
-/// | all_gather     | ring: the own part to ahead(1), then pass on what came from behind(1) | (n-1) S     |
+/// | all_gather     | ring: the own part to ahead(1), then pass on what came from behind(1);| (n-1) S     |
+/// |                | little data goes from its owner to everybody                          |             |
 /// | all_reduce     | both, on parts cut evenly by elements; two processes with little data | 2 (n-1) S   |
 /// |                | swap all of it and reduce twice                                       |             |
 /// | broadcast      | chain root, root+1, ..., in pieces that overlap                       | (n-1) S     |
@@ -30,7 +32,8 @@ namespace lowband {
 ///
 /// The check: the first message that a process sends to another in a call is the `Call` itself, and data is
 /// received only from a process whose call has been compared with one's own. Data is sent without waiting for
-/// that, so the check costs a 32-byte message and no round trip. It is not counted as transport bytes.
+/// that, and a few bytes of it ride in the same message, so the check costs at most a 128-byte message and no
+/// round trip. It is not counted as transport bytes, the data in it is.
 class ExchangeCommunicator : public Communicator {
  protected:
   using Communicator::Communicator;
@@ -62,9 +65,17 @@ class ExchangeCommunicator : public Communicator {
   int ahead(int distance) const { return (process() + distance) % size(); }
   int behind(int distance) const { return (process() - distance + size()) % size(); }
 
+  // The first message to another process, always of this size: data longer than `first_data` comes behind it.
+  struct Announcement {
+    Call call;
+    std::array<std::byte, 96> first_data;
+  };
+
   void begin(const Call& call);
-  void announce(int distance);
+  void announce(int distance, std::span<const std::byte> data);
+  void send_announced(int distance, std::span<const std::byte> data);
   void compare(int distance) const;
+  void take_announced(int distance, std::span<std::byte> data);
 
   void cut(std::span<const Index> counts);
   void cut_evenly(Index elements);
@@ -77,13 +88,15 @@ class ExchangeCommunicator : public Communicator {
   void scatter_reduce(const std::byte* send, std::byte* own_result, DType result_dtype);
   void swap_reduce(std::span<std::byte> data);
   void gather(std::byte* whole);
+  void gather_directly(std::byte* whole);
 
   // Of the running call.
   Call call_;
   Clock::time_point give_up_;
   Index sent_bytes_ = 0;
   std::vector<Index> offsets_;               // in bytes: part p is [offsets_[p], offsets_[p + 1])
-  std::vector<Call> heard_;                  // what each process announced
+  std::vector<Announcement> said_;           // to each process
+  std::vector<Announcement> heard_;          // from each process
   std::vector<const std::byte*> raw_parts_;  // of one's own part, by process
   Buffer<std::byte> scratch_;                // grows, never shrinks
 };

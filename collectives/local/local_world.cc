@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <map>
 #include <mutex>
@@ -32,7 +33,7 @@ struct LocalGroup {
   LocalGroup(std::shared_ptr<LocalWorld> world_, std::vector<int> members_)
       : world(std::move(world_)),
         members(std::move(members_)),
-        mail(members.size(), std::vector<std::vector<std::span<const std::byte>>>(members.size())),
+        mail(members.size(), std::vector<std::deque<std::span<const std::byte>>>(members.size())),
         unread(members.size(), 0),
         left(members.size(), false) {}
 
@@ -40,7 +41,7 @@ struct LocalGroup {
   std::vector<int> members;  // as processes of the world
   /// mail[to][from]: sent and not yet taken, oldest first. The bytes stay with the sender; the receiver
   /// copies.
-  std::vector<std::vector<std::vector<std::span<const std::byte>>>> mail;
+  std::vector<std::vector<std::deque<std::span<const std::byte>>>> mail;
   std::vector<int> unread;  // by sender: messages whose bytes are still needed
   std::vector<char> left;   // whose communicator is gone
   std::string failure;      // why this group is broken
@@ -95,7 +96,7 @@ class LocalCommunicator final : public ExchangeCommunicator {
       std::unique_lock lock(group_->world->mutex);
       wait(lock, receive.from, [&] { return !inbox.empty(); });
       const std::span<const std::byte> message = inbox.front();
-      inbox.erase(inbox.begin());
+      inbox.pop_front();
       if (message.size() == receive.bytes.size()) {
         lock.unlock();
         std::memcpy(receive.bytes.data(), message.data(), message.size());

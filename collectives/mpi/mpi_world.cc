@@ -189,7 +189,7 @@ std::string mpi_version() {
 MpiWorld::MpiWorld(std::chrono::milliseconds deadline)
     : deadline_(deadline), exceptions_in_flight_(std::uncaught_exceptions()) {
   int provided = 0;
-  check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
+  check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
   if (provided < MPI_THREAD_SERIALIZED) {
     throw MpiError(cat("MPI_Init_thread: thread level ", provided, ", expected MPI_THREAD_SERIALIZED"));
   }
