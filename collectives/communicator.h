@@ -48,8 +48,10 @@ using SumOf = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
 /// nothing.
 /// Budget: what `budget()` does not allow is refused before anything is sent, with BudgetExceeded. All
 /// processes of the group refuse together, and the group is as before, provided that they named equal shares
-/// and have equal budgets and accounts for this axis. Processes of other groups learn of it as of any
-/// failure. Threads: one at a time.
+/// and have equal budgets and accounts for this axis. Whoever gives up then aborts the group that
+/// all processes are in, so that those of other groups learn of it.
+/// Threads: one at a time in each group, different groups of a process by different threads at once. `split`
+/// with one colour gives a second thread a group of its own.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -101,8 +103,9 @@ class Communicator {
   /// keys are gathered by an ordinary all_gather on this group, recorded with Purpose::kControl.
   std::unique_ptr<Communicator> split(int colour, int key, std::string axis);
 
-  /// Breaks the group for all its processes: everyone blocked in it, and every later call, throws PeerFailed
-  /// with this process and the reason. Not collective, never blocks.
+  /// Breaks the group for all its processes, and with it all groups that were split from it: everyone blocked
+  /// in them, and every later call that has to wait, throws PeerFailed with this process and the reason. The
+  /// group that this one was split from is as before. Not collective, never blocks.
   void abort(std::string_view reason);
 
  protected:

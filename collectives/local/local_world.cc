@@ -30,21 +30,29 @@ struct LocalWorld {
 
 // A group of the world as its members see it, by process of the group.
 struct LocalGroup {
-  LocalGroup(std::shared_ptr<LocalWorld> world_, std::vector<int> members_)
+  LocalGroup(std::shared_ptr<LocalWorld> world_, std::shared_ptr<LocalGroup> parent_,
+             std::vector<int> members_)
       : world(std::move(world_)),
+        parent(std::move(parent_)),
         members(std::move(members_)),
         mail(members.size(), std::vector<std::deque<std::span<const std::byte>>>(members.size())),
         unread(members.size(), 0),
         left(members.size(), false) {}
 
+  /// Why this group or one that it was split from is broken; empty when it is not.
+  const std::string& broken() const {
+    return failure.empty() && parent != nullptr ? parent->broken() : failure;
+  }
+
   std::shared_ptr<LocalWorld> world;
+  std::shared_ptr<LocalGroup> parent;
   std::vector<int> members;  // as processes of the world
   /// mail[to][from]: sent and not yet taken, oldest first. The bytes stay with the sender; the receiver
   /// copies.
   std::vector<std::vector<std::deque<std::span<const std::byte>>>> mail;
   std::vector<int> unread;  // by sender: messages whose bytes are still needed
   std::vector<char> left;   // whose communicator is gone
-  std::string failure;      // why this group is broken
+  std::string failure;      // of this group alone
 
   // Groups being made from this one, until every member has taken it: by number of the split and first
   // member.
@@ -131,7 +139,7 @@ class LocalCommunicator final : public ExchangeCommunicator {
         std::vector<int> world_members;
         for (const int member : members)
           world_members.push_back(group_->members[static_cast<std::size_t>(member)]);
-        child->second.group = std::make_shared<LocalGroup>(group_->world, std::move(world_members));
+        child->second.group = std::make_shared<LocalGroup>(group_->world, group_, std::move(world_members));
       }
       group = child->second.group;
       if (++child->second.taken == members.size()) group_->children.erase(child);
@@ -160,14 +168,13 @@ class LocalCommunicator final : public ExchangeCommunicator {
   template <class Done>
   void wait(std::unique_lock<std::mutex>& lock, int peer, Done done) {
     const std::string& world_failure = group_->world->failure;
-    const std::string& group_failure = group_->failure;
     const auto& peer_left = group_->left[static_cast<std::size_t>(peer)];
     const bool woken = group_->world->wake[world_process(process())].wait_until(lock, give_up(), [&] {
-      return !world_failure.empty() || done() || !group_failure.empty() || peer_left;
+      return !world_failure.empty() || done() || !group_->broken().empty() || peer_left;
     });
     if (!world_failure.empty()) throw PeerFailed(world_failure);
     if (done()) return;
-    if (!group_failure.empty()) throw PeerFailed(group_failure);
+    if (!group_->broken().empty()) throw PeerFailed(group_->broken());
     if (!woken) fail(peer, cat("did not answer within ", deadline().count(), " ms"));
     fail(peer, "has left the group");
   }
@@ -232,7 +239,7 @@ void run_world(int processes, const std::function<void(Communicator&)>& body,
   const auto world = std::make_shared<LocalWorld>(processes);
   std::vector<int> everyone(static_cast<std::size_t>(processes));
   std::iota(everyone.begin(), everyone.end(), 0);
-  const auto group = std::make_shared<LocalGroup>(world, everyone);
+  const auto group = std::make_shared<LocalGroup>(world, nullptr, everyone);
 
   Outcome outcome(processes);
   const auto live = [&](int process) {

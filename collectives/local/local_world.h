@@ -18,6 +18,8 @@ struct LocalWorldOptions {
 /// Runs `body` as `processes` processes, each a thread of this one with its own communicator, ledger and one
 /// compute thread, and returns when all have ended.
 ///
+/// Threads: a process may use different communicators from different threads of its own at once.
+///
 /// When one throws, the others get PeerFailed from whatever call they are in, and the first exception is
 /// thrown again, of the same lowband type, its message preceded by "[process 2 of 4] ". Throws: also
 /// PeerFailed, when the total deadline passes.

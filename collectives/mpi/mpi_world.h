@@ -22,7 +22,7 @@ bool launched_by_mpi();
 ///
 /// An MPI job is a fail-stop unit: after a failure the program says why and calls `abort`. The destructor
 /// shuts MPI down when no exception is in flight, and otherwise leaves it to the launcher to end the job.
-/// Threads: its communicators may be used by one thread at a time.
+/// Threads: different communicators may be used by different threads at once.
 /// Throws: MpiError, also when MPI is not built in.
 class MpiWorld {
  public:

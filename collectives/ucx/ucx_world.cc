@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -211,9 +212,10 @@ struct UcxTransport {
   ucp_context_h context = nullptr;
   ucp_worker_h worker = nullptr;
   int event_descriptor = -1;
-  std::vector<ucp_ep_h> endpoints;  // by process; none for this one
-  std::uint64_t groups_made = 0;    // by this process
-  std::deque<std::string> notes;    // that leave or have left
+  std::vector<ucp_ep_h> endpoints;              // by process; none for this one
+  std::uint64_t groups_made = 0;                // by this process
+  std::deque<std::string> notes;                // that leave or have left
+  std::map<std::uint64_t, std::string> broken;  // why, by group; empty where it is not
 
   int lost_process = -1;  // the first
   std::string loss;       // what happened to it
@@ -233,13 +235,15 @@ namespace {
 class UcxCommunicator final : public ExchangeCommunicator {
  public:
   /// `members`: processes of the job, by process of this group.
-  UcxCommunicator(std::shared_ptr<UcxTransport> transport, std::uint64_t group, std::vector<int> members,
-                  int process, std::string axis, std::shared_ptr<Ledger> ledger,
+  /// `lineage`: the numbers of this group, of the one it was split from, and so on.
+  UcxCommunicator(std::shared_ptr<UcxTransport> transport, std::vector<std::uint64_t> lineage,
+                  std::vector<int> members, int process, std::string axis, std::shared_ptr<Ledger> ledger,
                   std::chrono::milliseconds deadline)
       : ExchangeCommunicator(process, static_cast<int>(members.size()), std::move(axis), std::move(ledger),
                              deadline),
         transport_(std::move(transport)),
-        group_(group),
+        lineage_(std::move(lineage)),
+        group_(lineage_.front()),
         members_(std::move(members)) {}
 
   std::string_view backend() const override { return "ucx"; }
@@ -355,12 +359,13 @@ class UcxCommunicator final : public ExchangeCommunicator {
 
   void throw_if_broken() {
     if (transport_->lost_process >= 0) throw_lost();
-    ucp_tag_recv_info_t info{};
-    const ucp_tag_message_h message =
-        ucp_tag_probe_nb(transport_->worker, kAbort | group_, kAbort | kGroupMask, 0, &info);
-    if (message == nullptr) return;
-    told_ = true;  // and whoever broke it tells the others
-    throw PeerFailed(read_note(info));
+    for (const std::uint64_t group : lineage_) {
+      std::string& failure = transport_->broken[group];
+      if (failure.empty()) failure = take_note(group);
+      if (failure.empty()) continue;
+      told_ = true;  // whoever broke it tells the others
+      throw PeerFailed(failure);
+    }
   }
 
   [[noreturn]] void throw_lost() const {
@@ -372,7 +377,11 @@ class UcxCommunicator final : public ExchangeCommunicator {
     fail(static_cast<int>(member - members_.begin()), transport_->loss);
   }
 
-  std::string read_note(const ucp_tag_recv_info_t& info) {
+  // Why another process broke `group`, if one did.
+  std::string take_note(std::uint64_t group) {
+    ucp_tag_recv_info_t info{};
+    if (ucp_tag_probe_nb(transport_->worker, kAbort | group, kAbort | kGroupMask, 0, &info) == nullptr)
+      return "";
     std::string note(info.length, '\0');
     const ucp_request_param_t parameters{};
     void* const request = ucp_tag_recv_nbx(transport_->worker, note.data(), note.size(), info.sender_tag,
@@ -401,8 +410,10 @@ class UcxCommunicator final : public ExchangeCommunicator {
     std::vector<int> world_members;
     for (const int member : members) world_members.push_back(members_[at(member)]);
     const auto position = static_cast<int>(std::ranges::find(members, process()) - members.begin());
-    return std::make_unique<UcxCommunicator>(transport_, group, std::move(world_members), position,
-                                             std::move(axis), shared_ledger(), deadline());
+    std::vector<std::uint64_t> lineage{group};
+    lineage.insert(lineage.end(), lineage_.begin(), lineage_.end());
+    return std::make_unique<UcxCommunicator>(transport_, std::move(lineage), std::move(world_members),
+                                             position, std::move(axis), shared_ledger(), deadline());
   }
 
   std::uint64_t next_group() {
@@ -413,8 +424,12 @@ class UcxCommunicator final : public ExchangeCommunicator {
   void do_abort(std::string_view reason) override {
     const std::lock_guard lock(transport_->mutex);
     // Of a loss everybody hears by the watch.
-    if (!told_ && transport_->lost_process < 0) send_abort_notes(reason);
+    const std::string failure =
+        cat("process ", process(), " of ", size(), " aborted axis ", axis(), ": ", reason)
+            .substr(0, kMostNoteBytes);
+    if (!told_ && transport_->lost_process < 0) send_abort_notes(failure);
     told_ = true;
+    if (transport_->broken[group_].empty()) transport_->broken[group_] = failure;
     let_go();
   }
 
@@ -446,10 +461,8 @@ class UcxCommunicator final : public ExchangeCommunicator {
   }
 
   // Whether they arrive is not waited for.
-  void send_abort_notes(std::string_view reason) {
-    const std::string& note = transport_->notes.emplace_back(
-        cat("process ", process(), " of ", size(), " aborted axis ", axis(), ": ", reason)
-            .substr(0, kMostNoteBytes));
+  void send_abort_notes(const std::string& failure) {
+    const std::string& note = transport_->notes.emplace_back(failure);
     const ucp_request_param_t parameters{};
     for (int p = 0; p < size(); ++p) {
       if (p == process()) continue;
@@ -464,6 +477,7 @@ class UcxCommunicator final : public ExchangeCommunicator {
   static std::size_t at(int process) { return static_cast<std::size_t>(process); }
 
   std::shared_ptr<UcxTransport> transport_;
+  std::vector<std::uint64_t> lineage_;
   std::uint64_t group_;
   std::vector<int> members_;
   Started sends_;
@@ -491,8 +505,9 @@ UcxWorld::~UcxWorld() {
 std::unique_ptr<Communicator> UcxWorld::world() const {
   std::vector<int> everyone(static_cast<std::size_t>(transport_->size));
   std::iota(everyone.begin(), everyone.end(), 0);
-  return std::make_unique<UcxCommunicator>(transport_, kWorldGroup, std::move(everyone), transport_->process,
-                                           "world", std::make_shared<Ledger>(), deadline_);
+  return std::make_unique<UcxCommunicator>(transport_, std::vector{kWorldGroup}, std::move(everyone),
+                                           transport_->process, "world", std::make_shared<Ledger>(),
+                                           deadline_);
 }
 
 void UcxWorld::abort(int exit_code, std::string_view reason) const {

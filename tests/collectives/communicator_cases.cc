@@ -709,6 +709,77 @@ void abort_wakes_those_who_wait(Communicator& parent) {
   parent.barrier();
 }
 
+// Half of the processes are refused; the others wait in groups of their own for what never comes, until the
+// refused ones give up the job.
+void giving_up_reaches_the_groups_split_from_a_group(Communicator& parent) {
+  if (parent.size() == 1) return;
+  const auto job = parent.split(0, 0, "job");
+  const int row = job->process() % 2;
+  const auto replica = job->split(row, 0, "given_up");
+  const auto same = replica->split(0, 0, "given_up_again");
+  parent.barrier();  // everybody has left the splits
+  parent.budget().allow("given_up", Purpose::kFactor, 0, "wq");
+  std::vector<float> data(4);
+  const std::vector<PayloadShare> shares{{"wq", row == 0 ? 4 : 0}};
+  const auto begin = std::chrono::steady_clock::now();
+  if (row == 0) {
+    const auto sum = [&] { replica->all_reduce<float>(data, Reduction::kSum, {Purpose::kFactor, shares}); };
+    job->abort(message_of<BudgetExceeded>(sum));
+  }
+  Communicator& waiting = job->process() % 4 < 2 ? *replica : *same;
+  const std::string text = message_of<PeerFailed>([&] {
+    // With nobody to wait for, or with peers that wait elsewhere, a group of its own learns nothing.
+    if (row == 1 && waiting.size() > 1) {
+      for (;;) waiting.barrier();
+    }
+    for (;;) job->barrier();
+  });
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, job->deadline() / 2);
+  EXPECT_THAT(text, HasSubstr("aborted axis job: byte budget: step"));
+  EXPECT_THAT(text, HasSubstr("parameter wq: found 16 bytes asked"));
+  parent.barrier();
+}
+
+// Two threads of each process, on groups with equal members: neither takes a message of the other.
+void two_threads_use_two_groups_at_once(Communicator& parent) {
+  const auto main_group = parent.split(0, 0, "main");
+  const auto other_group = parent.split(0, -parent.process(), "other");  // in the opposite order
+  const auto work = [](Communicator& group, Index elements) {
+    for (int round = 0; round < 50; ++round) {
+      std::vector<float> data = own_values<float>(group, elements + round);
+      group.all_reduce<float>(data, Reduction::kSum, kDense);
+      for (Index e = 0; e < elements + round; ++e) {
+        ASSERT_EQ(data[at(e)], static_cast<float>(sum_over_processes(group.size(), e)))
+            << group.axis() << ", round " << round << ", element " << e;
+      }
+      group.barrier();
+    }
+  };
+  parent.ledger().begin_step();
+  std::thread other([&] { work(*other_group, 30'000); });
+  work(*main_group, 7);
+  other.join();
+  EXPECT_EQ(parent.ledger().step_sum("main", Purpose::kDense).calls, 50);
+  EXPECT_EQ(parent.ledger().step_sum("other", Purpose::kDense).payload_bytes, (50 * 30'000 + 49 * 25) * 4);
+}
+
+// The other thread's group breaks; this thread's goes on.
+void a_failure_on_one_thread_leaves_the_groups_of_another(Communicator& parent) {
+  const auto main_group = parent.split(0, 0, "main");
+  const auto other_group = parent.split(0, 0, "other");
+  std::string text;
+  std::thread other([&] {
+    if (other_group->process() == 0) other_group->abort("no more data");
+    text = message_of<PeerFailed>([&] {
+      for (;;) other_group->barrier();
+    });
+  });
+  for (int round = 0; round < 100; ++round) main_group->barrier();
+  other.join();
+  EXPECT_THAT(text, HasSubstr("aborted axis other: no more data"));
+  main_group->barrier();
+}
+
 constexpr CommunicatorCase kCases[] = {
     {"all_reduce_sums", all_reduce_sums},
     {"all_reduce_takes_maxima", all_reduce_takes_maxima},
@@ -731,6 +802,10 @@ constexpr CommunicatorCase kCases[] = {
     {"mismatches_name_both_sides", mismatches_name_both_sides},
     {"a_silent_process_is_named_at_the_deadline", a_silent_process_is_named_at_the_deadline},
     {"abort_wakes_those_who_wait", abort_wakes_those_who_wait},
+    {"giving_up_reaches_the_groups_split_from_a_group", giving_up_reaches_the_groups_split_from_a_group},
+    {"two_threads_use_two_groups_at_once", two_threads_use_two_groups_at_once},
+    {"a_failure_on_one_thread_leaves_the_groups_of_another",
+     a_failure_on_one_thread_leaves_the_groups_of_another},
 };
 
 }  // namespace
