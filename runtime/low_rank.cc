@@ -39,7 +39,7 @@ void expect_factors(const char* function, const FactorPair<Real>& factors, Matri
       m.rows, ", r) and (", m.cols, ", r)");
 }
 
-// Numbers of factor columns for which our kernels are faster than the GEMM library (oneDNN 2.7, AVX-512; see
+// Numbers of factor columns for which our kernels are faster than the GEMM library (oneDNN 2.6, AVX-512; see
 // perf/kernels/low_rank): M Q folds across lanes for every element of the result, M^T Q with one column is a
 // library's matrix-vector product, and L R^T has the shortest sums, on which libraries do worst.
 struct Range {
