@@ -140,6 +140,7 @@ CommBenchOptions comm_bench_options(Arguments arguments, int processes) {
   const ModelConfig model = model_config(config);
   const std::vector<ParameterInfo> parameters = parameter_table(model);
   std::vector<RunConfig::Profile> chosen;
+  chosen.reserve(profiles.size() + factor_ranks.size());
   for (const std::string& text : profiles) chosen.push_back(parse_profile(text));
   for (const std::string& text : factor_ranks) {
     number_of<Index>("--ranks", text, 1, kLargestCount);
@@ -150,6 +151,7 @@ CommBenchOptions comm_bench_options(Arguments arguments, int processes) {
                "profile: found none, and the configuration has none, expected --profile or --ranks");
     chosen.push_back(config.profile());
   }
+  options.profiles.reserve(chosen.size());
   for (const RunConfig::Profile& profile : chosen)
     options.profiles.push_back(rank_profile(profile, model, parameters));
   return options;

@@ -14,8 +14,6 @@
 
 #include <unistd.h>
 
-extern char** environ;
-
 namespace lowband {
 namespace {
 
