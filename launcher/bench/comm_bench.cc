@@ -414,6 +414,8 @@ class CommBench {
     };
     exchange.reset_times();
     world_.ledger().begin_step();
+    // What the last all-reduce sent may lie in a socket until its receiver has it.
+    if (counter_) world_.barrier();
     const Index counted_before = counter_ ? counter_->sent_bytes() : 0;
     samples.exchange.push_back(timed([&] {
       multiply_in(&Products::left);
