@@ -43,6 +43,18 @@ void check_shares(const Tag& tag, Index elements) {
 
 }  // namespace
 
+std::string_view determinism_name(Determinism determinism) {
+  switch (determinism) {
+    case Determinism::kFast:
+      return "fast";
+    case Determinism::kPinned:
+      return "pinned";
+    case Determinism::kExact:
+      return "exact";
+  }
+  return "?";
+}
+
 Communicator::Communicator(int process, int size, std::string axis, std::shared_ptr<Ledger> ledger,
                            std::chrono::milliseconds deadline)
     : process_(process),
@@ -175,6 +187,7 @@ std::unique_ptr<Communicator> Communicator::split(int colour, int key, std::stri
   std::unique_ptr<Communicator> group = break_on_failure([&] { return do_split(members, std::move(axis)); });
   group->set_timeline(timeline_);
   group->budget_ = budget_;
+  group->set_determinism(determinism_);
   return group;
 }
 

@@ -9,6 +9,7 @@
 #include "runtime/types.h"
 
 #include <chrono>
+#include <cstdint>
 #include <exception>
 #include <memory>
 #include <span>
@@ -28,6 +29,15 @@ struct Tag {
   bool second_half = false;
 };
 
+/// What is promised of the order in which processes' numbers are added, from least to most. On every level
+/// all processes of a group receive the same bits.
+enum class Determinism : std::uint8_t {
+  kFast,    // whatever is fastest: bits may change from run to run
+  kPinned,  // one algorithm and order: the same bits in every run on one backend
+  kExact,   // a binary tree over process numbers: the same bits on every backend
+};
+std::string_view determinism_name(Determinism determinism);
+
 /// What sums of T are formed in.
 template <class T>
 using SumOf = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
@@ -40,8 +50,8 @@ using SumOf = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
 ///
 /// Collective: all processes of the group call the same operations in the same order. A group of one moves
 /// nothing, but is recorded: payload counted, wire bytes zero.
-/// Determinism: sums are formed in a fixed order (a binary tree over process numbers), the same for every
-/// backend, and every process receives identical bits.
+/// Determinism: every process receives identical bits, and sums are formed in the order that `determinism()`
+/// says. Exactly, unless less was asked for.
 /// Deadline: no call waits longer than `deadline()`; then PeerFailed names the operation and the silent peer.
 /// After the first failure the group is broken: its other processes throw PeerFailed with the reason, and
 /// every later call of this one throws the same error at once. A refused argument (InvalidArgument) breaks
@@ -69,6 +79,13 @@ class Communicator {
   Ledger& ledger() const { return *ledger_; }
   /// What transfers may cost; shared likewise. Empty at first: nothing is limited.
   ByteBudget& budget() { return *budget_; }
+  /// Asks for at least `asked`, equally on all processes and before the next call; inherited by groups split
+  /// later. A backend that has nothing faster gives more. Throws: InvalidArgument, when it cannot give so
+  /// much.
+  void set_determinism(Determinism asked) { determinism_ = do_set_determinism(asked); }
+  /// What is given.
+  Determinism determinism() const { return determinism_; }
+
   /// Ranges of the operations go here from now on (may be null); inherited by groups split later.
   void set_timeline(Timeline* timeline) { timeline_ = timeline; }
   Timeline* timeline() const { return timeline_; }
@@ -126,6 +143,8 @@ class Communicator {
   virtual void do_barrier(const Call& call) = 0;
   /// The group of `members`, process numbers of this group in the order of the new one; this process is one.
   virtual std::unique_ptr<Communicator> do_split(std::span<const int> members, std::string axis) = 0;
+  /// The level given to a caller that asks for at least `asked`.
+  virtual Determinism do_set_determinism(Determinism asked) = 0;
   /// Tells the other processes, and lets go of every buffer of a call that did not finish. Quiet.
   virtual void do_abort(std::string_view reason) = 0;
 
@@ -142,6 +161,7 @@ class Communicator {
   std::shared_ptr<Ledger> ledger_;
   std::shared_ptr<ByteBudget> budget_;
   std::chrono::milliseconds deadline_;
+  Determinism determinism_ = Determinism::kExact;
   Timeline* timeline_ = nullptr;
   Index calls_ = 0;
   std::exception_ptr failure_;  // what broke the group

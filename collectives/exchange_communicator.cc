@@ -262,6 +262,8 @@ Index ExchangeCommunicator::do_broadcast(const Call& call, void* data) {
   return sent_bytes_;
 }
 
+Determinism ExchangeCommunicator::do_set_determinism(Determinism /*asked*/) { return Determinism::kExact; }
+
 // After round k a process has heard, directly or not, from the 2^k processes behind it.
 void ExchangeCommunicator::do_barrier(const Call& call) {
   begin(call);

@@ -323,6 +323,53 @@ void sums_of_bf16_have_the_bits_of_the_documented_tree(Communicator& group) {
   }
 }
 
+std::uint64_t hash_of(std::span<const float> data) {
+  std::uint64_t hash = 0;
+  for (const float x : data) hash = hash * 0x100000001b3 ^ std::bit_cast<std::uint32_t>(x);
+  return hash;
+}
+
+// What each level promises: fast, the same bits on all processes; pinned, in every run; exact, those of the
+// tree. A level is not asserted by its name but by what the group says it gives.
+void levels_of_determinism_keep_their_promise(Communicator& parent) {
+  EXPECT_EQ(parent.determinism(), Determinism::kExact);
+  for (const Determinism asked : {Determinism::kFast, Determinism::kPinned, Determinism::kExact}) {
+    SCOPED_TRACE(determinism_name(asked));
+    const auto group = parent.split(0, 0, "level");
+    group->set_determinism(asked);
+    const Determinism given = group->determinism();
+    EXPECT_GE(given, asked);
+    EXPECT_EQ(group->split(0, 0, "same")->determinism(), given);
+    for (const Index elements : {Index{1}, Index{30}, Index{5'000}, Index{100'003}}) {
+      std::vector<float> tree;
+      std::vector<Index> hashes(at(group->size()));
+      std::uint64_t first_hash = 0;
+      for (int run = 0; run < 2; ++run) {
+        std::vector<float> data;
+        for (Index e = 0; e < elements; ++e) {
+          if (run == 0) {
+            std::vector<float> all;
+            for (int p = 0; p < group->size(); ++p) all.push_back(noise(p, e));
+            tree.push_back(tree_sum(all));
+          }
+          data.push_back(noise(group->process(), e));
+        }
+        group->all_reduce<float>(data, Reduction::kSum, kDense);
+        const std::vector<Index> own{static_cast<Index>(hash_of(data))};
+        group->all_gather<Index>(own, hashes, std::vector<Index>(at(group->size()), 1), kDense);
+        for (const Index hash : hashes) EXPECT_EQ(hash, own[0]) << elements << " elements";
+        if (run == 0) first_hash = hash_of(data);
+        if (given >= Determinism::kPinned) {
+          EXPECT_EQ(hash_of(data), first_hash) << elements << " elements";
+        }
+        if (given == Determinism::kExact) {
+          EXPECT_EQ(hash_of(data), hash_of(tree)) << elements << " elements";
+        }
+      }
+    }
+  }
+}
+
 void equal_processes_act_as_one(Communicator& group) {
   if (!std::has_single_bit(static_cast<unsigned>(group.size()))) return;  // 3x, 7x are not exact
   std::vector<float> data;
@@ -792,6 +839,7 @@ constexpr CommunicatorCase kCases[] = {
     {"split_orders_by_key_then_process", split_orders_by_key_then_process},
     {"sums_have_the_bits_of_the_documented_tree", sums_have_the_bits_of_the_documented_tree},
     {"sums_of_bf16_have_the_bits_of_the_documented_tree", sums_of_bf16_have_the_bits_of_the_documented_tree},
+    {"levels_of_determinism_keep_their_promise", levels_of_determinism_keep_their_promise},
     {"equal_processes_act_as_one", equal_processes_act_as_one},
     {"the_ledger_counts_every_operation", the_ledger_counts_every_operation},
     {"a_reduction_in_two_calls_is_counted_as_one", a_reduction_in_two_calls_is_counted_as_one},
