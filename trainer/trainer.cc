@@ -195,6 +195,7 @@ Trainer<Real>::State::State(const RunConfig& config_, Communicator& world_, cons
     timeline.start((directory / cat("timeline-", world.process(), ".json")).string(), world.process());
     world.set_timeline(&timeline);
   }
+  agree(world, [&] { world.set_determinism(determinism(config)); });
   mesh.emplace(world, mesh_shape(config));
   allow_planned(world.budget(), config, mesh->position());
   model.emplace(model_shape, mesh->tensor(), config.seed(), sequences_per_micro_batch(config));
@@ -298,6 +299,7 @@ void Trainer<Real>::State::open_record() {
   start.set_tensor(mesh->shape().tensor);
   start.set_version(std::string(version()));
   start.set_communicator(std::string(world.backend()));
+  start.set_determinism(std::string(determinism_name(world.determinism())));
   start.set_cpu(cpu_info().model);
   start.set_blas_kernels(blas_core_name());
   start.set_gemm_library(gemm_library_name());
@@ -314,7 +316,8 @@ void Trainer<Real>::State::open_record() {
 
   say(cat(format_quantity(static_cast<double>(elements)), " parameters on ", world.size(),
           " processes (replica ", mesh->shape().replica, " x shard ", mesh->shape().shard, " x tensor ",
-          mesh->shape().tensor, "), ", world.backend(), ", ", compute_threads(), " thread(s) each"));
+          mesh->shape().tensor, "), ", world.backend(), " with ", determinism_name(world.determinism()),
+          " sums, ", compute_threads(), " thread(s) each"));
   say(cat("kernels: vector ", vector_kernel_name(), ", GEMM ", gemm_library_name(), ", BLAS ",
           blas_core_name()));
   say(cat("memory per process: weights and gradients ",

@@ -249,6 +249,15 @@ INSTANTIATE_TEST_SUITE_P(Optimizers, Diagnosed,
                                          std::vector{"optimizer.residual=AGGREGATED"}),
                          case_name);
 
+// Threads as processes have nothing faster than exact sums, and say so.
+TEST(Training, RecordsTheDeterminismThatIsGiven) {
+  const ScratchDirectory scratch;
+  RunConfig config = small_run(scratch.path(), kMesh);
+  config.set_determinism(RunConfig::FAST);
+  run_world(kMesh.processes(), [&](Communicator& world) { Trainer<float>(config, world, {}); });
+  EXPECT_EQ(read_run_lines(scratch.path() / "runs/run").at(0).start().determinism(), "exact");
+}
+
 using Rounded = TrainingWith;
 // Hashes are compared after every step: rounding on the wire leaves replicas identical.
 TEST_P(Rounded, RunTrainsWithHalfTheFactorBytes) {

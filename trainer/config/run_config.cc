@@ -97,6 +97,18 @@ ReplicaTraffic replica_traffic(const RunConfig& config) {
           .dense_element_bytes = computed};
 }
 
+Determinism determinism(const RunConfig& config) {
+  switch (config.determinism()) {
+    case RunConfig::FAST:
+      return Determinism::kFast;
+    case RunConfig::PINNED:
+      return Determinism::kPinned;
+    case RunConfig::EXACT:
+      return Determinism::kExact;
+  }
+  throw InvalidArgument(cat("determinism: found ", static_cast<int>(config.determinism())));
+}
+
 double scalar_learning_rate(const RunConfig& config) {
   const RunConfig::Optimizer& optimizer = config.optimizer();
   return optimizer.has_scalar_learning_rate() ? optimizer.scalar_learning_rate() : optimizer.learning_rate();

@@ -52,6 +52,7 @@ ModelConfig model_config(const RunConfig& config);
 MeshShape mesh_shape(const RunConfig& config);
 OptimizerOptions optimizer_options(const RunConfig& config);
 double scalar_learning_rate(const RunConfig& config);
+Determinism determinism(const RunConfig& config);
 /// Sequences that one process computes at a time, and how many such micro-batches make its share of a step.
 Index sequences_per_micro_batch(const RunConfig& config);
 Index micro_batches_per_step(const RunConfig& config);

@@ -87,6 +87,15 @@ TEST(ParseRunConfig, PassesOptionsOfTheExchangeOn) {
   EXPECT_EQ(replica_traffic(config).dense_element_bytes, 8);
 }
 
+TEST(ParseRunConfig, PassesTheLevelOfDeterminismOn) {
+  RunConfig config = valid_run();
+  EXPECT_EQ(determinism(config), Determinism::kExact);
+  apply_override(config, "determinism=PINNED");
+  EXPECT_EQ(determinism(config), Determinism::kPinned);
+  apply_override(config, "determinism=FAST");
+  EXPECT_EQ(determinism(config), Determinism::kFast);
+}
+
 // The two sets of defaults are the same one.
 TEST(ParseRunConfig, DefaultsOfTheOptimizerAreThoseOfItsOptions) {
   const OptimizerOptions written = optimizer_options(RunConfig()), own;
