@@ -142,10 +142,9 @@ StepReport ShardedOptimizer<Real>::step(const StepInfo& info) {
 
   for (Stage& stage : stages_) stage.missing = 0;
   start_announced();
-  for (Stage& stage : stages_) wait_for(stage);
-
-  report.gradient_norm = gradient_norm(info.step);
-  if (options_.clip_norm > 0 && report.gradient_norm > options_.clip_norm)
+  const bool clips = options_.clip_norm > 0;
+  if (clips) report.gradient_norm = gradient_norm(info.step);
+  if (clips && report.gradient_norm > options_.clip_norm)
     report.clip_scale = options_.clip_norm / report.gradient_norm;
   if (Bucket<Real>::factors_wait(options_)) {
     for (Stage& stage : stages_) {
@@ -165,6 +164,7 @@ StepReport ShardedOptimizer<Real>::step(const StepInfo& info) {
     report.householder_fallbacks += outcome.householder_fallbacks;
     start(stage, "weights", [bucket = stage.bucket.get()] { bucket->gather_weights(); });
   }
+  if (!clips) report.gradient_norm = gradient_norm(info.step);
   if (diagnosis) diagnose(report, *diagnosis);
   for (Stage& stage : stages_) {
     wait_for(stage);
@@ -195,7 +195,8 @@ void ShardedOptimizer<Real>::diagnose(StepReport& report, Diagnosis<Real>& diagn
   }
 }
 
-// The square of the norm of the mean gradient, from one sum over all processes:
+// The square of the norm of the mean gradient, from one sum over all processes, formed bucket by bucket while
+// later ones are exchanged:
 //   dense:    what every process adds for its pieces
 //   matrices: PowerSGD applies P R^T, whose norm |R| everybody knows. For Dion sketches add over pieces and
 //             replicas to the sketch of D F mean G; the exact norm, where there is one replica, adds over
@@ -205,11 +206,11 @@ double ShardedOptimizer<Real>::gradient_norm(Index step) {
   const bool sketches = norm_parts_.size() > 1;
   norm_parts_.fill(0);
   double factors = 0;
-  if (sketches) {
-    GradientSketch sketch(norm_parts_.span(1, GradientSketch::kBuckets), options_.seed, step);
-    for (const Stage& stage : stages_) stage.bucket->add_to(sketch);
-  }
+  std::optional<GradientSketch> sketch;
+  if (sketches) sketch.emplace(norm_parts_.span(1, GradientSketch::kBuckets), options_.seed, step);
   for (const Stage& stage : stages_) {
+    wait_for(stage);
+    if (sketch) stage.bucket->add_to(*sketch);
     norm_parts_[0] += stage.bucket->sum_of_squares(options_.kind == OptimizerKind::kDion && !sketches);
     if (options_.kind == OptimizerKind::kPowerSgd) factors += stage.bucket->factor_sum_of_squares();
   }
