@@ -17,6 +17,7 @@ template <class Real>
 std::vector<Parameter<Real>> selected(std::span<const Parameter<Real>> parameters,
                                       const std::vector<Member>& members) {
   std::vector<Parameter<Real>> selection;
+  selection.reserve(members.size());
   for (const Member& member : members) selection.push_back(parameters[at(member.parameter)]);
   return selection;
 }
@@ -31,6 +32,7 @@ std::vector<Index> positions(const std::vector<Member>& members, bool matrices) 
 
 std::vector<bool> are_matrices(const std::vector<Member>& members) {
   std::vector<bool> flags;
+  flags.reserve(members.size());
   for (const Member& member : members) flags.push_back(member.factor_rank > 0);
   return flags;
 }
