@@ -436,6 +436,7 @@ class DroppingCommunicator : public Communicator {
   Index do_broadcast(const Call&, void*) override { std::abort(); }
   void do_barrier(const Call&) override { std::abort(); }
   std::unique_ptr<Communicator> do_split(std::span<const int>, std::string) override { std::abort(); }
+  Determinism do_set_determinism(Determinism) override { std::abort(); }
   void do_abort(std::string_view reason) override { real_.abort(reason); }
 
   Communicator& real_;
