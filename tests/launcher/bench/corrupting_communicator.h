@@ -95,6 +95,10 @@ class CorruptingCommunicator final : public Communicator {
   std::unique_ptr<Communicator> do_split(std::span<const int> members, std::string axis) override {
     return inner_.split(members.front(), 0, std::move(axis));
   }
+  Determinism do_set_determinism(Determinism asked) override {
+    inner_.set_determinism(asked);
+    return inner_.determinism();
+  }
   void do_abort(std::string_view reason) override { inner_.abort(reason); }
 
   Communicator& inner_;
