@@ -198,6 +198,7 @@ void Communicator::abort(std::string_view reason) {
   do_abort(reason);
 }
 
+// NOLINTBEGIN(bugprone-macro-parentheses): T is a type
 #define LB_INSTANTIATE(T)                                                                             \
   template void Communicator::all_reduce<T>(std::span<T>, Reduction, const Tag&);                     \
   template void Communicator::reduce_scatter<T>(std::span<const T>, std::span<SumOf<T>>,              \
@@ -211,5 +212,6 @@ LB_INSTANTIATE(std::int64_t)
 LB_INSTANTIATE(std::uint8_t)
 LB_INSTANTIATE(BFloat16)
 #undef LB_INSTANTIATE
+// NOLINTEND(bugprone-macro-parentheses)
 
 }  // namespace lowband

@@ -78,7 +78,7 @@ int bench_in(Communicator& world, Arguments& arguments) {
 int bench_command(Arguments arguments) {
   const std::string what = arguments.word();
   LB_EXPECTS(what == "comm", "bench: found ", what.empty() ? "nothing" : what, ", expected comm");
-  return run_job(arguments, bench_in);
+  return run_job(std::move(arguments), bench_in);
 }
 
 }  // namespace lowband

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <iostream>
 #include <thread>
+#include <utility>
 
 namespace lowband {
 namespace {
@@ -58,7 +59,7 @@ int train_in(Communicator& world, Arguments& arguments) {
 
 int train_command(Arguments arguments) {
   await_stop_signals();
-  return run_job(arguments, train_in);
+  return run_job(std::move(arguments), train_in);
 }
 
 }  // namespace lowband

@@ -92,6 +92,7 @@ std::vector<Index> matrices_at(const std::vector<int>& homes, int home) {
 template <class Real>
 std::vector<MatrixView<Real>> owned_rows(FactorRows<Real>& factor, const std::vector<Index>& matrices) {
   std::vector<MatrixView<Real>> blocks;
+  blocks.reserve(matrices.size());
   for (const Index i : matrices) blocks.push_back(factor.owned(i));
   return blocks;
 }
