@@ -160,6 +160,7 @@ std::vector<TransferSum> merged(const std::vector<TransferSum>& a, const std::ve
     }
   }
   std::vector<TransferSum> sums;
+  sums.reserve(by_axis_and_purpose.size());
   for (auto& [key, sum] : by_axis_and_purpose) sums.push_back(std::move(sum));
   return sums;
 }
