@@ -7,10 +7,11 @@
 namespace lowband {
 
 template <class Real>
-AdamW<Real>::AdamW(std::vector<Parameter> parameters, const OptimizerOptions& options) : options_(options) {
-  for (Parameter& parameter : parameters) {
-    const Index n = parameter.elements;
-    moments_.push_back({std::move(parameter), Buffer<Real>(n), Buffer<Real>(n), Buffer<Real>(1)});
+AdamW<Real>::AdamW(std::vector<ElementwisePiece> pieces, const OptimizerOptions& options)
+    : options_(options) {
+  for (ElementwisePiece& piece : pieces) {
+    const Index n = piece.elements;
+    moments_.push_back({std::move(piece), Buffer<Real>(n), Buffer<Real>(n), Buffer<Real>(1)});
   }
 }
 
@@ -22,7 +23,7 @@ void AdamW<Real>::update(Index i, std::span<const Real> gradient, std::span<Real
   const double t = static_cast<double>(moments.t[0]);
   const double step_size = learning_rate / (1 - std::pow(options_.adamw_beta1, t));
   const double inv_sqrt_correction2 = 1 / std::sqrt(1 - std::pow(options_.adamw_beta2, t));
-  const double decay = moments.parameter.decays ? 1 - learning_rate * options_.weight_decay : 1.0;
+  const double decay = moments.piece.decays ? 1 - learning_rate * options_.weight_decay : 1.0;
   adamw_update<Real>(weight.data(), moments.m.data(), moments.v.data(), gradient.data(), moments.m.size(),
                      static_cast<Real>(options_.adamw_beta1), static_cast<Real>(options_.adamw_beta2),
                      static_cast<Real>(step_size), static_cast<Real>(inv_sqrt_correction2),
@@ -34,9 +35,9 @@ std::vector<StateTensor<Real>> AdamW<Real>::state() {
   std::vector<StateTensor<Real>> tensors;
   for (Moments& moments : moments_) {
     const Index n = moments.m.size();
-    tensors.push_back({moments.parameter.name + ".m", moments.m.matrix(0, 1, n)});
-    tensors.push_back({moments.parameter.name + ".v", moments.v.matrix(0, 1, n)});
-    tensors.push_back({moments.parameter.name + ".t", moments.t.matrix(0, 1, 1)});
+    tensors.push_back({moments.piece.name + ".m", moments.m.matrix(0, 1, n)});
+    tensors.push_back({moments.piece.name + ".v", moments.v.matrix(0, 1, n)});
+    tensors.push_back({moments.piece.name + ".t", moments.t.matrix(0, 1, 1)});
   }
   return tensors;
 }

@@ -5,6 +5,7 @@
 #include "runtime/linalg.h"
 
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <type_traits>
 
@@ -22,10 +23,11 @@ std::vector<Parameter<Real>> selected(std::span<const Parameter<Real>> parameter
   return selection;
 }
 
-std::vector<Index> positions(const std::vector<Member>& members, bool matrices) {
+template <class Predicate>
+std::vector<Index> positions(const std::vector<Member>& members, Predicate predicate) {
   std::vector<Index> positions;
   for (std::size_t i = 0; i < members.size(); ++i) {
-    if ((members[i].factor_rank > 0) == matrices) positions.push_back(static_cast<Index>(i));
+    if (std::invoke(predicate, members[i])) positions.push_back(static_cast<Index>(i));
   }
   return positions;
 }
@@ -33,16 +35,16 @@ std::vector<Index> positions(const std::vector<Member>& members, bool matrices) 
 std::vector<bool> are_matrices(const std::vector<Member>& members) {
   std::vector<bool> flags;
   flags.reserve(members.size());
-  for (const Member& member : members) flags.push_back(member.factor_rank > 0);
+  for (const Member& member : members) flags.push_back(member.is_matrix);
   return flags;
 }
 
 template <class Real>
-std::vector<typename AdamW<Real>::Parameter> adamw_parameters(const std::vector<Parameter<Real>>& parameters,
-                                                              const std::vector<Index>& dense,
-                                                              const ShardExchange<Real>& shards) {
-  std::vector<typename AdamW<Real>::Parameter> pieces;
-  for (const Index i : dense) {
+std::vector<ElementwisePiece> elementwise_pieces(const std::vector<Parameter<Real>>& parameters,
+                                                 const std::vector<Index>& elementwise,
+                                                 const ShardExchange<Real>& shards) {
+  std::vector<ElementwisePiece> pieces;
+  for (const Index i : elementwise) {
     const ParameterInfo& info = parameters[at(i)].info;
     pieces.push_back({info.name, shards.gradient(i).elements(), info.role != Role::kNorm});
   }
@@ -69,26 +71,43 @@ Bucket<Real>::Bucket(ProcessMesh& mesh, Communicator& alone, std::span<const Par
       options_(options),
       members_(std::move(members)),
       parameters_(selected(parameters, members_)),
-      matrices_(positions(members_, true)),
-      dense_(positions(members_, false)),
+      matrices_(positions(members_, &Member::is_matrix)),
+      elementwise_(positions(members_, std::not_fn(&Member::is_matrix))),
+      dense_(positions(members_, [](const Member& member) { return member.factor_rank == 0; })),
       shards_(mesh, parameters_, are_matrices(members_)),
-      adamw_(adamw_parameters(parameters_, dense_, shards_), options),
+      elementwise_optimizer_(make_elementwise<Real>(
+          elementwise_kind(options), elementwise_pieces(parameters_, elementwise_, shards_), options)),
       unusable_(static_cast<Index>(members_.size())),
       pieces_(matrices_.size()) {
-  std::vector<LayerMatrix> definitions;
-  for (const Index i : matrices_) definitions.push_back({info(i), members_[at(i)].factor_rank});
   std::vector<DenseTensor> tensors;
   for (const Index i : dense_) tensors.push_back({info(i).name, shards_.gradient(i).elements()});
-  if (factors_wait(options)) {
+  if (factors_wait(options) || !exchanges_factors(options.kind)) {
     dense_exchange_.emplace(
         FactorGroups{.replica = &mesh.replica(), .within_replica = &mesh.within_replica()},
         std::vector<FactorShape>{}, tensors, FactorExchangeOptions{});
     tensors.clear();
   }
-  if (options.kind == OptimizerKind::kPowerSgd) {
-    factored_ = std::make_unique<PowerSgd<Real>>(mesh, alone, definitions, tensors, options);
-  } else {
-    factored_ = std::make_unique<Dion<Real>>(mesh, alone, definitions, tensors, options);
+  make_matrix_optimizer(alone, std::move(tensors));
+}
+
+template <class Real>
+void Bucket<Real>::make_matrix_optimizer(Communicator& alone, std::vector<DenseTensor> riders) {
+  std::vector<LayerMatrix> definitions;
+  for (const Index i : matrices_) definitions.push_back({info(i), members_[at(i)].factor_rank});
+  const auto make_factored = [&]<class Factored>() {
+    auto made = std::make_unique<Factored>(*mesh_, alone, definitions, riders, options_);
+    factored_ = made.get();
+    matrix_optimizer_ = std::move(made);
+  };
+  switch (options_.kind) {
+    case OptimizerKind::kDion:
+      return make_factored.template operator()<Dion<Real>>();
+    case OptimizerKind::kPowerSgd:
+      return make_factored.template operator()<PowerSgd<Real>>();
+    case OptimizerKind::kAdamW:
+    case OptimizerKind::kSgd:
+    case OptimizerKind::kLion:
+      return;
   }
 }
 
@@ -128,11 +147,11 @@ void Bucket<Real>::agree_on_usable_gradients() {
   mesh_->world().all_reduce(unusable_.span(), Reduction::kMax, {Purpose::kControl});
 }
 
-// Sums over D F processes, of which the mean is wanted. Dense parameters: every replica holds them, so
-// replica 0 speaks for all; likewise tensor position 0 for what the tensor axis does not cut. Matrices: there
-// is one replica.
+// Sums over D F processes, of which the mean is wanted. Dense gradients: every replica holds them, so replica
+// 0 speaks for all; likewise tensor position 0 for what the tensor axis does not cut. Factored ones: there is
+// one replica.
 template <class Real>
-double Bucket<Real>::sum_of_squares(bool of_matrices) const {
+double Bucket<Real>::sum_of_squares(bool of_factored) const {
   const MeshPosition& position = mesh_->position();
   double squares = 0;
   if (position.replica == 0) {
@@ -141,14 +160,16 @@ double Bucket<Real>::sum_of_squares(bool of_matrices) const {
       if (is_usable(i) && !counted_elsewhere) squares += lowband::sum_of_squares<Real>(shards_.gradient(i));
     }
   }
+  if (!of_factored || factored_ == nullptr) return squares / std::pow(mesh_->data_size(), 2);
   for (const Index i : matrices_) {
-    if (of_matrices && is_usable(i)) squares += lowband::sum_of_squares<Real>(shards_.gradient(i));
+    if (is_usable(i)) squares += lowband::sum_of_squares<Real>(shards_.gradient(i));
   }
   return squares / std::pow(mesh_->data_size(), 2);
 }
 
 template <class Real>
 void Bucket<Real>::add_to(GradientSketch& sketch) const {
+  if (factored_ == nullptr) return;
   for (const Index i : matrices_) {
     const auto [row, col] = shards_.matrix_origin(i);
     if (is_usable(i)) sketch.add<Real>(info(i).name, shards_.gradient(i), row, col);
@@ -159,33 +180,48 @@ template <class Real>
 typename Bucket<Real>::Outcome Bucket<Real>::update(double update_scale, const StepInfo& step,
                                                     Diagnosis<Real>* diagnosis) {
   Outcome outcome;
-  for (std::size_t k = 0; k < dense_.size(); ++k) {
-    const Index i = dense_[k];
+  const double mean_scale = update_scale / mesh_->data_size();
+  for (std::size_t k = 0; k < elementwise_.size(); ++k) {
+    const Index i = elementwise_[k];
     outcome.skipped_other += unusable_[i];
     if (!is_usable(i)) continue;
-    adamw_.update(static_cast<Index>(k), shards_.gradient(i).flat(), shards_.weight(i).flat(),
-                  static_cast<Real>(update_scale / mesh_->data_size()),
-                  is_layer_matrix(info(i).role) ? step.learning_rate : step.scalar_learning_rate);
+    elementwise_optimizer_->update(static_cast<Index>(k), shards_.gradient(i).flat(),
+                                   shards_.weight(i).flat(), static_cast<Real>(mean_scale),
+                                   learning_rate(i, step));
   }
+  if (matrix_optimizer_ == nullptr) return outcome;
   for (const Index i : matrices_) outcome.skipped_matrices += unusable_[i];
-  const auto factored = factored_->update(pieces_, static_cast<Real>(update_scale), step, diagnosis);
-  outcome.dead_columns = factored.dead_columns;
-  outcome.householder_fallbacks = factored.householder_fallbacks;
+  const double scale = factored_ != nullptr ? update_scale : mean_scale;
+  const auto found = matrix_optimizer_->update(pieces_, static_cast<Real>(scale), step, diagnosis);
+  outcome.dead_columns = found.dead_columns;
+  outcome.householder_fallbacks = found.householder_fallbacks;
   return outcome;
+}
+
+// Lion's step has the same size in every element. For the head that size falls with the square root of its
+// fan-in, as in the public Dion code (its issue 94), whose rates of matrices and head are then comparable.
+template <class Real>
+double Bucket<Real>::learning_rate(Index i, const StepInfo& step) const {
+  if (is_layer_matrix(info(i).role)) return step.learning_rate;
+  const bool lion_beside_matrices =
+      matrix_optimizer_ != nullptr && options_.scalar_optimizer == ElementwiseKind::kLion;
+  if (!lion_beside_matrices || info(i).role != Role::kHead) return step.scalar_learning_rate;
+  return step.scalar_learning_rate / std::sqrt(static_cast<double>(info(i).cols));
 }
 
 template <class Real>
 std::vector<StateTensor<Real>> Bucket<Real>::matrix_state() {
   std::vector<StateTensor<Real>> tensors;
-  for (Index k = 0; k < factored_->size(); ++k) {
-    for (StateTensor<Real>& tensor : factored_->state(k)) tensors.push_back(std::move(tensor));
+  if (matrix_optimizer_ == nullptr) return tensors;
+  for (Index k = 0; k < matrix_optimizer_->size(); ++k) {
+    for (StateTensor<Real>& tensor : matrix_optimizer_->state(k)) tensors.push_back(std::move(tensor));
   }
   return tensors;
 }
 
 template <class Real>
 Index Bucket<Real>::dense_elements() const {
-  Index elements = factored_->dense_elements();
+  Index elements = factored_ != nullptr ? factored_->dense_elements() : 0;
   for (const Index i : dense_)
     elements += info(i).elements() * (info(i).cut == TensorCut::kNone ? mesh_->shape().tensor : 1);
   return elements;

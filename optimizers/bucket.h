@@ -1,6 +1,6 @@
 #pragma once
 
-#include "optimizers/adamw.h"
+#include "optimizers/elementwise.h"
 #include "optimizers/factored_matrices.h"
 #include "optimizers/gradient_sketch.h"
 #include "optimizers/shard_exchange.h"
@@ -14,8 +14,9 @@ namespace lowband {
 
 /// A parameter of an optimizer.
 struct Member {
-  Index parameter = 0;    // its position
-  Index factor_rank = 0;  // 0: not a matrix that is factored, AdamW's
+  Index parameter = 0;     // its position
+  bool is_matrix = false;  // a matrix optimizer's, otherwise elementwise
+  Index factor_rank = 0;   // of a matrix that is exchanged by its factors
 };
 
 /// Parameters that are exchanged together: their gradients, from this process's own to what updates need.
@@ -36,18 +37,18 @@ class Bucket {
     return options.kind == OptimizerKind::kDion && options.clip_norm > 0;
   }
   /// Shard axis: gradients are summed. All processes agree which of them are unusable. Replica axis: dense
-  /// gradients are summed; matrices exchange their factors, unless these wait.
+  /// gradients are summed; factored matrices exchange their factors, unless these wait.
   void exchange_gradients();
   /// Where factors wait: with G = clip_scale x gradient.
   void exchange_factors(double clip_scale);
 
-  /// Of the mean gradient, this process's share: what dense parameters (and matrices, when `of_matrices`)
+  /// Of the mean gradient, this process's share: what dense gradients (and factored ones, when `of_factored`)
   /// add to the square of its norm, in sum over all processes. Valid after exchange_gradients.
-  double sum_of_squares(bool of_matrices) const;
-  /// Adds the gradients of the matrices, as they are before replicas have exchanged anything.
+  double sum_of_squares(bool of_factored) const;
+  /// Adds the gradients of factored matrices, as they are before replicas have exchanged anything.
   void add_to(GradientSketch& sketch) const;
   /// Sum over matrices of |R|^2; equal on all processes.
-  double factor_sum_of_squares() const { return factored_->sum_of_squares(); }
+  double factor_sum_of_squares() const { return factored_ != nullptr ? factored_->sum_of_squares() : 0; }
 
   struct Outcome {
     Index skipped_matrices = 0;  // left alone for an unusable gradient
@@ -62,33 +63,37 @@ class Bucket {
   /// Every shard's piece of every weight, to all.
   void gather_weights() { shards_.gather_weights(); }
 
-  /// In the order of members: of matrix i; of the dense parameters.
   const std::vector<Member>& members() const { return members_; }
-  Index matrices() const { return factored_->size(); }
+  Index factored_matrices() const { return factored_ != nullptr ? factored_->size() : 0; }
+  /// In the order of members.
   std::vector<StateTensor<Real>> matrix_state();
-  std::vector<StateTensor<Real>> dense_state() { return adamw_.state(); }
+  std::vector<StateTensor<Real>> elementwise_state() { return elementwise_optimizer_->state(); }
   /// Payload elements on the replica axis, over the processes of one replica.
-  Index factor_elements() const { return factored_->factor_elements(); }
+  Index factor_elements() const { return factored_ != nullptr ? factored_->factor_elements() : 0; }
   Index dense_elements() const;
-  Index diagnosed_elements() const { return factored_->diagnosed_elements(); }
+  Index diagnosed_elements() const { return factored_ != nullptr ? factored_->diagnosed_elements() : 0; }
 
  private:
   const ParameterInfo& info(Index i) const { return parameters_[static_cast<std::size_t>(i)].info; }
+  void make_matrix_optimizer(Communicator& alone, std::vector<DenseTensor> riders);
   void agree_on_usable_gradients();
+  double learning_rate(Index i, const StepInfo& step) const;
   bool is_usable(Index i) const { return unusable_[i] == 0; }
 
   ProcessMesh* mesh_;
   OptimizerOptions options_;
   std::vector<Member> members_;
   std::vector<Parameter<Real>> parameters_;
-  std::vector<Index> matrices_;  // positions in members_
-  std::vector<Index> dense_;
+  std::vector<Index> matrices_;     // positions in members_
+  std::vector<Index> elementwise_;  // all others
+  std::vector<Index> dense_;        // whose gradients themselves are summed over replicas
   ShardExchange<Real> shards_;
-  AdamW<Real> adamw_;                                   // of dense_
-  std::unique_ptr<FactoredMatrices<Real>> factored_;    // of matrices_, dense_ riding along unless
-  std::optional<FactorExchange<Real>> dense_exchange_;  // they go first, where factors wait
+  std::unique_ptr<ElementwiseOptimizer<Real>> elementwise_optimizer_;
+  std::unique_ptr<MatrixOptimizer<Real>> matrix_optimizer_;  // none where all is elementwise
+  FactoredMatrices<Real>* factored_ = nullptr;  // the same, where it exchanges factors; dense_ ride along
+  std::optional<FactorExchange<Real>> dense_exchange_;  // unless they go by themselves
   Buffer<std::uint8_t> unusable_;                       // by member, agreed
-  std::vector<typename FactoredMatrices<Real>::Piece> pieces_;
+  std::vector<typename MatrixOptimizer<Real>::Piece> pieces_;
 };
 
 }  // namespace lowband

@@ -1,8 +1,7 @@
 #pragma once
 
 #include "collectives/factors/factor_exchange.h"
-#include "optimizers/diagnosis.h"
-#include "optimizers/optimizer.h"
+#include "optimizers/matrix_optimizer.h"
 #include "optimizers/options.h"
 #include "runtime/low_rank.h"
 #include "runtime/random.h"
@@ -42,16 +41,10 @@ struct LayerMatrix {
 ///
 /// Everything but S is equal on all replicas, bit by bit.
 template <class Real>
-class FactoredMatrices {
+class FactoredMatrices : public MatrixOptimizer<Real> {
  public:
-  /// One matrix in one step: the blocks that this process owns.
-  struct Piece {
-    MatrixView<const Real> gradient;  // contiguous
-    MatrixView<Real> weight;
-    bool skipped = false;  // agreed by all processes: no state changes, zeros travel
-  };
-
-  virtual ~FactoredMatrices() = default;
+  using typename MatrixOptimizer<Real>::Piece;
+  using typename MatrixOptimizer<Real>::Outcome;
 
   /// Copies this process's summand of rider k into the exchange; before `exchange`.
   void put_rider(Index k, std::span<const Real> values) { exchange_.put_dense(first_rider_ + k, values); }
@@ -63,22 +56,17 @@ class FactoredMatrices {
   /// Sum over the matrices of |R|^2 = |P R^T|^2, of the last exchange; equal on all processes.
   double sum_of_squares() const;
 
-  /// What `update` did; equal on all processes.
-  struct Outcome {
-    Index dead_columns = 0;
-    Index householder_fallbacks = 0;
-  };
   /// Takes what was sent out of the states, updates right factors and weights. Sends nothing, but for a
   /// diagnosis, where one is wanted (on all processes).
   /// `update_scale` multiplies the gradient that PowerSGD decompressed; Dion's is clipped before its
   /// exchange. Throws: Error, on all processes, when a state is not finite although the gradients are.
   Outcome update(std::span<const Piece> pieces, Real update_scale, const StepInfo& info,
-                 Diagnosis<Real>* diagnosis);
+                 Diagnosis<Real>* diagnosis) override;
 
-  Index size() const { return static_cast<Index>(matrices_.size()); }
+  Index size() const override { return static_cast<Index>(matrices_.size()); }
   /// "<name>.<letter>" of matrix i: the owned block of S ("M" or "e"), rows of Q that belong to the block,
   /// and what else the optimizer keeps.
-  std::vector<StateTensor<Real>> state(Index i);
+  std::vector<StateTensor<Real>> state(Index i) override;
 
   /// Payload elements of one exchange on the replica axis, over the processes of one replica; riders apart.
   Index factor_elements() const;

@@ -19,6 +19,11 @@ void validate(const OptimizerOptions& options) {
   expect_fraction("lambda", options.lambda);
   expect_fraction("adamw_beta1", options.adamw_beta1);
   expect_fraction("adamw_beta2", options.adamw_beta2);
+  expect_fraction("sgd_momentum", options.sgd_momentum);
+  expect_fraction("lion_beta1", options.lion_beta1);
+  expect_fraction("lion_beta2", options.lion_beta2);
+  LB_EXPECTS(!options.sgd_nesterov || options.sgd_momentum > 0,
+             "optimizer.sgd_nesterov: found true with sgd_momentum 0, expected a positive momentum");
   LB_EXPECTS(options.adamw_epsilon > 0 && std::isfinite(options.adamw_epsilon),
              "optimizer.adamw_epsilon: found ", options.adamw_epsilon, ", expected a positive number");
   LB_EXPECTS(options.weight_decay >= 0 && std::isfinite(options.weight_decay),

@@ -7,11 +7,12 @@
 
 namespace lowband {
 
-enum class OptimizerKind : std::uint8_t {
-  kDion,      // Dion for the layer matrices, AdamW for the rest
-  kPowerSgd,  // PowerSGD for the layer matrices, AdamW for the rest
-  kAdamW,     // AdamW for everything
-};
+/// What updates the layer matrices. Everything else (embedding, head, norm gains) is updated by an
+/// elementwise optimizer.
+enum class OptimizerKind : std::uint8_t { kDion, kPowerSgd, kAdamW, kSgd, kLion };
+
+/// What updates parameters element by element.
+enum class ElementwiseKind : std::uint8_t { kAdamW, kSgd, kLion };
 
 /// What a replica keeps of what it did not send: Dion's momentum B_i - (1 - mu) P R^T, PowerSGD's error
 /// B_i - P R^T, with
@@ -33,9 +34,15 @@ struct OptimizerOptions {
   double lambda = 0.9;  // momentum of PowerSGD, after decompression
   Residual residual = Residual::kLocal;
   double weight_decay = 0.01;  // decoupled, of every parameter but norm gains
+  /// Of what is not a layer matrix, beside an optimizer of matrices; an elementwise `kind` takes everything.
+  ElementwiseKind scalar_optimizer = ElementwiseKind::kAdamW;
   double adamw_beta1 = 0.9;
   double adamw_beta2 = 0.95;
   double adamw_epsilon = 1e-8;
+  double sgd_momentum = 0.9;
+  bool sgd_nesterov = false;
+  double lion_beta1 = 0.9;
+  double lion_beta2 = 0.99;
   double clip_norm = 1.0;  // 0: gradients are not clipped; their norm is reported all the same
   NormEstimator clip_estimator = NormEstimator::kSketch;
   ExchangeChoice exchange = ExchangeChoice::kFactors;
@@ -48,6 +55,28 @@ struct OptimizerOptions {
   Index bucket_elements = Index{8} << 20;
   std::uint64_t seed = 0;
 };
+
+/// Whether layer matrices are exchanged by their factors, and have factor ranks.
+constexpr bool exchanges_factors(OptimizerKind kind) {
+  return kind == OptimizerKind::kDion || kind == OptimizerKind::kPowerSgd;
+}
+
+/// Whether layer matrices are updated as matrices, otherwise element by element like everything else.
+constexpr bool has_matrix_optimizer(OptimizerKind kind) { return exchanges_factors(kind); }
+
+/// What updates everything that is not a layer matrix; nothing else where `kind` is elementwise.
+constexpr ElementwiseKind elementwise_kind(const OptimizerOptions& options) {
+  switch (options.kind) {
+    case OptimizerKind::kAdamW:
+      return ElementwiseKind::kAdamW;
+    case OptimizerKind::kSgd:
+      return ElementwiseKind::kSgd;
+    case OptimizerKind::kLion:
+      return ElementwiseKind::kLion;
+    default:
+      return options.scalar_optimizer;
+  }
+}
 
 /// Throws: InvalidArgument naming the field, the value found and the values expected.
 void validate(const OptimizerOptions& options);

@@ -16,7 +16,7 @@ template <class Real>
 auto ShardedOptimizer<Real>::factor_ranks(std::span<const Parameter<Real>> parameters,
                                           const RankProfile& profile, OptimizerKind kind) -> Ranks {
   Ranks ranks(parameters.size());
-  if (kind == OptimizerKind::kAdamW) return ranks;
+  if (!exchanges_factors(kind)) return ranks;
   LB_EXPECTS(profile.matrices.size() == profile.factor_ranks.size(), "rank profile ", profile.name,
              ": found ", profile.factor_ranks.size(), " ranks for ", profile.matrices.size(), " matrices");
   std::map<std::string, Index> rank_of;
@@ -72,7 +72,10 @@ void ShardedOptimizer<Real>::make_buckets(const Ranks& ranks) {
   std::vector<Member> members;
   Index elements = 0;
   for (Index i = static_cast<Index>(parameters_.size()) - 1; i >= 0; --i) {
-    members.push_back({.parameter = i, .factor_rank = ranks[at(i)]});
+    members.push_back(
+        {.parameter = i,
+         .is_matrix = has_matrix_optimizer(options_.kind) && is_layer_matrix(parameters_[at(i)].info.role),
+         .factor_rank = ranks[at(i)]});
     stage_of_[at(i)] = static_cast<Index>(stages_.size());
     elements += parameters_[at(i)].info.elements();
     if (i > 0 && !(options_.overlap && elements >= options_.bucket_elements)) continue;
@@ -189,7 +192,7 @@ void ShardedOptimizer<Real>::diagnose(StepReport& report, Diagnosis<Real>& diagn
   const std::vector<MatrixDiagnostics> found = diagnosis.finish();
   auto next = found.begin();
   for (const Stage& stage : stages_) {
-    const auto end = next + stage.bucket->matrices();
+    const auto end = next + stage.bucket->factored_matrices();
     report.diagnostics.insert(report.diagnostics.begin(), next, end);
     next = end;
   }
@@ -229,7 +232,7 @@ std::vector<StateTensor<Real>> ShardedOptimizer<Real>::state() {
   for (const bool matrices : {true, false}) {
     for (auto stage = stages_.rbegin(); stage != stages_.rend(); ++stage) {
       for (StateTensor<Real>& tensor :
-           matrices ? stage->bucket->matrix_state() : stage->bucket->dense_state())
+           matrices ? stage->bucket->matrix_state() : stage->bucket->elementwise_state())
         tensors.push_back(std::move(tensor));
     }
   }

@@ -13,15 +13,15 @@
 
 namespace lowband {
 
-/// The optimizer of a training run: Dion or PowerSGD for the layer matrices, AdamW for everything else (or
-/// for everything), states cut over the shard and tensor axes.
+/// The optimizer of a training run: a matrix optimizer for the layer matrices and an elementwise one for
+/// everything else, or an elementwise one for everything; states cut over the shard and tensor axes.
 ///
 /// Parameters are exchanged in buckets. Each bucket:
 ///   1. shard axis: gradients are summed into the pieces that each process owns
 ///   2. all processes agree which parameters have unusable gradients; those are left alone, states included
 ///   3. replica axis: dense gradients are summed, and factors exchanged in the same groups
 ///   4. the norm of the gradient of all buckets is formed, and the factor that clips it
-///   5. AdamW updates the dense pieces, Dion or PowerSGD the matrix pieces
+///   5. elementwise pieces are updated, then matrices
 ///   6. shard axis: updated weights are gathered
 /// Dion clips what it accumulates: where clip_norm > 0 its factors are exchanged between 4 and 5.
 ///
@@ -40,7 +40,7 @@ namespace lowband {
 template <class Real>
 class ShardedOptimizer final : public Optimizer<Real> {
  public:
-  /// `profile` gives the factor rank of every layer matrix for Dion and PowerSGD; it is not read for AdamW.
+  /// `profile` gives the factor rank of every layer matrix for Dion and PowerSGD; it is not read for others.
   ///
   /// Collective, as `step`: all processes of the mesh; equal options, profile and parameters apart from
   /// memory. Throws: InvalidArgument for an option out of range, a layer matrix without a rank, a rank that
@@ -52,9 +52,8 @@ class ShardedOptimizer final : public Optimizer<Real> {
   /// Throws: InvalidArgument for a parameter that is not there or was announced before in this step.
   void gradient_ready(Index parameter) override;
   StepReport step(const StepInfo& info) override;
-  /// Of Dion ("<name>.M", "<name>.Q") or PowerSGD ("<name>.e", "<name>.Q", "<name>.u"), then of AdamW
-  /// ("<name>.m", "<name>.v", "<name>.t"), whatever the buckets. Every process has every name; M and e differ
-  /// between replicas, and pieces may be empty.
+  /// Of matrices, then of everything else, in the letters of each optimizer, whatever the buckets. Every
+  /// process has every name; M of Dion and e of PowerSGD differ between replicas, and pieces may be empty.
   std::vector<StateTensor<Real>> state() override;
   Index planned_factor_bytes() const override;
   Index planned_dense_bytes() const override;

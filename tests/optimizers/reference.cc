@@ -179,4 +179,17 @@ void ReferenceAdamW::step(const Dense& gradient, double learning_rate) {
   }
 }
 
+void ReferenceSgd::step(const Dense& gradient, double learning_rate) {
+  v = mu * v + gradient;
+  W = (1 - learning_rate * weight_decay) * W - learning_rate * (nesterov ? gradient + mu * v : v);
+}
+
+void ReferenceLion::step(const Dense& gradient, double learning_rate) {
+  const Dense u = beta1 * m + (1 - beta1) * gradient;
+  m = beta2 * m + (1 - beta2) * gradient;
+  W = (1 - learning_rate * weight_decay) * W;
+  for (std::size_t k = 0; k < W.a.size(); ++k)
+    W.a[k] -= learning_rate * static_cast<double>((u.a[k] > 0) - (u.a[k] < 0));
+}
+
 }  // namespace lowband::test

@@ -87,4 +87,23 @@ struct ReferenceAdamW {
   int t = 0;
 };
 
+/// algorithms.md 2.1
+struct ReferenceSgd {
+  explicit ReferenceSgd(Dense weight) : W(weight), v(weight.rows, weight.cols) {}
+  void step(const Dense& gradient, double learning_rate);
+
+  double mu = 0.9, weight_decay = 0;
+  bool nesterov = false;
+  Dense W, v;
+};
+
+/// algorithms.md 2.3
+struct ReferenceLion {
+  explicit ReferenceLion(Dense weight) : W(weight), m(weight.rows, weight.cols) {}
+  void step(const Dense& gradient, double learning_rate);
+
+  double beta1 = 0.9, beta2 = 0.99, weight_decay = 0;
+  Dense W, m;
+};
+
 }  // namespace lowband::test

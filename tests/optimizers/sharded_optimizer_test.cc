@@ -1,4 +1,4 @@
-// AdamW, clipping, options and checkpoints of the whole optimizer.
+// Clipping, options and parameters of the whole optimizer.
 
 #include "collectives/local/local_world.h"
 #include "world_run.h"
@@ -41,46 +41,6 @@ std::string message_of(const std::function<void()>& action) {
 }
 
 const MeshShape kMeshes[] = {{1, 1, 1}, {1, 1, 2}, {1, 2, 1}, {2, 1, 1}, {2, 2, 2}, {1, 3, 1}, {3, 1, 1}};
-
-class AdamWOn : public testing::TestWithParam<MeshShape> {};
-
-TEST_P(AdamWOn, EqualsTheReference) {
-  RunPlan plan = plan_for(GetParam(), OptimizerKind::kAdamW);
-  plan.steps = 10;
-  const auto exact = run<double>(plan);
-  const auto rounded = run<float>(plan);
-  for (const TestParameter& parameter : plan.parameters) {
-    ReferenceAdamW reference(initial_weight(parameter.info));
-    reference.weight_decay = parameter.info.role == Role::kNorm ? 0 : plan.options.weight_decay;
-    for (Index step = 0; step < plan.steps; ++step) {
-      reference.step(gradient_of(plan.gradient, parameter.info, step, 0, plan.shares), plan.learning_rate);
-      const auto s = static_cast<std::size_t>(step);
-      EXPECT_LE(largest(exact[s].weights.at(parameter.info.name) - reference.W), 1e-12)
-          << parameter.info.name;
-      // 0.02 per step, each accurate to some ulps of a ratio of moments
-      EXPECT_LE(largest(rounded[s].weights.at(parameter.info.name) - reference.W), 2e-6)
-          << parameter.info.name;
-    }
-  }
-  EXPECT_EQ(exact[0].planned_factor_bytes, 0);
-  EXPECT_EQ(exact[0].factor_bytes, 0);
-  EXPECT_EQ(exact[0].dense_bytes, exact[0].planned_dense_bytes);
-}
-
-INSTANTIATE_TEST_SUITE_P(Meshes, AdamWOn, testing::ValuesIn(kMeshes));
-
-TEST(AdamW, FirstStepMovesEveryEntryByTheLearningRate) {
-  RunPlan plan = plan_for({1, 1, 1}, OptimizerKind::kAdamW);
-  plan.options.weight_decay = 0;
-  plan.options.adamw_epsilon = 1e-30;
-  plan.scalar_learning_rate = 0.005;
-  const auto snapshots = run<double>(plan);
-  for (const TestParameter& parameter : plan.parameters) {
-    const Dense moved = snapshots[0].weights.at(parameter.info.name) - initial_weight(parameter.info);
-    const double rate = is_layer_matrix(parameter.info.role) ? plan.learning_rate : plan.scalar_learning_rate;
-    for (const double step : moved.a) EXPECT_NEAR(std::abs(step), rate, 1e-14);
-  }
-}
 
 class ClippingOn : public testing::TestWithParam<MeshShape> {};
 
@@ -169,6 +129,17 @@ TEST(Options, AreCheckedFieldByField) {
             "optimizer.adamw_beta1: found nan, expected 0 <= adamw_beta1 < 1");
   EXPECT_EQ(message([](OptimizerOptions& o) { o.adamw_beta2 = 1.5; }),
             "optimizer.adamw_beta2: found 1.5, expected 0 <= adamw_beta2 < 1");
+  EXPECT_EQ(message([](OptimizerOptions& o) { o.sgd_momentum = 1; }),
+            "optimizer.sgd_momentum: found 1, expected 0 <= sgd_momentum < 1");
+  EXPECT_EQ(message([](OptimizerOptions& o) {
+              o.sgd_momentum = 0;
+              o.sgd_nesterov = true;
+            }),
+            "optimizer.sgd_nesterov: found true with sgd_momentum 0, expected a positive momentum");
+  EXPECT_EQ(message([](OptimizerOptions& o) { o.lion_beta1 = -1; }),
+            "optimizer.lion_beta1: found -1, expected 0 <= lion_beta1 < 1");
+  EXPECT_EQ(message([](OptimizerOptions& o) { o.lion_beta2 = 1; }),
+            "optimizer.lion_beta2: found 1, expected 0 <= lion_beta2 < 1");
   EXPECT_EQ(message([](OptimizerOptions& o) { o.adamw_epsilon = 0; }),
             "optimizer.adamw_epsilon: found 0, expected a positive number");
   EXPECT_EQ(message([](OptimizerOptions& o) { o.weight_decay = -1; }),
@@ -202,78 +173,6 @@ TEST(Parameters, MayBeNone) {
     EXPECT_EQ(optimizer.planned_factor_bytes() + optimizer.planned_dense_bytes(), 0);
     EXPECT_TRUE(optimizer.state().empty());
   });
-}
-
-// Two optimizers on one gradient sequence; the second takes over weights and state of the first half way.
-TEST(State, ContinuesBitByBit) {
-  for (const OptimizerKind kind : {OptimizerKind::kDion, OptimizerKind::kPowerSgd, OptimizerKind::kAdamW}) {
-    run_world(8, [&](Communicator& world) {
-      ProcessMesh mesh(world, {2, 2, 2});
-      const std::vector<TestParameter> tests = assorted_parameters();
-      RankProfile profile{.name = "test", .matrices = {}, .factor_ranks = {}};
-      for (const TestParameter& test : tests) {
-        if (test.factor_rank == 0) continue;
-        profile.matrices.push_back(test.info);
-        profile.factor_ranks.push_back(test.factor_rank);
-      }
-      struct Model {
-        std::vector<Buffer<float>> storage;
-        std::vector<Parameter<float>> parameters;
-      };
-      const auto make_model = [&](float weight) {
-        Model model;
-        for (const TestParameter& test : tests) {
-          const MatrixLayout layout(test.info.rows, test.info.cols, test.info.cut, 2, 2);
-          const Index rows = layout.tensor_rows(mesh.position().tensor).size();
-          const Index cols = layout.tensor_cols(mesh.position().tensor).size();
-          model.storage.emplace_back(2 * rows * cols);
-          model.parameters.push_back({test.info, model.storage.back().matrix(0, rows, cols),
-                                      model.storage.back().matrix(rows * cols, rows, cols)});
-          std::ranges::fill(model.parameters.back().weight.flat(), weight);
-        }
-        return model;
-      };
-      const auto set_gradients = [&](Model& model, Index step) {
-        for (Parameter<float>& parameter : model.parameters) {
-          for (Index i = 0; i < parameter.gradient.rows; ++i) {
-            for (Index j = 0; j < parameter.gradient.cols; ++j)
-              parameter.gradient(i, j) =
-                  static_cast<float>(noisy_gradient(parameter.info, step, world.process() / 2, i, j));
-          }
-        }
-      };
-      const auto step_of = [](Index step) {
-        return StepInfo{.step = step, .learning_rate = 0.02, .scalar_learning_rate = 0.01};
-      };
-
-      Model first = make_model(0.5f);
-      ShardedOptimizer<float> uninterrupted(mesh, first.parameters, profile, {.kind = kind});
-      for (Index step = 0; step < 3; ++step) {
-        set_gradients(first, step);
-        uninterrupted.step(step_of(step));
-      }
-      Model second = make_model(-1.0f);
-      ShardedOptimizer<float> resumed(mesh, second.parameters, profile, {.kind = kind});
-      const auto from = uninterrupted.state();
-      const auto to = resumed.state();
-      ASSERT_EQ(from.size(), to.size());
-      for (std::size_t i = 0; i < from.size(); ++i) {
-        ASSERT_EQ(from[i].name, to[i].name);
-        std::ranges::copy(from[i].value.flat(), to[i].value.flat().begin());
-      }
-      for (std::size_t i = 0; i < tests.size(); ++i)
-        std::ranges::copy(first.parameters[i].weight.flat(), second.parameters[i].weight.flat().begin());
-      for (Index step = 3; step < 6; ++step) {
-        set_gradients(first, step);
-        uninterrupted.step(step_of(step));
-        set_gradients(second, step);
-        resumed.step(step_of(step));
-      }
-      for (std::size_t i = 0; i < tests.size(); ++i)
-        EXPECT_TRUE(std::ranges::equal(first.parameters[i].weight.flat(), second.parameters[i].weight.flat()))
-            << tests[i].info.name;
-    });
-  }
 }
 
 }  // namespace

@@ -89,7 +89,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{{2, 2, 1},
                          {"optimizer.exchange=AUTO", "profile.rank=12", "optimizer.wire=BF16",
                           "optimizer.overlap=true", "optimizer.bucket_mib=0.01"}},
-                    Case{{2, 2, 2}, {"optimizer={kind: ADAMW learning_rate: 0.01}"}}));
+                    Case{{2, 2, 2}, {"optimizer={kind: ADAMW learning_rate: 0.01}"}},
+                    Case{{2, 2, 1}, {"optimizer={kind: LION learning_rate: 0.001}"}}));
 
 TEST(BytePlan, AmortisesWhatIsSentNowAndThen) {
   const ScratchDirectory scratch;

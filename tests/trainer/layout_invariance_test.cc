@@ -45,6 +45,7 @@ Trajectory train_on(const MeshShape& mesh, const std::vector<std::string>& setti
   RunConfig config = small_run(scratch.path(), mesh);
   config.set_precision(std::is_same_v<Real, double> ? RunConfig::F64 : RunConfig::F32);
   for (const std::string& setting : settings) apply_override(config, setting);
+  if (!has_factor_ranks(config)) config.clear_profile();
   Trajectory trajectory;
   std::mutex mutex;
   run_world(mesh.processes(), [&](Communicator& world) {
@@ -127,6 +128,15 @@ INSTANTIATE_TEST_SUITE_P(PowerSgd, LayoutInvariance,
                                          Case{{1, 3, 1}, {kPowerSgd}}, Case{{1, 1, 3}, {kPowerSgd}},
                                          Case{{2, 2, 2}, {kPowerSgd}},
                                          Case{{2, 1, 2}, {kPowerSgd, "optimizer.residual=AGGREGATED"}}),
+                         case_name);
+
+const std::string kSgd = "optimizer={kind: SGD learning_rate: 0.5}";
+const std::string kLion = "optimizer={kind: LION learning_rate: 0.004}";
+INSTANTIATE_TEST_SUITE_P(Elementwise, LayoutInvariance,
+                         testing::Values(Case{{2, 2, 2}, {kSgd, "optimizer.sgd_nesterov=true"}},
+                                         Case{{1, 3, 1}, {kSgd}}, Case{{2, 2, 2}, {kLion}},
+                                         Case{{3, 1, 1}, {kLion, "optimizer.lion_beta2=0.95"}},
+                                         Case{{2, 1, 2}, {"optimizer.scalar_optimizer=LION"}}),
                          case_name);
 
 // Rank 12 lies above 10.9, break-even of q, k, v and o (24 x 20), and below 12.7, that of gate, up and down

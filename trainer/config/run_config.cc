@@ -35,8 +35,26 @@ OptimizerKind optimizer_kind(RunConfig::Optimizer::Kind kind) {
       return OptimizerKind::kAdamW;
     case RunConfig::Optimizer::POWERSGD:
       return OptimizerKind::kPowerSgd;
+    case RunConfig::Optimizer::SGD:
+      return OptimizerKind::kSgd;
+    case RunConfig::Optimizer::LION:
+      return OptimizerKind::kLion;
   }
   throw InvalidArgument(cat("optimizer.kind: found ", static_cast<int>(kind)));
+}
+
+ElementwiseKind scalar_optimizer(RunConfig::Optimizer::Kind kind) {
+  switch (kind) {
+    case RunConfig::Optimizer::ADAMW:
+      return ElementwiseKind::kAdamW;
+    case RunConfig::Optimizer::SGD:
+      return ElementwiseKind::kSgd;
+    case RunConfig::Optimizer::LION:
+      return ElementwiseKind::kLion;
+    default:
+      throw InvalidArgument(cat("optimizer.scalar_optimizer: found ", RunConfig::Optimizer::Kind_Name(kind),
+                                ", expected ADAMW, LION or SGD"));
+  }
 }
 
 ExchangeChoice exchange_choice(RunConfig::Optimizer::Exchange exchange) {
@@ -72,9 +90,14 @@ OptimizerOptions optimizer_options(const RunConfig& config) {
       .lambda = optimizer.powersgd_momentum(),
       .residual = optimizer.residual() == Optimizer::AGGREGATED ? Residual::kAggregated : Residual::kLocal,
       .weight_decay = optimizer.weight_decay(),
+      .scalar_optimizer = scalar_optimizer(optimizer.scalar_optimizer()),
       .adamw_beta1 = optimizer.adamw_beta1(),
       .adamw_beta2 = optimizer.adamw_beta2(),
       .adamw_epsilon = optimizer.adamw_epsilon(),
+      .sgd_momentum = optimizer.sgd_momentum(),
+      .sgd_nesterov = optimizer.sgd_nesterov(),
+      .lion_beta1 = optimizer.lion_beta1(),
+      .lion_beta2 = optimizer.lion_beta2(),
       .clip_norm = optimizer.clip_norm(),
       .clip_estimator = optimizer.clip_estimator() == Optimizer::TRUE_NORM ? NormEstimator::kTrueNorm
                                                                            : NormEstimator::kSketch,
@@ -86,7 +109,7 @@ OptimizerOptions optimizer_options(const RunConfig& config) {
 }
 
 bool has_factor_ranks(const RunConfig& config) {
-  return config.optimizer().kind() != RunConfig::Optimizer::ADAMW;
+  return exchanges_factors(optimizer_kind(config.optimizer().kind()));
 }
 
 ReplicaTraffic replica_traffic(const RunConfig& config) {
@@ -184,9 +207,9 @@ RankProfile rank_profile(const RunConfig::Profile& profile, const ModelConfig& m
 }
 
 RankProfile rank_profile(const RunConfig& config, std::span<const ParameterInfo> parameters) {
-  LB_EXPECTS(has_factor_ranks(config),
-             "optimizer.kind: found ADAMW, expected DION or POWERSGD: only low-rank "
-             "exchange has factor ranks");
+  LB_EXPECTS(has_factor_ranks(config), "optimizer.kind: found ",
+             RunConfig::Optimizer::Kind_Name(config.optimizer().kind()),
+             ", expected DION or POWERSGD: only low-rank exchange has factor ranks");
   return rank_profile(config.profile(), model_config(config), parameters);
 }
 

@@ -107,6 +107,29 @@ void validate_batch(const RunConfig& config) {
       ", expected a multiple of mesh.replica x mesh.shard x batch.sequences_per_micro_batch = ", divisor);
 }
 
+/// Fields of elementwise optimizers that update nothing in this run.
+void validate_elementwise(const RunConfig::Optimizer& optimizer, const OptimizerOptions& options) {
+  using Optimizer = RunConfig::Optimizer;
+  const std::string with_kind = "with optimizer.kind " + Optimizer::Kind_Name(optimizer.kind());
+  if (!has_matrix_optimizer(options.kind))
+    expect_unset("optimizer.scalar_optimizer", optimizer.has_scalar_optimizer(), with_kind);
+  const ElementwiseKind used = elementwise_kind(options);
+  const std::string reason =
+      has_matrix_optimizer(options.kind)
+          ? "with optimizer.scalar_optimizer " + Optimizer::Kind_Name(optimizer.scalar_optimizer())
+          : with_kind;
+  const auto check_owner = [&](const char* name, bool set, ElementwiseKind owner) {
+    if (used != owner) expect_unset(std::string("optimizer.") + name, set, reason);
+  };
+  check_owner("adamw_beta1", optimizer.has_adamw_beta1(), ElementwiseKind::kAdamW);
+  check_owner("adamw_beta2", optimizer.has_adamw_beta2(), ElementwiseKind::kAdamW);
+  check_owner("adamw_epsilon", optimizer.has_adamw_epsilon(), ElementwiseKind::kAdamW);
+  check_owner("sgd_momentum", optimizer.has_sgd_momentum(), ElementwiseKind::kSgd);
+  check_owner("sgd_nesterov", optimizer.has_sgd_nesterov(), ElementwiseKind::kSgd);
+  check_owner("lion_beta1", optimizer.has_lion_beta1(), ElementwiseKind::kLion);
+  check_owner("lion_beta2", optimizer.has_lion_beta2(), ElementwiseKind::kLion);
+}
+
 void validate_optimizer(const RunConfig& config) {
   using Optimizer = RunConfig::Optimizer;
   const Optimizer& optimizer = config.optimizer();
@@ -119,7 +142,9 @@ void validate_optimizer(const RunConfig& config) {
   LB_EXPECTS(optimizer.powersgd_momentum() >= 0 && optimizer.powersgd_momentum() < 1,
              "optimizer.powersgd_momentum: found ", optimizer.powersgd_momentum(),
              ", expected 0 <= value < 1");
-  validate(optimizer_options(config));
+  const OptimizerOptions options = optimizer_options(config);
+  validate(options);
+  validate_elementwise(optimizer, options);
 
   const std::string with_kind = "with optimizer.kind " + Optimizer::Kind_Name(optimizer.kind());
   if (optimizer.kind() != Optimizer::DION) {

@@ -123,6 +123,28 @@ BadRun adamw_run(const char* assignment, const char* error) {
 }
 
 INSTANTIATE_TEST_SUITE_P(
+    Elementwise, Refused,
+    testing::Values(
+        adamw_run("optimizer.scalar_optimizer=LION",
+                  "optimizer.scalar_optimizer: found a value, expected none with optimizer.kind ADAMW"),
+        adamw_run("optimizer.sgd_momentum=0.5",
+                  "optimizer.sgd_momentum: found a value, expected none with optimizer.kind ADAMW"),
+        BadRun{{"optimizer.scalar_optimizer=POWERSGD"},
+               "optimizer.scalar_optimizer: found POWERSGD, expected ADAMW, LION or SGD"},
+        BadRun{{"optimizer.scalar_optimizer=LION", "optimizer.adamw_beta1=0.9"},
+               "optimizer.adamw_beta1: found a value, expected none with optimizer.scalar_optimizer LION"},
+        BadRun{{"optimizer.lion_beta1=0.9"},
+               "optimizer.lion_beta1: found a value, expected none with optimizer.scalar_optimizer ADAMW"},
+        BadRun{{"optimizer={kind: SGD learning_rate: 0.1}", "optimizer.lion_beta2=0.9"},
+               "optimizer.lion_beta2: found a value, expected none with optimizer.kind SGD"},
+        BadRun{{"optimizer={kind: SGD learning_rate: 0.1}", "optimizer.sgd_momentum=1"},
+               "optimizer.sgd_momentum: found 1, expected 0 <= sgd_momentum < 1"},
+        BadRun{{"optimizer.scalar_optimizer=SGD", "optimizer.sgd_momentum=0", "optimizer.sgd_nesterov=true"},
+               "optimizer.sgd_nesterov: found true with sgd_momentum 0, expected a positive momentum"},
+        BadRun{{"optimizer={kind: LION learning_rate: 0.1}", "optimizer.lion_beta2=2"},
+               "optimizer.lion_beta2: found 2, expected 0 <= lion_beta2 < 1"}));
+
+INSTANTIATE_TEST_SUITE_P(
     Exchange, Refused,
     testing::Values(
         adamw_run("optimizer.exchange=FACTORS",

@@ -1,0 +1,46 @@
+#pragma once
+
+#include "optimizers/diagnosis.h"
+#include "optimizers/optimizer.h"
+#include "runtime/tensor.h"
+
+#include <span>
+#include <vector>
+
+namespace lowband {
+
+/// Updates layer matrices, each as a whole although every process owns a block of it.
+///
+/// Collective, every function but `state` and `size`: all processes of the mesh, equal arguments apart from
+/// memory.
+template <class Real>
+class MatrixOptimizer {
+ public:
+  /// One matrix in one step: the blocks that this process owns.
+  struct Piece {
+    MatrixView<const Real> gradient;  // contiguous
+    MatrixView<Real> weight;
+    bool skipped = false;  // agreed by all processes: no state changes, zeros travel
+  };
+
+  MatrixOptimizer() = default;
+  MatrixOptimizer(const MatrixOptimizer&) = delete;
+  MatrixOptimizer& operator=(const MatrixOptimizer&) = delete;
+  virtual ~MatrixOptimizer() = default;
+
+  /// What `update` did; equal on all processes.
+  struct Outcome {
+    Index dead_columns = 0;
+    Index householder_fallbacks = 0;
+  };
+  /// New states and weights. `scale` multiplies the gradients, where they are sums over the processes that
+  /// share the data, and what was decompressed where matrices are exchanged by their factors.
+  virtual Outcome update(std::span<const Piece> pieces, Real scale, const StepInfo& info,
+                         Diagnosis<Real>* diagnosis) = 0;
+
+  virtual Index size() const = 0;
+  /// "<name>.<letter>" of matrix i, in the paper's letters.
+  virtual std::vector<StateTensor<Real>> state(Index i) = 0;
+};
+
+}  // namespace lowband
