@@ -31,6 +31,9 @@ class Bucket {
   Bucket(ProcessMesh& mesh, Communicator& alone, std::span<const Parameter<Real>> parameters,
          std::vector<Member> members, const OptimizerOptions& options);
 
+  /// The memory of member i from now on; not between exchange_gradients and gather_weights.
+  void rebind(Index i, Real* weight, Real* gradient) { shards_.rebind(i, weight, gradient); }
+
   /// Whether exchange_gradients leaves the factors to exchange_factors: Dion clips what it accumulates, and
   /// the norm that decides is that of all buckets.
   static bool factors_wait(const OptimizerOptions& options) {

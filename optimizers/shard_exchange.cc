@@ -64,6 +64,13 @@ void ShardExchange<Real>::place_pieces() {
 }
 
 template <class Real>
+void ShardExchange<Real>::rebind(Index i, Real* weight, Real* gradient) {
+  parameters_[at(i)].weight.data = weight;
+  parameters_[at(i)].gradient.data = gradient;
+  if (mesh_->shape().shard == 1) gradients_[at(i)] = piece(i, parameters_[at(i)].gradient, 0);
+}
+
+template <class Real>
 MatrixLayout ShardExchange<Real>::layout(Index i) const {
   const ParameterInfo& info = parameters_[at(i)].info;
   return MatrixLayout(info.rows, info.cols, info.cut, mesh_->shape().tensor, mesh_->shape().shard);

@@ -25,6 +25,9 @@ class ShardExchange {
   /// Throws: InvalidArgument when a weight or gradient is not the contiguous tensor piece of its parameter.
   ShardExchange(ProcessMesh& mesh, std::vector<Parameter<Real>> parameters, std::vector<bool> is_matrix);
 
+  /// The memory of parameter i from now on, of the same shape. Not while its exchange runs.
+  void rebind(Index i, Real* weight, Real* gradient);
+
   /// gradient(i) <- sum over shards.  Purpose: gradient.
   void reduce_gradients();
   /// Every shard's piece of every weight, to all.  Purpose: weight.

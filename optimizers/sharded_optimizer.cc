@@ -90,11 +90,26 @@ void ShardedOptimizer<Real>::make_buckets(const Ranks& ranks) {
 }
 
 template <class Real>
-void ShardedOptimizer<Real>::gradient_ready(Index parameter) {
-  LB_EXPECTS(parameter >= 0 && parameter < static_cast<Index>(parameters_.size()), "gradient_ready: found ",
+void ShardedOptimizer<Real>::expect_unannounced(std::string_view call, Index parameter) const {
+  LB_EXPECTS(parameter >= 0 && parameter < static_cast<Index>(parameters_.size()), call, ": found ",
              parameter, ", expected a parameter of 0 .. ", static_cast<Index>(parameters_.size()) - 1);
-  LB_EXPECTS(!announced_[at(parameter)], "gradient_ready: found ", parameters_[at(parameter)].info.name,
-             " again, expected it once in a step");
+  LB_EXPECTS(!announced_[at(parameter)], call, ": found ", parameters_[at(parameter)].info.name,
+             " after it was announced, expected it before, once in a step");
+}
+
+template <class Real>
+void ShardedOptimizer<Real>::rebind(Index parameter, Real* weight, Real* gradient) {
+  expect_unannounced("rebind", parameter);
+  parameters_[at(parameter)].weight.data = weight;
+  parameters_[at(parameter)].gradient.data = gradient;
+  Bucket<Real>& bucket = *stages_[at(stage_of_[at(parameter)])].bucket;
+  const auto member = std::ranges::find(bucket.members(), parameter, &Member::parameter);
+  bucket.rebind(member - bucket.members().begin(), weight, gradient);
+}
+
+template <class Real>
+void ShardedOptimizer<Real>::gradient_ready(Index parameter) {
+  expect_unannounced("gradient_ready", parameter);
   announced_[at(parameter)] = true;
   --stages_[at(stage_of_[at(parameter)])].missing;
   if (thread_) start_announced();

@@ -49,6 +49,9 @@ class ShardedOptimizer final : public Optimizer<Real> {
   ShardedOptimizer(ProcessMesh& mesh, std::span<Parameter<Real>> parameters, const RankProfile& profile,
                    const OptimizerOptions& options);
 
+  /// The memory of a parameter from now on: contiguous, of the same shape.
+  /// Throws: InvalidArgument for a parameter that is not there or has been announced in this step.
+  void rebind(Index parameter, Real* weight, Real* gradient);
   /// Throws: InvalidArgument for a parameter that is not there or was announced before in this step.
   void gradient_ready(Index parameter) override;
   StepReport step(const StepInfo& info) override;
@@ -74,6 +77,7 @@ class ShardedOptimizer final : public Optimizer<Real> {
   void make_buckets(const Ranks& ranks);
   ProcessMesh& exchange_mesh() { return own_mesh_ ? *own_mesh_ : *mesh_; }
 
+  void expect_unannounced(std::string_view call, Index parameter) const;
   void start(Stage& stage, std::string_view what, std::function<void()> exchange);
   void start_announced();
   void wait_for(const Stage& stage);

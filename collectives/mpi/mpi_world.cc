@@ -237,9 +237,16 @@ std::string mpi_version() {
 MpiWorld::MpiWorld(std::chrono::milliseconds deadline)
     : deadline_(deadline), exceptions_in_flight_(std::uncaught_exceptions()) {
   int provided = 0;
+  int already = 0;
+  check(MPI_Initialized(&already), "MPI_Initialized");
+  initialised_here_ = already == 0;
   // Messages between two processes take as long as with MPI_THREAD_SERIALIZED (Open MPI 4.1.4, 8 bytes to
   // 64 KiB).
-  check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
+  if (initialised_here_) {
+    check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
+  } else {
+    check(MPI_Query_thread(&provided), "MPI_Query_thread");
+  }
   if (provided < MPI_THREAD_MULTIPLE) {
     throw MpiError(cat("MPI_Init_thread: found thread level ", provided, ", expected MPI_THREAD_MULTIPLE, ",
                        MPI_THREAD_MULTIPLE));
@@ -248,7 +255,7 @@ MpiWorld::MpiWorld(std::chrono::milliseconds deadline)
 }
 
 MpiWorld::~MpiWorld() {
-  if (std::uncaught_exceptions() == exceptions_in_flight_) MPI_Finalize();
+  if (initialised_here_ && std::uncaught_exceptions() == exceptions_in_flight_) MPI_Finalize();
 }
 
 std::unique_ptr<Communicator> MpiWorld::world() const {

@@ -20,10 +20,10 @@ bool launched_by_mpi();
 
 /// MPI for the life of this object, at most one per program; made by every process of the job.
 ///
-/// An MPI job is a fail-stop unit: after a failure the program says why and calls `abort`. The destructor
-/// shuts MPI down when no exception is in flight, and otherwise leaves it to the launcher to end the job.
-/// Threads: different communicators may be used by different threads at once.
-/// Throws: MpiError, also when MPI is not built in.
+/// A program that has initialised MPI itself, with MPI_THREAD_MULTIPLE, also shuts it down itself. An MPI job
+/// is a fail-stop unit: after a failure the program says why and calls `abort`. The destructor shuts MPI down
+/// when no exception is in flight, and otherwise leaves it to the launcher to end the job. Threads: different
+/// communicators may be used by different threads at once. Throws: MpiError, also when MPI is not built in.
 class MpiWorld {
  public:
   explicit MpiWorld(std::chrono::milliseconds deadline = std::chrono::seconds(20));
@@ -41,6 +41,7 @@ class MpiWorld {
  private:
   [[maybe_unused]] std::chrono::milliseconds deadline_;  // unused in a build without MPI
   [[maybe_unused]] int exceptions_in_flight_;
+  [[maybe_unused]] bool initialised_here_ = false;
 };
 
 }  // namespace lowband

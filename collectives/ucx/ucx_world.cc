@@ -510,8 +510,10 @@ std::unique_ptr<Communicator> UcxWorld::world() const {
                                            deadline_);
 }
 
+void UcxWorld::tell_failure(std::string_view reason) const { transport_->watch->tell_failure(reason); }
+
 void UcxWorld::abort(int exit_code, std::string_view reason) const {
-  transport_->watch->tell_failure(reason);
+  tell_failure(reason);
   std::_Exit(exit_code);
 }
 

@@ -43,7 +43,9 @@ class UcxWorld {
   /// before this object.
   std::unique_ptr<Communicator> world() const;
 
-  /// Tells all other processes why this one ends, which breaks their groups, and ends it.
+  /// Tells all other processes that this one failed, and why, which breaks their groups.
+  void tell_failure(std::string_view reason) const;
+  /// The same, and ends this process.
   [[noreturn]] void abort(int exit_code, std::string_view reason) const;
 
  private:

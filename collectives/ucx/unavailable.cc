@@ -22,6 +22,7 @@ UcxWorld::UcxWorld(Rendezvous&, std::chrono::milliseconds deadline)
 }
 UcxWorld::~UcxWorld() {}
 std::unique_ptr<Communicator> UcxWorld::world() const { refuse(); }
+void UcxWorld::tell_failure(std::string_view) const {}
 void UcxWorld::abort(int exit_code, std::string_view) const { std::_Exit(exit_code); }
 
 }  // namespace lowband

@@ -12,6 +12,7 @@ declare -A may_include=(
   [sharding]="runtime collectives sharding"
   [optimizers]="runtime collectives sharding optimizers"
   [model]="runtime collectives sharding model"
+  [plugin]="runtime collectives sharding optimizers plugin"
   [trainer]="runtime collectives sharding optimizers model trainer"
   [launcher]="runtime collectives sharding optimizers model trainer launcher"
 )

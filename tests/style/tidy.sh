@@ -5,7 +5,7 @@
 set -uo pipefail
 cd "$1"
 built() { # sources of twins that this build leaves out have no compile command
-  git ls-files 'runtime/*.cc' 'collectives/*.cc' 'sharding/*.cc' 'optimizers/*.cc' 'model/*.cc' 'trainer/*.cc' 'launcher/*.cc' |
+  git ls-files 'runtime/*.cc' 'collectives/*.cc' 'sharding/*.cc' 'optimizers/*.cc' 'model/*.cc' 'trainer/*.cc' 'launcher/*.cc' 'plugin/*.cc' |
     while IFS= read -r file; do
       grep -qF "\"$PWD/$file\"" "$2/compile_commands.json" && echo "$file"
     done

@@ -1,0 +1,233 @@
+#include "plugin/description.h"
+
+#include "plugin/boundary.h"
+
+#include <algorithm>
+#include <array>
+#include <set>
+
+namespace lowband::plugin {
+namespace {
+
+constexpr std::array kRoleNames{"query", "key",    "value",     "output", "gate", "up",
+                                "down",  "matrix", "embedding", "head",   "norm"};
+constexpr std::array kCutNames{"uncut", "rows cut", "columns cut"};
+constexpr std::array kKindNames{"dion", "power_sgd", "adamw", "sgd", "lion"};
+constexpr std::array kKinds{OptimizerKind::kDion, OptimizerKind::kPowerSgd, OptimizerKind::kAdamW,
+                            OptimizerKind::kSgd, OptimizerKind::kLion};
+constexpr std::array kProfileNames{"uniform", "structural", "inverted", "fraction", "explicit"};
+constexpr std::array kExchangeNames{"factors", "dense", "fewer"};
+
+// A caller in C can put any number into an enum.
+template <std::size_t kCount>
+std::size_t checked(int value, const std::array<const char*, kCount>& names, std::string_view field) {
+  LB_EXPECTS(value >= 0 && value < static_cast<int>(kCount), field, ": found ", value, ", expected 0 (",
+             names.front(), ") .. ", kCount - 1, " (", names.back(), ")");
+  return static_cast<std::size_t>(value);
+}
+
+bool is_matrix(std::int32_t role) { return role <= LOWBAND_MATRIX; }
+
+// A matrix without a better name is an up projection: the roles of layer matrices differ in structural and
+// inverted profiles only, which rank_profile refuses for it.
+Role role_of(std::int32_t role) {
+  constexpr std::array kRoles{Role::kQuery,     Role::kKey,  Role::kValue, Role::kOutput,
+                              Role::kGate,      Role::kUp,   Role::kDown,  Role::kUp,
+                              Role::kEmbedding, Role::kHead, Role::kNorm};
+  return kRoles[static_cast<std::size_t>(role)];
+}
+
+std::string field_of(std::size_t i, const char* name) {
+  return cat("parameters[", i, "]", name != nullptr ? cat(" ", name) : "");
+}
+
+ParameterInfo info_of(const lowband_parameter& parameter, std::size_t i) {
+  const std::string field = field_of(i, parameter.name);
+  LB_EXPECTS(parameter.name != nullptr && *parameter.name != '\0', field,
+             ".name: found nothing, expected a unique name");
+  checked(parameter.role, kRoleNames, field + ".role");
+  checked(parameter.cut, kCutNames, field + ".cut");
+  LB_EXPECTS(parameter.rows >= 1, field, ".rows: found ", parameter.rows, ", expected at least 1");
+  LB_EXPECTS(parameter.cols >= 1, field, ".cols: found ", parameter.cols, ", expected at least 1");
+  LB_EXPECTS(!(parameter.cut == LOWBAND_CUT_ROWS && parameter.rows == 1), field,
+             ".cut: found LOWBAND_CUT_ROWS for a vector, expected LOWBAND_UNCUT or LOWBAND_CUT_COLS");
+  return {.name = parameter.name,
+          .role = role_of(parameter.role),
+          .rows = parameter.rows,
+          .cols = parameter.cols,
+          .cut = static_cast<TensorCut>(parameter.cut)};
+}
+
+ProfileSpec profile_spec(const lowband_options& options, std::span<const lowband_parameter> parameters) {
+  ProfileSpec spec;
+  spec.kind = static_cast<ProfileSpec::Kind>(checked(options.profile, kProfileNames, "options.profile"));
+  spec.uniform_rank = options.uniform_rank;
+  spec.width = options.width;
+  spec.head_dim = options.head_dim;
+  spec.scale = options.scale;
+  spec.fraction_numerator = options.fraction_numerator;
+  spec.fraction_denominator = options.fraction_denominator;
+  const bool by_role = options.profile == LOWBAND_STRUCTURAL || options.profile == LOWBAND_INVERTED;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const lowband_parameter& parameter = parameters[i];
+    LB_EXPECTS(
+        !(by_role && parameter.role == LOWBAND_MATRIX), field_of(i, parameter.name),
+        ".role: found matrix with a profile by role, expected query, key, value, output, gate, up or down");
+    const bool names_rank = options.profile == LOWBAND_EXPLICIT && is_matrix(parameter.role);
+    LB_EXPECTS(names_rank || parameter.factor_rank == 0, field_of(i, parameter.name), ".factor_rank: found ",
+               parameter.factor_rank, ", expected 0 unless it is a matrix and options.profile is explicit");
+    if (names_rank) spec.explicit_ranks[parameter.name] = parameter.factor_rank;
+  }
+  return spec;
+}
+
+ElementwiseKind elementwise_kind(std::int32_t kind) {
+  switch (kind) {
+    case LOWBAND_ADAMW:
+      return ElementwiseKind::kAdamW;
+    case LOWBAND_SGD:
+      return ElementwiseKind::kSgd;
+    case LOWBAND_LION:
+      return ElementwiseKind::kLion;
+    default:
+      throw InvalidArgument(
+          cat("options.scalar_kind: found ", kind, ", expected 2 (adamw), 3 (sgd) or 4 (lion)"));
+  }
+}
+
+}  // namespace
+
+MeshShape mesh_shape(const lowband_options& options, int processes) {
+  MeshShape shape{
+      .replica = options.mesh_replica, .shard = options.mesh_shard, .tensor = options.mesh_tensor};
+  if (shape.replica == 0) {
+    shape.replica = 1;
+    validate(shape);
+    shape.replica = std::max(1, processes / shape.processes());
+  }
+  validate(shape, processes);
+  return shape;
+}
+
+OptimizerOptions optimizer_options(const lowband_options& options) {
+  OptimizerOptions own;
+  own.kind = kKinds[checked(options.kind, kKindNames, "options.kind")];
+  own.scalar_optimizer = elementwise_kind(options.scalar_kind);
+  own.mu = options.mu;
+  own.lambda = options.lambda;
+  own.residual = options.aggregated_residual != 0 ? Residual::kAggregated : Residual::kLocal;
+  own.weight_decay = options.weight_decay;
+  own.adamw_beta1 = options.adamw_beta1;
+  own.adamw_beta2 = options.adamw_beta2;
+  own.adamw_epsilon = options.adamw_epsilon;
+  own.sgd_momentum = options.sgd_momentum;
+  own.sgd_nesterov = options.sgd_nesterov != 0;
+  own.lion_beta1 = options.lion_beta1;
+  own.lion_beta2 = options.lion_beta2;
+  own.clip_norm = options.clip_norm;
+  own.clip_estimator = options.clip_by_true_norm != 0 ? NormEstimator::kTrueNorm : NormEstimator::kSketch;
+  own.exchange = static_cast<ExchangeChoice>(checked(options.exchange, kExchangeNames, "options.exchange"));
+  own.wire = options.bf16_factors != 0 ? FactorWire::kBF16 : FactorWire::kAsComputed;
+  own.overlap = options.overlap != 0;
+  own.bucket_elements = options.bucket_elements;
+  own.seed = options.seed;
+  validate(own);
+  LB_EXPECTS(options.dtype == LOWBAND_F32 || options.dtype == LOWBAND_F64, "options.dtype: found ",
+             options.dtype, ", expected 0 (float32) or 1 (float64)");
+  LB_EXPECTS(own.wire == FactorWire::kAsComputed || options.dtype == LOWBAND_F32,
+             "options.bf16_factors: found it with float64, expected float32 weights");
+  return own;
+}
+
+std::vector<ParameterInfo> parameter_infos(std::span<const lowband_parameter> parameters) {
+  LB_EXPECTS(!parameters.empty(), "parameters: found none, expected at least one");
+  std::vector<ParameterInfo> infos;
+  std::set<std::string> names;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    infos.push_back(info_of(parameters[i], i));
+    LB_EXPECTS(names.insert(infos.back().name).second, field_of(i, parameters[i].name),
+               ".name: found it again, expected unique names");
+  }
+  return infos;
+}
+
+RankProfile rank_profile(const lowband_options& options, std::span<const lowband_parameter> parameters,
+                         std::span<const ParameterInfo> infos) {
+  if (!exchanges_factors(kKinds[static_cast<std::size_t>(options.kind)])) return {};
+  return make_profile(profile_spec(options, parameters), infos);
+}
+
+std::vector<std::string> facts(const lowband_options& options,
+                               std::span<const lowband_parameter> parameters) {
+  std::vector<std::string> lines;
+  const auto add = [&](std::string_view name, const auto& value) {
+    lines.push_back(cat("options.", name, ": ", value));
+  };
+  add("dtype", options.dtype == LOWBAND_F32 ? "float32" : "float64");
+  add("mesh_replica", options.mesh_replica);
+  add("mesh_shard", options.mesh_shard);
+  add("mesh_tensor", options.mesh_tensor);
+  add("kind", kKindNames[static_cast<std::size_t>(options.kind)]);
+  add("mu", options.mu);
+  add("lambda", options.lambda);
+  add("weight_decay", options.weight_decay);
+  add("adamw_beta1", options.adamw_beta1);
+  add("adamw_beta2", options.adamw_beta2);
+  add("adamw_epsilon", options.adamw_epsilon);
+  add("scalar_kind", kKindNames[static_cast<std::size_t>(options.scalar_kind)]);
+  add("sgd_momentum", options.sgd_momentum);
+  add("sgd_nesterov", options.sgd_nesterov != 0);
+  add("lion_beta1", options.lion_beta1);
+  add("lion_beta2", options.lion_beta2);
+  add("clip_norm", options.clip_norm);
+  add("clip_by_true_norm", options.clip_by_true_norm != 0);
+  add("aggregated_residual", options.aggregated_residual != 0);
+  add("bf16_factors", options.bf16_factors != 0);
+  add("overlap", options.overlap != 0);
+  add("bucket_elements", options.bucket_elements);
+  add("seed", options.seed);
+  add("exchange", kExchangeNames[static_cast<std::size_t>(options.exchange)]);
+  add("profile", kProfileNames[static_cast<std::size_t>(options.profile)]);
+  add("uniform_rank", options.uniform_rank);
+  add("width", options.width);
+  add("head_dim", options.head_dim);
+  add("scale", options.scale);
+  add("fraction", cat(options.fraction_numerator, "/", options.fraction_denominator));
+  add("budget_bytes", options.budget_bytes);
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const lowband_parameter& parameter = parameters[i];
+    lines.push_back(cat(field_of(i, parameter.name), ": ",
+                        kRoleNames[static_cast<std::size_t>(parameter.role)], ", ", parameter.rows, " x ",
+                        parameter.cols, ", ", kCutNames[static_cast<std::size_t>(parameter.cut)],
+                        parameter.factor_rank != 0 ? cat(", factor rank ", parameter.factor_rank) : ""));
+  }
+  return lines;
+}
+
+template <class Real>
+std::vector<Parameter<Real>> bound_parameters(std::span<const lowband_parameter> parameters,
+                                              std::span<const ParameterInfo> infos, const MeshShape& mesh,
+                                              const MeshPosition& position) {
+  std::vector<Parameter<Real>> bound;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const ParameterInfo& info = infos[i];
+    expect_pointer(parameters[i].weight, field_of(i, parameters[i].name) + ".weight");
+    expect_pointer(parameters[i].gradient, field_of(i, parameters[i].name) + ".gradient");
+    const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.tensor, mesh.shard);
+    const Index rows = layout.tensor_rows(position.tensor).size();
+    const Index cols = layout.tensor_cols(position.tensor).size();
+    bound.push_back({info,
+                     {static_cast<Real*>(parameters[i].weight), rows, cols},
+                     {static_cast<Real*>(parameters[i].gradient), rows, cols}});
+  }
+  return bound;
+}
+
+template std::vector<Parameter<float>> bound_parameters(std::span<const lowband_parameter>,
+                                                        std::span<const ParameterInfo>, const MeshShape&,
+                                                        const MeshPosition&);
+template std::vector<Parameter<double>> bound_parameters(std::span<const lowband_parameter>,
+                                                         std::span<const ParameterInfo>, const MeshShape&,
+                                                         const MeshPosition&);
+
+}  // namespace lowband::plugin

@@ -1,0 +1,358 @@
+#include "collectives/agreement.h"
+#include "optimizers/sharded_optimizer.h"
+#include "plugin/description.h"
+#include "plugin/world.h"
+
+#include <algorithm>
+#include <deque>
+#include <map>
+
+using lowband::Index;
+
+/// What `lowband_optimizer` points at: ShardedOptimizer for either element type behind one face.
+struct lowband_optimizer {
+  explicit lowband_optimizer(lowband_world& world_) : world(world_) { world.has_optimizer = true; }
+  virtual ~lowband_optimizer() { world.has_optimizer = false; }
+  lowband_optimizer(const lowband_optimizer&) = delete;
+  lowband_optimizer& operator=(const lowband_optimizer&) = delete;
+
+  virtual void rebind(Index parameter, void* weight, void* gradient) = 0;
+  virtual void gradient_ready(Index parameter) = 0;
+  virtual lowband::StepReport step(const lowband::StepInfo& info) = 0;
+  virtual Index planned_factor_bytes() const = 0;
+  virtual Index planned_dense_bytes() const = 0;
+
+  /// Transfers from here on belong to the next step; called by whatever may start one.
+  void begin_step() {
+    if (!in_step) world.communicator->ledger().begin_step(next_step);
+    in_step = true;
+  }
+
+  lowband_world& world;
+  bool in_step = false;
+  Index next_step = 0;
+  std::vector<Index> factor_ranks;  // by parameter
+  std::vector<std::string> names;   // by parameter
+  std::vector<lowband_state_piece> pieces;
+  std::deque<std::string> piece_names;
+  std::map<std::string, lowband::MatrixDiagnostics> diagnoses;  // of the last step, by parameter
+};
+
+namespace lowband::plugin {
+namespace {
+
+std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+
+template <class Real>
+struct BoundOptimizer final : lowband_optimizer {
+  BoundOptimizer(lowband_world& world_, const MeshShape& shape, std::span<const lowband_parameter> described,
+                 std::span<const ParameterInfo> infos, const RankProfile& profile,
+                 const OptimizerOptions& options)
+      : lowband_optimizer(world_),
+        mesh(*world_.communicator, shape),
+        parameters(bound_parameters<Real>(described, infos, shape, mesh.position())),
+        optimizer(mesh, parameters, profile, options) {
+    for (const StateTensor<Real>& tensor : optimizer.state()) {
+      piece_names.push_back(tensor.name);
+      lowband_state_piece piece;
+      clear(&piece);
+      piece.name = piece_names.back().c_str();
+      piece.dtype = std::is_same_v<Real, float> ? LOWBAND_F32 : LOWBAND_F64;
+      piece.rows = tensor.value.rows;
+      piece.cols = tensor.value.cols;
+      piece.row_stride = tensor.value.row_stride;
+      piece.data = tensor.value.data;
+      pieces.push_back(piece);
+    }
+  }
+
+  void rebind(Index parameter, void* weight, void* gradient) override {
+    optimizer.rebind(parameter, static_cast<Real*>(weight), static_cast<Real*>(gradient));
+  }
+  void gradient_ready(Index parameter) override { optimizer.gradient_ready(parameter); }
+  StepReport step(const StepInfo& info) override { return optimizer.step(info); }
+  Index planned_factor_bytes() const override { return optimizer.planned_factor_bytes(); }
+  Index planned_dense_bytes() const override { return optimizer.planned_dense_bytes(); }
+
+  ProcessMesh mesh;
+  std::vector<Parameter<Real>> parameters;
+  ShardedOptimizer<Real> optimizer;
+};
+
+// The facts of process 0, line by line, are those of everybody.
+void expect_equal_everywhere(Communicator& world, const std::vector<std::string>& own) {
+  std::string text;
+  for (const std::string& line : own) text += line + "\n";
+  Index bytes = std::ssize(text);
+  world.broadcast<Index>({&bytes, 1}, 0, {Purpose::kControl});
+  std::string of_first = text;
+  of_first.resize(at(bytes));
+  world.broadcast<std::uint8_t>({reinterpret_cast<std::uint8_t*>(of_first.data()), of_first.size()}, 0,
+                                {Purpose::kControl});
+  agree(world, [&] {
+    std::istringstream lines(of_first);
+    std::string expected;
+    for (const std::string& found : own) {
+      if (!std::getline(lines, expected)) expected = "nothing more";
+      LB_EXPECTS(found == expected, "found ", found, "; expected, as on process 0, ", expected);
+    }
+    LB_EXPECTS(!std::getline(lines, expected), "found nothing more; expected, as on process 0, ", expected);
+  });
+}
+
+// What the replica axis may carry in a step: on every process at most what its replica has planned.
+void apply_budget(lowband_optimizer& optimizer, const lowband_options& options, const RankProfile& profile) {
+  const Index factor_bytes = optimizer.planned_factor_bytes();
+  const Index dense_bytes = optimizer.planned_dense_bytes();
+  if (options.budget_bytes >= 0 && factor_bytes + dense_bytes > options.budget_bytes) {
+    Index bytes_per_rank = 0;
+    for (const ParameterInfo& matrix : profile.matrices)
+      bytes_per_rank += (matrix.rows + matrix.cols) * (options.bf16_factors != 0      ? 2
+                                                       : options.dtype == LOWBAND_F32 ? 4
+                                                                                      : 8);
+    const Index rank_that_fits =
+        bytes_per_rank > 0 ? (options.budget_bytes - dense_bytes) / bytes_per_rank : 0;
+    throw BudgetExceeded(cat("options.budget_bytes: found a plan of ", factor_bytes + dense_bytes,
+                             " bytes a step (factors ", factor_bytes, ", dense ", dense_bytes,
+                             "), expected at most ", options.budget_bytes,
+                             rank_that_fits >= 1 ? cat("; uniform rank ", rank_that_fits, " fits") : ""));
+  }
+  ByteBudget& budget = optimizer.world.communicator->budget();
+  budget = {};
+  budget.allow("replica", Purpose::kFactor, factor_bytes);
+  budget.allow("replica", Purpose::kDense, dense_bytes);
+}
+
+std::unique_ptr<lowband_optimizer> make_optimizer(lowband_world& world,
+                                                  std::span<const lowband_parameter> described,
+                                                  const lowband_options& options) {
+  Communicator& everyone = *world.communicator;
+  MeshShape shape;
+  OptimizerOptions own_options;
+  std::vector<ParameterInfo> infos;
+  RankProfile profile;
+  std::vector<std::string> own_facts;
+  agree(everyone, [&] {
+    LB_EXPECTS(!world.has_optimizer, "world: found one with an optimizer, expected that to be freed before");
+    shape = mesh_shape(options, everyone.size());
+    own_options = optimizer_options(options);
+    infos = parameter_infos(described);
+    profile = rank_profile(options, described, infos);
+    own_facts = facts(options, described);
+    bound_parameters<float>(described, infos, shape, mesh_position(shape, everyone.process()));
+  });
+  expect_equal_everywhere(everyone, own_facts);
+
+  std::unique_ptr<lowband_optimizer> optimizer;
+  if (options.dtype == LOWBAND_F32) {
+    optimizer = std::make_unique<BoundOptimizer<float>>(world, shape, described, infos, profile, own_options);
+  } else {
+    optimizer =
+        std::make_unique<BoundOptimizer<double>>(world, shape, described, infos, profile, own_options);
+  }
+  std::map<std::string, Index> rank_of;
+  for (std::size_t i = 0; i < profile.matrices.size(); ++i)
+    rank_of[profile.matrices[i].name] = profile.factor_ranks[i];
+  for (const ParameterInfo& info : infos) {
+    optimizer->names.push_back(info.name);
+    optimizer->factor_ranks.push_back(rank_of.contains(info.name) ? rank_of[info.name] : 0);
+  }
+  apply_budget(*optimizer, options, profile);
+  return optimizer;
+}
+
+void expect_parameter(const lowband_optimizer* optimizer, Index parameter) {
+  expect_pointer(optimizer, "optimizer");
+  LB_EXPECTS(parameter >= 0 && parameter < std::ssize(optimizer->names), "parameter: found ", parameter,
+             ", expected 0 .. ", std::ssize(optimizer->names) - 1);
+}
+
+void write(const StepReport& from, lowband_step_report& to) {
+  to.gradient_norm = from.gradient_norm;
+  to.clip_scale = from.clip_scale;
+  to.skipped_matrices = from.skipped_matrices;
+  to.skipped_other = from.skipped_other;
+  to.dead_columns = from.dead_columns;
+  to.householder_fallbacks = from.householder_fallbacks;
+  to.seconds = from.seconds;
+  to.communication_seconds = from.communication_seconds;
+  to.exposed_seconds = from.exposed_seconds;
+}
+
+using Totals = std::map<Ledger::Key, TransferTotals>;
+void write_sum(const Totals& totals, const char* axis, int32_t purpose, lowband_bytes* bytes) {
+  expect_pointer(axis, "axis");
+  expect_struct(bytes, "bytes");
+  LB_EXPECTS(purpose >= 0 && purpose < std::ssize(kPurposes), "purpose: found ", purpose,
+             ", expected 0 (factor) .. 6 (periodic)");
+  TransferTotals sum;
+  for (const auto& [key, part] : totals) {
+    if (key.purpose == kPurposes[at(purpose)] && (*axis == '\0' || key.axis == axis)) sum += part;
+  }
+  bytes->calls = sum.calls;
+  bytes->payload_bytes = sum.payload_bytes;
+  bytes->modelled_wire_bytes = sum.modelled_wire_bytes;
+  bytes->transport_bytes = sum.transport_bytes;
+  bytes->seconds = sum.seconds;
+}
+
+}  // namespace
+}  // namespace lowband::plugin
+
+using namespace lowband::plugin;
+
+void lowband_options_defaults(lowband_options* options) {
+  clear(options);
+  const lowband::OptimizerOptions own;
+  const lowband::ProfileSpec profile;
+  options->mesh_shard = 1;
+  options->mesh_tensor = 1;
+  options->mu = own.mu;
+  options->lambda = own.lambda;
+  options->weight_decay = own.weight_decay;
+  options->adamw_beta1 = own.adamw_beta1;
+  options->adamw_beta2 = own.adamw_beta2;
+  options->adamw_epsilon = own.adamw_epsilon;
+  options->scalar_kind = LOWBAND_ADAMW;
+  options->sgd_momentum = own.sgd_momentum;
+  options->lion_beta1 = own.lion_beta1;
+  options->lion_beta2 = own.lion_beta2;
+  options->clip_norm = own.clip_norm;
+  options->bucket_elements = own.bucket_elements;
+  options->scale = profile.scale;
+  options->fraction_numerator = profile.fraction_numerator;
+  options->fraction_denominator = profile.fraction_denominator;
+  options->budget_bytes = -1;
+}
+
+void lowband_step_info_defaults(lowband_step_info* info) { clear(info); }
+void lowband_step_report_defaults(lowband_step_report* report) { clear(report); }
+void lowband_bytes_defaults(lowband_bytes* bytes) { clear(bytes); }
+void lowband_diagnosis_defaults(lowband_diagnosis* diagnosis) { clear(diagnosis); }
+void lowband_state_piece_defaults(lowband_state_piece* piece) { clear(piece); }
+
+lowband_status lowband_optimizer_create(lowband_world* world, const lowband_parameter* parameters,
+                                        int64_t parameter_count, const lowband_options* options,
+                                        lowband_optimizer** optimizer) {
+  if (world == nullptr) return guarded([&] { expect_pointer(world, "world"); });
+  return guarded_collective(*world, [&] {
+    lowband::agree(*world->communicator, [&] {
+      expect_pointer(optimizer, "optimizer");
+      expect_struct(options, "options");
+      expect_pointer(parameters, "parameters");
+      LB_EXPECTS(parameter_count >= 1, "parameter_count: found ", parameter_count, ", expected at least 1");
+    });
+    *optimizer = make_optimizer(*world, {parameters, at(parameter_count)}, *options).release();
+  });
+}
+
+void lowband_optimizer_free(lowband_optimizer* optimizer) { delete optimizer; }
+
+lowband_status lowband_rebind(lowband_optimizer* optimizer, int64_t parameter, void* weight, void* gradient) {
+  return guarded([&] {
+    expect_parameter(optimizer, parameter);
+    expect_pointer(weight, "weight");
+    expect_pointer(gradient, "gradient");
+    optimizer->rebind(parameter, weight, gradient);
+  });
+}
+
+lowband_status lowband_gradient_ready(lowband_optimizer* optimizer, int64_t parameter) {
+  return guarded([&] {
+    expect_parameter(optimizer, parameter);
+    optimizer->begin_step();
+    optimizer->gradient_ready(parameter);
+  });
+}
+
+lowband_status lowband_step(lowband_optimizer* optimizer, const lowband_step_info* info,
+                            lowband_step_report* report) {
+  const lowband_status refused = guarded([&] {
+    expect_pointer(optimizer, "optimizer");
+    expect_struct(info, "info");
+    if (report != nullptr) expect_struct(report, "report");
+    LB_EXPECTS(info->step >= 0, "info.step: found ", info->step, ", expected 0 or more");
+  });
+  if (refused != LOWBAND_OK) return refused;
+  return guarded_collective(optimizer->world, [&] {
+    if (!optimizer->in_step) optimizer->next_step = info->step;
+    optimizer->begin_step();
+    const lowband::StepReport found = optimizer->step({.step = info->step,
+                                                       .learning_rate = info->learning_rate,
+                                                       .scalar_learning_rate = info->scalar_learning_rate,
+                                                       .diagnose = info->diagnose != 0});
+    optimizer->in_step = false;
+    optimizer->next_step = info->step + 1;
+    optimizer->diagnoses.clear();
+    for (const lowband::MatrixDiagnostics& matrix : found.diagnostics)
+      optimizer->diagnoses[matrix.name] = matrix;
+    if (report != nullptr) write(found, *report);
+  });
+}
+
+lowband_status lowband_step_bytes(const lowband_optimizer* optimizer, const char* axis, int32_t purpose,
+                                  lowband_bytes* bytes) {
+  return guarded([&] {
+    expect_pointer(optimizer, "optimizer");
+    write_sum(optimizer->world.communicator->ledger().step(), axis, purpose, bytes);
+  });
+}
+
+lowband_status lowband_total_bytes(const lowband_optimizer* optimizer, const char* axis, int32_t purpose,
+                                   lowband_bytes* bytes) {
+  return guarded([&] {
+    expect_pointer(optimizer, "optimizer");
+    write_sum(optimizer->world.communicator->ledger().total(), axis, purpose, bytes);
+  });
+}
+
+lowband_status lowband_planned_bytes(const lowband_optimizer* optimizer, int64_t* factor_bytes,
+                                     int64_t* dense_bytes) {
+  return guarded([&] {
+    expect_pointer(optimizer, "optimizer");
+    expect_pointer(factor_bytes, "factor_bytes");
+    expect_pointer(dense_bytes, "dense_bytes");
+    *factor_bytes = optimizer->planned_factor_bytes();
+    *dense_bytes = optimizer->planned_dense_bytes();
+  });
+}
+
+lowband_status lowband_factor_rank(const lowband_optimizer* optimizer, int64_t parameter,
+                                   int64_t* factor_rank) {
+  return guarded([&] {
+    expect_parameter(optimizer, parameter);
+    expect_pointer(factor_rank, "factor_rank");
+    *factor_rank = optimizer->factor_ranks[at(parameter)];
+  });
+}
+
+lowband_status lowband_diagnosis_of(const lowband_optimizer* optimizer, int64_t parameter,
+                                    lowband_diagnosis* diagnosis) {
+  return guarded([&] {
+    expect_parameter(optimizer, parameter);
+    expect_struct(diagnosis, "diagnosis");
+    const std::string& name = optimizer->names[at(parameter)];
+    const auto found = optimizer->diagnoses.find(name);
+    LB_EXPECTS(found != optimizer->diagnoses.end(), "diagnosis of ", name,
+               ": found none, expected a matrix that travels as factors, after a step with info.diagnose");
+    diagnosis->drift = found->second.drift;
+    diagnosis->mass_leak = found->second.mass_leak;
+    diagnosis->captured_energy = found->second.captured_energy;
+    diagnosis->dead_columns = found->second.dead_columns;
+  });
+}
+
+int64_t lowband_state_count(const lowband_optimizer* optimizer) {
+  return optimizer != nullptr ? std::ssize(optimizer->pieces) : 0;
+}
+
+lowband_status lowband_state_at(const lowband_optimizer* optimizer, int64_t index,
+                                lowband_state_piece* piece) {
+  return guarded([&] {
+    expect_pointer(optimizer, "optimizer");
+    expect_struct(piece, "piece");
+    LB_EXPECTS(index >= 0 && index < std::ssize(optimizer->pieces), "index: found ", index,
+               ", expected 0 .. ", std::ssize(optimizer->pieces) - 1);
+    *piece = optimizer->pieces[at(index)];
+  });
+}

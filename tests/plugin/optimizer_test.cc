@@ -1,0 +1,287 @@
+#include "c_world.h"
+#include "collectives/local/local_world.h"
+#include "optimizers/sharded_optimizer.h"
+#include "runtime/random.h"
+
+#include <array>
+#include <map>
+#include <mutex>
+#include <type_traits>
+
+#include <gtest/gtest.h>
+
+namespace lowband {
+namespace {
+
+using testing::expect_ok;
+using testing::run_c_world;
+
+constexpr int kReplicas = 2;
+constexpr Index kSteps = 6;
+
+struct Shape {
+  const char* name;
+  lowband_role role;
+  Index rows, cols;
+};
+constexpr Shape kShapes[] = {{"wq", LOWBAND_QUERY, 17, 11},
+                             {"embed", LOWBAND_EMBEDDING, 13, 5},
+                             {"w_down", LOWBAND_DOWN, 7, 19},
+                             {"norm", LOWBAND_NORM, 1, 23}};
+constexpr Index kRank = 3;
+// r (m + n) of the two matrices; all elements of the other two.
+constexpr Index kFactorElements = kRank * (17 + 11) + kRank * (7 + 19);
+constexpr Index kBucketElements = 100;  // where exchanges overlap
+constexpr Index kDenseElements = 13 * 5 + 23;
+
+constexpr std::array kKinds{LOWBAND_DION, LOWBAND_POWER_SGD, LOWBAND_ADAMW, LOWBAND_SGD, LOWBAND_LION};
+bool sends_factors(lowband_optimizer_kind kind) { return kind == LOWBAND_DION || kind == LOWBAND_POWER_SGD; }
+
+double noise(Index seed, Index i) {
+  std::uint64_t x = static_cast<std::uint64_t>(seed * 1'000'003 + i) * 0x9E3779B97F4A7C15ULL;
+  x = (x ^ (x >> 31)) * 0xBF58476D1CE4E5B9ULL;
+  return static_cast<double>((x ^ (x >> 29)) >> 11) / 4503599627370496.0 - 1;
+}
+
+/// Weights and gradients of kShapes; gradients of (replica, step) are noise that no two share.
+template <class Real>
+struct Memory {
+  std::vector<std::vector<Real>> weights, gradients;
+  Memory() {
+    for (Index k = 0; k < std::ssize(kShapes); ++k) {
+      std::vector<Real> weight(static_cast<std::size_t>(kShapes[k].rows * kShapes[k].cols));
+      gradients.push_back(weight);
+      for (std::size_t i = 0; i < weight.size(); ++i)
+        weight[i] = static_cast<Real>(noise(k, static_cast<Index>(i)));
+      weights.push_back(weight);
+    }
+  }
+  void fill(int replica, Index step) {
+    for (std::size_t k = 0; k < gradients.size(); ++k) {
+      for (std::size_t i = 0; i < gradients[k].size(); ++i)
+        gradients[k][i] = static_cast<Real>(
+            noise(1000 + static_cast<Index>(k) + 10 * replica + 100 * step, static_cast<Index>(i)));
+    }
+  }
+  std::vector<lowband_parameter> described() {
+    std::vector<lowband_parameter> parameters;
+    for (std::size_t k = 0; k < weights.size(); ++k)
+      parameters.push_back({kShapes[k].name, kShapes[k].role, LOWBAND_UNCUT, kShapes[k].rows, kShapes[k].cols,
+                            weights[k].data(), gradients[k].data(), 0});
+    return parameters;
+  }
+};
+
+lowband_options options_of(lowband_optimizer_kind kind, lowband_dtype dtype) {
+  lowband_options options;
+  lowband_options_defaults(&options);
+  options.kind = kind;
+  options.dtype = dtype;
+  options.uniform_rank = sends_factors(kind) ? kRank : 0;
+  options.seed = 5;
+  return options;
+}
+
+lowband_step_info step_info(Index step) {
+  lowband_step_info info;
+  lowband_step_info_defaults(&info);
+  info.step = step;
+  info.learning_rate = 0.02;
+  info.scalar_learning_rate = 0.003;
+  return info;
+}
+
+/// An optimizer that frees itself.
+struct COptimizer {
+  template <class Real>
+  COptimizer(lowband_world* world, Memory<Real>& memory, const lowband_options& options) {
+    const std::vector<lowband_parameter> parameters = memory.described();
+    expect_ok(lowband_optimizer_create(world, parameters.data(), std::ssize(parameters), &options, &handle));
+  }
+  ~COptimizer() { lowband_optimizer_free(handle); }
+  COptimizer(const COptimizer&) = delete;
+  COptimizer& operator=(const COptimizer&) = delete;
+  lowband_optimizer* handle = nullptr;
+};
+
+Index payload(lowband_optimizer* optimizer, lowband_purpose purpose) {
+  lowband_bytes bytes;
+  lowband_bytes_defaults(&bytes);
+  expect_ok(lowband_step_bytes(optimizer, "replica", purpose, &bytes));
+  return bytes.payload_bytes;
+}
+
+template <class Real>
+std::vector<std::vector<Real>> weights_from_cpp(lowband_optimizer_kind kind, bool overlap = false) {
+  std::vector<std::vector<Real>> weights;
+  std::mutex mutex;
+  run_world(kReplicas, [&](Communicator& world) {
+    ProcessMesh mesh(world, {.replica = kReplicas});
+    Memory<Real> memory;
+    std::vector<Parameter<Real>> parameters;
+    const std::map<lowband_role, Role> roles{{LOWBAND_QUERY, Role::kQuery},
+                                             {LOWBAND_EMBEDDING, Role::kEmbedding},
+                                             {LOWBAND_DOWN, Role::kDown},
+                                             {LOWBAND_NORM, Role::kNorm}};
+    std::vector<ParameterInfo> infos;
+    for (std::size_t k = 0; k < std::size(kShapes); ++k) {
+      const auto [name, role, rows, cols] = kShapes[k];
+      infos.push_back({name, roles.at(role), rows, cols, TensorCut::kNone});
+      parameters.push_back(
+          {infos.back(), {memory.weights[k].data(), rows, cols}, {memory.gradients[k].data(), rows, cols}});
+    }
+    OptimizerOptions options;
+    options.kind =
+        std::map<lowband_optimizer_kind, OptimizerKind>{{LOWBAND_DION, OptimizerKind::kDion},
+                                                        {LOWBAND_POWER_SGD, OptimizerKind::kPowerSgd},
+                                                        {LOWBAND_ADAMW, OptimizerKind::kAdamW},
+                                                        {LOWBAND_SGD, OptimizerKind::kSgd},
+                                                        {LOWBAND_LION, OptimizerKind::kLion}}
+            .at(kind);
+    options.seed = 5;
+    options.overlap = overlap;
+    options.bucket_elements = kBucketElements;
+    ProfileSpec spec;
+    spec.uniform_rank = kRank;
+    ShardedOptimizer<Real> optimizer(mesh, parameters, make_profile(spec, infos), options);
+    for (Index step = 0; step < kSteps; ++step) {
+      memory.fill(world.process(), step);
+      optimizer.step({.step = step, .learning_rate = 0.02, .scalar_learning_rate = 0.003});
+    }
+    const std::lock_guard lock(mutex);
+    if (world.process() == 0) weights = memory.weights;
+  });
+  return weights;
+}
+
+template <class Real>
+class PluginOptimizer : public ::testing::Test {};
+using Reals = ::testing::Types<float, double>;
+TYPED_TEST_SUITE(PluginOptimizer, Reals);
+
+template <class Real>
+constexpr lowband_dtype kDType = std::is_same_v<Real, float> ? LOWBAND_F32 : LOWBAND_F64;
+
+TYPED_TEST(PluginOptimizer, gives_the_bits_of_the_optimizer_behind_it_and_sends_what_it_plans) {
+  using Real = TypeParam;
+  for (const auto kind : kKinds) {
+    const auto expected = weights_from_cpp<Real>(kind);
+    run_c_world(kReplicas, [&](lowband_world* world) {
+      Memory<Real> memory;
+      const COptimizer optimizer(world, memory, options_of(kind, kDType<Real>));
+      Index factor_bytes = 0;
+      Index dense_bytes = 0;
+      expect_ok(lowband_planned_bytes(optimizer.handle, &factor_bytes, &dense_bytes));
+      const bool factored = sends_factors(kind);
+      EXPECT_EQ(factor_bytes, factored ? kFactorElements * Index{sizeof(Real)} : 0);
+      EXPECT_EQ(dense_bytes, (kDenseElements + (factored ? 0 : 17 * 11 + 7 * 19)) * Index{sizeof(Real)});
+      for (Index step = 0; step < kSteps; ++step) {
+        memory.fill(lowband_world_process(world), step);
+        const lowband_step_info info = step_info(step);
+        lowband_step_report report;
+        lowband_step_report_defaults(&report);
+        expect_ok(lowband_step(optimizer.handle, &info, &report));
+        EXPECT_GT(report.gradient_norm, 1);
+        EXPECT_LT(report.clip_scale, 1);
+        EXPECT_EQ(payload(optimizer.handle, LOWBAND_FACTOR), factor_bytes);
+        EXPECT_EQ(payload(optimizer.handle, LOWBAND_DENSE), dense_bytes);
+      }
+      EXPECT_EQ(memory.weights, expected);
+    });
+  }
+}
+
+TYPED_TEST(PluginOptimizer, goes_on_bit_by_bit_from_saved_state) {
+  using Real = TypeParam;
+  for (const auto kind : kKinds) {
+    const auto expected = weights_from_cpp<Real>(kind);
+    run_c_world(kReplicas, [&](lowband_world* world) {
+      const int process = lowband_world_process(world);
+      const lowband_options options = options_of(kind, kDType<Real>);
+      Memory<Real> memory;
+      std::map<std::string, std::vector<Real>> saved;
+      const auto each_piece = [&](const COptimizer& optimizer, auto visit) {
+        for (Index i = 0; i < lowband_state_count(optimizer.handle); ++i) {
+          lowband_state_piece piece;
+          lowband_state_piece_defaults(&piece);
+          expect_ok(lowband_state_at(optimizer.handle, i, &piece));
+          ASSERT_EQ(piece.dtype, kDType<Real>);
+          for (Index row = 0; row < piece.rows; ++row)
+            visit(std::string(piece.name) + std::to_string(row),
+                  std::span<Real>(static_cast<Real*>(piece.data) + row * piece.row_stride,
+                                  static_cast<std::size_t>(piece.cols)));
+        }
+      };
+      {
+        const COptimizer first(world, memory, options);
+        for (Index step = 0; step < kSteps / 2; ++step) {
+          memory.fill(process, step);
+          const lowband_step_info info = step_info(step);
+          expect_ok(lowband_step(first.handle, &info, nullptr));
+        }
+        each_piece(first, [&](const std::string& name, std::span<Real> row) {
+          saved[name] = std::vector<Real>(row.begin(), row.end());
+        });
+      }
+      const COptimizer second(world, memory, options);
+      each_piece(second, [&](const std::string& name, std::span<Real> row) {
+        std::ranges::copy(saved.at(name), row.begin());
+      });
+      for (Index step = kSteps / 2; step < kSteps; ++step) {
+        memory.fill(process, step);
+        const lowband_step_info info = step_info(step);
+        expect_ok(lowband_step(second.handle, &info, nullptr));
+      }
+      EXPECT_EQ(memory.weights, expected);
+    });
+  }
+}
+
+// Gradients elsewhere in every step, announced from the last to the first, exchanged while that goes on.
+TYPED_TEST(PluginOptimizer, follows_memory_that_moves_and_overlaps) {
+  using Real = TypeParam;
+  const auto expected = weights_from_cpp<Real>(LOWBAND_POWER_SGD, true);
+  run_c_world(kReplicas, [&](lowband_world* world) {
+    lowband_options options = options_of(LOWBAND_POWER_SGD, kDType<Real>);
+    options.overlap = 1;
+    options.bucket_elements = kBucketElements;
+    Memory<Real> memory;
+    const COptimizer optimizer(world, memory, options);
+    std::vector<Memory<Real>> elsewhere(kSteps);
+    for (Index step = 0; step < kSteps; ++step) {
+      Memory<Real>& here = elsewhere[static_cast<std::size_t>(step)];
+      here.fill(lowband_world_process(world), step);
+      for (Index k = std::ssize(kShapes) - 1; k >= 0; --k) {
+        const auto at = static_cast<std::size_t>(k);
+        expect_ok(lowband_rebind(optimizer.handle, k, memory.weights[at].data(), here.gradients[at].data()));
+        expect_ok(lowband_gradient_ready(optimizer.handle, k));
+      }
+      const lowband_step_info info = step_info(step);
+      expect_ok(lowband_step(optimizer.handle, &info, nullptr));
+      EXPECT_EQ(payload(optimizer.handle, LOWBAND_FACTOR), kFactorElements * Index{sizeof(Real)});
+    }
+    EXPECT_EQ(memory.weights, expected);
+  });
+}
+
+TEST(PluginOptimizerReport, diagnoses_matrices_when_asked) {
+  run_c_world(kReplicas, [&](lowband_world* world) {
+    Memory<float> memory;
+    const COptimizer optimizer(world, memory, options_of(LOWBAND_DION, LOWBAND_F32));
+    lowband_step_info info = step_info(0);
+    info.diagnose = 1;
+    memory.fill(lowband_world_process(world), 0);
+    expect_ok(lowband_step(optimizer.handle, &info, nullptr));
+    lowband_diagnosis diagnosis;
+    lowband_diagnosis_defaults(&diagnosis);
+    expect_ok(lowband_diagnosis_of(optimizer.handle, 0, &diagnosis));
+    EXPECT_GT(diagnosis.drift, 0);
+    EXPECT_GT(diagnosis.captured_energy, 0);
+    EXPECT_LT(diagnosis.captured_energy, 1);
+    EXPECT_EQ(lowband_diagnosis_of(optimizer.handle, 1, &diagnosis), LOWBAND_INVALID_ARGUMENT);
+    EXPECT_GT(payload(optimizer.handle, LOWBAND_PERIODIC), 0);
+  });
+}
+
+}  // namespace
+}  // namespace lowband
