@@ -66,7 +66,7 @@ std::vector<typename FactoredMatrices<Real>::Matrix> FactoredMatrices<Real>::mak
     const Range cols = layout.owned_cols(mesh.position().shard, mesh.position().tensor);
     Matrix matrix;
     matrix.tall = info.rows >= info.cols;
-    matrix.dense = travels_dense(options.exchange, info.rows, info.cols, r);
+    matrix.dense = travels_dense(replica_traffic(options, dtype_of<Real>), info.rows, info.cols, r);
     matrix.place = places[matrix.dense]++;
     const Range b = matrix.tall ? cols : rows;
     matrix.b_begin = b.begin;

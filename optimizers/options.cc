@@ -14,6 +14,13 @@ void expect_fraction(const char* field, double value) {
 
 }  // namespace
 
+ReplicaTraffic replica_traffic(const OptimizerOptions& options, DType computed) {
+  const DType wire = options.wire == FactorWire::kBF16 ? DType::kBF16 : computed;
+  return {.exchange = options.exchange,
+          .factor_element_bytes = dtype_bytes(wire),
+          .dense_element_bytes = dtype_bytes(computed)};
+}
+
 void validate(const OptimizerOptions& options) {
   expect_fraction("mu", options.mu);
   expect_fraction("lambda", options.lambda);

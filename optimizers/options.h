@@ -78,6 +78,9 @@ constexpr ElementwiseKind elementwise_kind(const OptimizerOptions& options) {
   }
 }
 
+/// How layer matrices cross the replica axis when `computed` is the type of the numbers.
+ReplicaTraffic replica_traffic(const OptimizerOptions& options, DType computed);
+
 /// Throws: InvalidArgument naming the field, the value found and the values expected.
 void validate(const OptimizerOptions& options);
 

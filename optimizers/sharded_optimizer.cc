@@ -258,7 +258,7 @@ template <class Real>
 Index ShardedOptimizer<Real>::planned_factor_bytes() const {
   Index elements = 0;
   for (const Stage& stage : stages_) elements += stage.bucket->factor_elements();
-  return elements * (options_.wire == FactorWire::kBF16 ? 2 : dtype_bytes(dtype_of<Real>));
+  return elements * replica_traffic(options_, dtype_of<Real>).factor_element_bytes;
 }
 
 template <class Real>

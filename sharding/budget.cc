@@ -38,7 +38,7 @@ MatrixBytes matrix_bytes(const RankProfile& profile, const ReplicaTraffic& traff
   for (std::size_t l = 0; l < profile.matrices.size(); ++l) {
     const Index rows = profile.matrices[l].rows, cols = profile.matrices[l].cols;
     const Index factor_rank = profile.factor_ranks[l];
-    if (travels_dense(traffic.exchange, rows, cols, factor_rank)) {
+    if (travels_dense(traffic, rows, cols, factor_rank)) {
       bytes.dense += rows * cols * traffic.dense_element_bytes;
     } else {
       bytes.factor += factor_rank * (rows + cols) * traffic.factor_element_bytes;

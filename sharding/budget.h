@@ -4,13 +4,6 @@
 
 namespace lowband {
 
-/// How layer matrices cross the replica axis, and what an element of it costs.
-struct ReplicaTraffic {
-  ExchangeChoice exchange = ExchangeChoice::kFactors;
-  Index factor_element_bytes = 4;  // of P and R on the wire
-  Index dense_element_bytes = 4;   // of a matrix that travels dense
-};
-
 /// Payload bytes of layer matrices on the replica axis in one step, summed over the processes of one replica.
 struct MatrixBytes {
   Index factor = 0;  // r (m + n) elements of every matrix that travels as factors

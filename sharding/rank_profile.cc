@@ -118,20 +118,22 @@ Index sum_over_matrices(const RankProfile& profile, Index (*term)(const Paramete
 
 }  // namespace
 
-bool travels_dense(ExchangeChoice choice, Index rows, Index cols, Index factor_rank) {
-  switch (choice) {
+bool travels_dense(const ReplicaTraffic& traffic, Index rows, Index cols, Index factor_rank) {
+  switch (traffic.exchange) {
     case ExchangeChoice::kFactors:
       return false;
     case ExchangeChoice::kDense:
       return true;
     case ExchangeChoice::kAuto:
-      return factor_rank * (rows + cols) > rows * cols;
+      return factor_rank * (rows + cols) * traffic.factor_element_bytes >
+             rows * cols * traffic.dense_element_bytes;
   }
   return false;
 }
 
-double break_even_rank(Index rows, Index cols) {
-  return static_cast<double>(rows) * static_cast<double>(cols) / static_cast<double>(rows + cols);
+double break_even_rank(const ReplicaTraffic& traffic, Index rows, Index cols) {
+  return static_cast<double>(rows * cols * traffic.dense_element_bytes) /
+         static_cast<double>((rows + cols) * traffic.factor_element_bytes);
 }
 
 Index factor_elements(const RankProfile& profile) {

@@ -30,18 +30,25 @@ struct RankProfile {
   std::vector<Index> factor_ranks;
 };
 
-/// r_be = mn / (m + n): factors of a higher rank cost more elements than the dense gradient.
-double break_even_rank(Index rows, Index cols);
-
 /// What a layer matrix sends over the replica axis.
 enum class ExchangeChoice : std::uint8_t {
   kFactors,  // P and R, r (m + n) elements
   kDense,    // the matrix itself, m n elements; P and R are computed from the mean, with the same result to
              // rounding
-  kAuto,     // whichever is fewer elements, factors when equal
+  kAuto,     // whichever is fewer bytes, factors when equal
 };
-/// Whether a matrix of this shape and factor rank travels dense under `choice`.
-bool travels_dense(ExchangeChoice choice, Index rows, Index cols, Index factor_rank);
+
+/// How layer matrices cross the replica axis, and what an element of it costs.
+struct ReplicaTraffic {
+  ExchangeChoice exchange = ExchangeChoice::kFactors;
+  Index factor_element_bytes = 4;  // of P and R on the wire
+  Index dense_element_bytes = 4;   // of a matrix that travels dense
+};
+/// Whether a matrix of this shape and factor rank travels dense.
+bool travels_dense(const ReplicaTraffic& traffic, Index rows, Index cols, Index factor_rank);
+/// r_be = mn / (m + n) x dense_element_bytes / factor_element_bytes: factors of a higher rank cost more bytes
+/// than the dense matrix.
+double break_even_rank(const ReplicaTraffic& traffic, Index rows, Index cols);
 
 /// B(r) in elements: sum of r_l (m_l + n_l).  Reference: Rank Allocation, eq. 3.
 Index factor_elements(const RankProfile& profile);

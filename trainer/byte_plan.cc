@@ -74,7 +74,7 @@ Index control_bytes(const RunConfig& config, const std::vector<ParameterInfo>& p
   const ReplicaTraffic traffic = replica_traffic(config);
   for (std::size_t l = 0; l < profile.matrices.size(); ++l) {
     const ParameterInfo& matrix = profile.matrices[l];
-    if (!travels_dense(traffic.exchange, matrix.rows, matrix.cols, profile.factor_ranks[l]))
+    if (!travels_dense(traffic, matrix.rows, matrix.cols, profile.factor_ranks[l]))
       bytes += 1 + profile.factor_ranks[l];
   }
   return bytes;
@@ -124,7 +124,7 @@ void allow_planned(ByteBudget& budget, const RunConfig& config, const MeshPositi
                    info.name);
       continue;
     }
-    if (travels_dense(traffic.exchange, info.rows, info.cols, factor_rank->second)) {
+    if (travels_dense(traffic, info.rows, info.cols, factor_rank->second)) {
       budget.allow("replica", Purpose::kDense, piece.block_elements() * traffic.dense_element_bytes,
                    info.name);
     } else {

@@ -23,6 +23,14 @@ Index layer_of(const std::string& name) {
   return layer;
 }
 
+// What a matrix costs as factors and dense, whichever it travels as.
+Index factor_bytes(const MatrixPlan& matrix, const ReplicaTraffic& traffic) {
+  return matrix.factor_elements() * traffic.factor_element_bytes;
+}
+Index dense_bytes(const MatrixPlan& matrix, const ReplicaTraffic& traffic) {
+  return matrix.dense_elements() * traffic.dense_element_bytes;
+}
+
 MatrixPlan plan_matrix(const ParameterInfo& info, Index factor_rank, const ReplicaTraffic& traffic) {
   MatrixPlan plan;
   plan.set_name(info.name);
@@ -31,10 +39,10 @@ MatrixPlan plan_matrix(const ParameterInfo& info, Index factor_rank, const Repli
   plan.set_rows(info.rows);
   plan.set_cols(info.cols);
   plan.set_factor_rank(factor_rank);
-  plan.set_break_even_rank(break_even_rank(info.rows, info.cols));
+  plan.set_break_even_rank(break_even_rank(traffic, info.rows, info.cols));
   plan.set_factor_elements(factor_rank * (info.rows + info.cols));
   plan.set_dense_elements(info.elements());
-  plan.set_cheaper(plan.factor_elements() < plan.dense_elements() ? "factors" : "dense");
+  plan.set_cheaper(factor_bytes(plan, traffic) < dense_bytes(plan, traffic) ? "factors" : "dense");
   const MatrixBytes sent = matrix_bytes({"", {info}, {factor_rank}}, traffic);
   plan.set_choice(sent.dense > 0 ? "dense" : "factors");
   plan.set_sent_bytes(sent.sum());
@@ -49,7 +57,7 @@ PeriodicPlan plan_periodic(const PeriodicBytes& bytes) {
   return plan;
 }
 
-void add_layers(PlanReport& report, const RankProfile& reference) {
+void add_layers(PlanReport& report, const RankProfile& reference, const ReplicaTraffic& traffic) {
   std::map<Index, LayerPlan> layers;
   for (int l = 0; l < report.matrices_size(); ++l) {
     const MatrixPlan& matrix = report.matrices(l);
@@ -57,16 +65,17 @@ void add_layers(PlanReport& report, const RankProfile& reference) {
     layer.set_layer(matrix.layer());
     layer.set_factor_elements(layer.factor_elements() + matrix.factor_elements());
     layer.set_dense_elements(layer.dense_elements() + matrix.dense_elements());
-    layer.set_cheaper_elements(layer.cheaper_elements() +
-                               std::min(matrix.factor_elements(), matrix.dense_elements()));
+    layer.set_cheaper_bytes(layer.cheaper_bytes() +
+                            std::min(factor_bytes(matrix, traffic), dense_bytes(matrix, traffic)));
     layer.set_reference_factor_elements(layer.reference_factor_elements() +
                                         reference.factor_ranks[static_cast<std::size_t>(l)] *
                                             (matrix.rows() + matrix.cols()));
   }
   for (auto& [index, layer] : layers) {
-    layer.set_ratio_to_dense(ratio(layer.factor_elements(), layer.dense_elements()));
+    layer.set_ratio_to_dense(ratio(layer.factor_elements() * traffic.factor_element_bytes,
+                                   layer.dense_elements() * traffic.dense_element_bytes));
     layer.set_ratio_to_reference(ratio(layer.factor_elements(), layer.reference_factor_elements()));
-    report.set_cheaper_elements(report.cheaper_elements() + layer.cheaper_elements());
+    report.set_cheaper_bytes(report.cheaper_bytes() + layer.cheaper_bytes());
     *report.add_layers() = layer;
   }
 }
@@ -76,7 +85,7 @@ void add_remarks(PlanReport& report, const RunConfig& config) {
       report.matrices(), [](const MatrixPlan& matrix) { return matrix.cheaper() == "dense"; });
   const std::string counted =
       cat(above, " of ", report.matrices_size(), " matrices have a rank at or above break-even");
-  if (report.factor_elements() > report.dense_elements()) {
+  if (report.factor_bytes() > report.dense_bytes()) {
     report.add_remarks(cat("The factors of ", report.profile(), " exceed the dense gradient: they are ",
                            std::round(report.ratio_to_dense() * 1e4) / 1e4, " times its size; ", counted,
                            "."));
@@ -123,14 +132,14 @@ PlanReport make_plan(const RunConfig& config, const RunConfig::Profile& referenc
   report.set_wire_dtype(config.optimizer().wire() == RunConfig::Optimizer::BF16 ? "bf16" : report.dtype());
   for (std::size_t l = 0; l < profile.matrices.size(); ++l)
     *report.add_matrices() = plan_matrix(profile.matrices[l], profile.factor_ranks[l], traffic);
-  add_layers(report, reference_profile);
+  add_layers(report, reference_profile, traffic);
 
   report.set_factor_elements(factor_elements(profile));
   report.set_factor_bytes(report.factor_elements() * traffic.factor_element_bytes);
   report.set_dense_elements(dense_elements(profile));
   report.set_dense_bytes(report.dense_elements() * dtype_bytes(dtype));
   report.set_reference_factor_elements(factor_elements(reference_profile));
-  report.set_ratio_to_dense(ratio(report.factor_elements(), report.dense_elements()));
+  report.set_ratio_to_dense(ratio(report.factor_bytes(), report.dense_bytes()));
   report.set_ratio_to_reference(budget_ratio(profile, reference_profile));
   report.set_match_tolerance(config.profile().match_tolerance());
   report.set_matches_reference(std::abs(report.ratio_to_reference() - 1) <= report.match_tolerance());

@@ -85,7 +85,7 @@ void add_layer_rows(AlignedRows& rows, const LayerPlan& first, const LayerPlan& 
 
 std::string layers_text(const PlanReport& report) {
   AlignedRows rows;
-  rows.add({"", "m", "n", "rank", "break-even", "factor elements", "dense elements", "smaller", "travels as",
+  rows.add({"", "m", "n", "rank", "break-even", "factor elements", "dense elements", "cheaper", "travels as",
             "bytes"});
   for (int begin = 0, end = 0; begin < report.layers_size(); begin = end) {
     const auto matrices = matrices_of(report, report.layers(begin).layer());
@@ -105,8 +105,8 @@ std::string profile_text(const PlanReport& report) {
                        const std::string& ratio) {
     rows.add({label, grouped(elements), grouped(elements * element_bytes), ratio});
   };
-  const auto ratio_to = [&](Index elements) {
-    return fixed(static_cast<double>(report.factor_elements()) / static_cast<double>(elements), 4);
+  const auto ratio_to = [&](Index bytes) {
+    return fixed(static_cast<double>(report.factor_bytes()) / static_cast<double>(bytes), 4);
   };
   const bool one_type = report.wire_dtype() == report.dtype();
   rows.add({"all layers, per step and replica", "elements",
@@ -114,12 +114,12 @@ std::string profile_text(const PlanReport& report) {
             "B(r) / it"});
   add("B(r), factors of " + report.profile(), report.factor_elements(), factor_bytes, "");
   add("B(r) of the reference " + report.reference(), report.reference_factor_elements(), factor_bytes,
-      ratio_to(report.reference_factor_elements()));
+      ratio_to(report.reference_factor_elements() * factor_bytes));
   add("dense gradient of the same matrices", report.dense_elements(), dense_bytes,
-      ratio_to(report.dense_elements()));
-  rows.add({"smaller of the two, per matrix", grouped(report.cheaper_elements()),
-            one_type ? grouped(report.cheaper_elements() * dense_bytes) : "",
-            ratio_to(report.cheaper_elements())});
+      ratio_to(report.dense_bytes()));
+  rows.add({"fewer bytes of the two, per matrix",
+            one_type ? grouped(report.cheaper_bytes() / dense_bytes) : "", grouped(report.cheaper_bytes()),
+            ratio_to(report.cheaper_bytes())});
   add("not compressed: embedding, head, gains", report.uncompressed_elements(), dense_bytes, "");
   rows.add({"payload: B(r) + not compressed",
             grouped(report.factor_elements() + report.uncompressed_elements()),

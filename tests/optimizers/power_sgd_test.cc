@@ -257,10 +257,11 @@ TEST(PowerSgd, EveryOptionOfItsOwnMatters) {
 class ExchangeOn : public testing::TestWithParam<MeshShape> {};
 
 /// r (m + n) > m n for k, up, down, row and column; factors when equal.
-bool expected_dense(ExchangeChoice choice, const TestParameter& parameter) {
+bool expected_dense(ExchangeChoice choice, Index factor_element_bytes, const TestParameter& parameter) {
   if (parameter.factor_rank == 0 || choice == ExchangeChoice::kFactors) return false;
+  const Index sides = parameter.info.rows + parameter.info.cols;
   return choice == ExchangeChoice::kDense ||
-         parameter.factor_rank * (parameter.info.rows + parameter.info.cols) > parameter.info.elements();
+         parameter.factor_rank * sides * factor_element_bytes > parameter.info.elements() * 4;
 }
 
 // A skipped step is among them. Tolerances as against the references.
@@ -315,10 +316,10 @@ TEST_P(ExchangeOn, CountsExactlyThePlannedBytes) {
         for (const TestParameter& parameter : plan.parameters) {
           const ParameterInfo& info = parameter.info;
           const bool factored = parameter.factor_rank > 0 && kind != OptimizerKind::kAdamW;
-          const Index factor =
-              factored && !expected_dense(choice, parameter)
-                  ? (wire == FactorWire::kBF16 ? 2 : 4) * parameter.factor_rank * (info.rows + info.cols)
-                  : 0;
+          const Index element_bytes = wire == FactorWire::kBF16 ? 2 : 4;
+          const Index factor = factored && !expected_dense(choice, element_bytes, parameter)
+                                   ? element_bytes * parameter.factor_rank * (info.rows + info.cols)
+                                   : 0;
           const Index dense =
               factor > 0 ? 0 : 4 * info.elements() * (info.cut == TensorCut::kNone ? plan.mesh.tensor : 1);
           const auto counted = [&](const std::map<std::string, Index>& bytes) {

@@ -104,10 +104,10 @@ TEST(PublishedBudgets, HeadDimension64) {
 }
 
 TEST(BreakEven, IsWhereFactorsCostWhatTheMatrixCosts) {
-  EXPECT_DOUBLE_EQ(break_even_rank(768, 768), 384);
-  EXPECT_NEAR(break_even_rank(768, 2048), 558.545, 5e-4);
-  EXPECT_NEAR(break_even_rank(4096, 14336), 3185.78, 5e-3);
-  EXPECT_DOUBLE_EQ(break_even_rank(4096, 4096), 2048);
+  EXPECT_DOUBLE_EQ(break_even_rank({}, 768, 768), 384);
+  EXPECT_NEAR(break_even_rank({}, 768, 2048), 558.545, 5e-4);
+  EXPECT_NEAR(break_even_rank({}, 4096, 14336), 3185.78, 5e-3);
+  EXPECT_DOUBLE_EQ(break_even_rank({}, 4096, 4096), 2048);
 }
 
 // ---- The rules ----

@@ -69,14 +69,15 @@ ExchangeChoice exchange_choice(RunConfig::Optimizer::Exchange exchange) {
   throw InvalidArgument(cat("optimizer.exchange: found ", static_cast<int>(exchange)));
 }
 
-Index computed_element_bytes(const RunConfig& config) {
-  return dtype_bytes(config.precision() == RunConfig::F64 ? DType::kF64 : DType::kF32);
+DType computed_dtype(const RunConfig& config) {
+  return config.precision() == RunConfig::F64 ? DType::kF64 : DType::kF32;
 }
 
 Index bucket_elements(const RunConfig& config) {
   constexpr double kMiB = 1 << 20;
   const double bytes = config.optimizer().bucket_mib() * kMiB;
-  return std::max(Index{1}, static_cast<Index>(bytes / static_cast<double>(computed_element_bytes(config))));
+  return std::max(Index{1},
+                  static_cast<Index>(bytes / static_cast<double>(dtype_bytes(computed_dtype(config)))));
 }
 
 }  // namespace
@@ -113,11 +114,7 @@ bool has_factor_ranks(const RunConfig& config) {
 }
 
 ReplicaTraffic replica_traffic(const RunConfig& config) {
-  const Index computed = computed_element_bytes(config);
-  const bool bf16 = config.optimizer().wire() == RunConfig::Optimizer::BF16;
-  return {.exchange = exchange_choice(config.optimizer().exchange()),
-          .factor_element_bytes = bf16 ? dtype_bytes(DType::kBF16) : computed,
-          .dense_element_bytes = computed};
+  return replica_traffic(optimizer_options(config), computed_dtype(config));
 }
 
 Determinism determinism(const RunConfig& config) {

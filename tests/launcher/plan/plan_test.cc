@@ -36,14 +36,14 @@ TEST_P(Rank166M, HasThePublishedBudget) {
   for (const LayerPlan& layer : report.layers()) {
     EXPECT_EQ(layer.factor_elements(), expected.layer_elements);
     EXPECT_EQ(layer.dense_elements(), 7'077'888);
-    EXPECT_EQ(layer.cheaper_elements(), expected.cheaper_elements);
+    EXPECT_EQ(layer.cheaper_bytes(), 4 * expected.cheaper_elements);
     EXPECT_EQ(layer.reference_factor_elements(), 9'043'968);
     EXPECT_EQ(layer.ratio_to_reference(), report.ratio_to_reference());
   }
   EXPECT_EQ(report.factor_elements(), 18 * expected.layer_elements);
   EXPECT_EQ(report.factor_bytes(), 18 * 4 * expected.layer_elements);
   EXPECT_EQ(report.dense_bytes(), 18 * 4 * 7'077'888);
-  EXPECT_EQ(report.cheaper_elements(), 18 * expected.cheaper_elements);
+  EXPECT_EQ(report.cheaper_bytes(), 18 * 4 * expected.cheaper_elements);
   EXPECT_EQ(report.uncompressed_elements(), 50257 * 768 + 37 * 768);
   EXPECT_EQ(report.parameters(), 18 * 7'077'888 + 50257 * 768 + 37 * 768);
 
@@ -134,6 +134,39 @@ RunConfig rank166m_with(std::vector<const char*> assignments) {
   *config.mutable_profile() = parse_profile("structural");
   for (const char* assignment : assignments) apply_override(config, assignment);
   return config;
+}
+
+// By bytes: an element of a factor in bfloat16 costs half of one of the matrix in float32. 768 x 768 breaks
+// even at rank 384 or 768, its full rank; 768 x 2048 at 558.5 or 1117.1, which no rank reaches.
+TEST(Plan, BreaksEvenByBytes) {
+  struct Case {
+    const char *wire, *rank, *square_cheaper, *square_choice, *gate_cheaper, *gate_choice;
+  };
+  for (const auto& [wire, rank, square_cheaper, square_choice, gate_cheaper, gate_choice] :
+       {Case{"optimizer.wire=AS_COMPUTED", "profile.rank=384", "dense", "factors", "factors", "factors"},
+        Case{"optimizer.wire=AS_COMPUTED", "profile.rank=385", "dense", "dense", "factors", "factors"},
+        Case{"optimizer.wire=AS_COMPUTED", "profile.rank=559", "dense", "dense", "dense", "dense"},
+        Case{"optimizer.wire=BF16", "profile.rank=559", "factors", "factors", "factors", "factors"},
+        Case{"optimizer.wire=BF16", "profile.rank=768", "dense", "factors", "factors", "factors"}}) {
+    SCOPED_TRACE(cat(wire, " ", rank));
+    const RunConfig config =
+        rank166m_with({"profile={kind: UNIFORM rank: 1}",
+                       "optimizer={kind: POWERSGD learning_rate: 0.01 exchange: AUTO}", wire, rank});
+    const PlanReport report = make_plan(config, parse_profile("structural"));
+    const Index factor = config.optimizer().wire() == RunConfig::Optimizer::BF16 ? 2 : 4;
+    const MatrixPlan &square = report.matrices(0), &gate = report.matrices(6);
+    ASSERT_EQ(square.dense_elements(), 768 * 768);
+    ASSERT_EQ(gate.dense_elements(), 768 * 2048);
+    EXPECT_EQ(square.break_even_rank(), 384 * 4 / factor);
+    EXPECT_NEAR(gate.break_even_rank(), 558.545 * 4 / static_cast<double>(factor), 1e-3);
+    EXPECT_EQ(square.cheaper(), square_cheaper);
+    EXPECT_EQ(square.choice(), square_choice);
+    EXPECT_EQ(gate.cheaper(), gate_cheaper);
+    EXPECT_EQ(gate.choice(), gate_choice);
+    EXPECT_EQ(report.cheaper_bytes(), report.sent_factor_bytes() + report.sent_dense_matrix_bytes());
+    EXPECT_DOUBLE_EQ(report.ratio_to_dense(), static_cast<double>(report.factor_elements() * factor) /
+                                                  static_cast<double>(report.dense_elements() * 4));
+  }
 }
 
 // A layer of `structural`: q, k, o at rank 512, v at 128, break-even 384; feed-forward at 768, break-even
