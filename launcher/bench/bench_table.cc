@@ -44,7 +44,9 @@ constexpr Column kExchange[] = {{"profile", "", 22},     {"wire", "", 4},       
 constexpr Column kSize[] = {{"size", "(B)", 12},    {"count", "", 12},      {"type", "", 5},
                             {"redop", "", 6},       {"root", "", 5},        {"p50", "(us)", 10},
                             {"p99", "(us)", 10},    {"min", "(us)", 10},    {"cv", "(%)", 6},
-                            {"algbw", "(GB/s)", 8}, {"busbw", "(GB/s)", 8}, {"#wrong", "", 7}};
+                            {"algbw", "(GB/s)", 8}, {"busbw", "(GB/s)", 8}, {"wire", "(B)", 12},
+                            {"model", "(B)", 12},   {"d", "(%)", 5},        {"if", "(B)", 12},
+                            {"if d", "(%)", 8},     {"#wrong", "", 7}};
 
 // Two characters in front of every row stand for the '#' of the headings.
 template <std::size_t N>
@@ -75,6 +77,16 @@ std::string headings(const Column (&columns)[N], bool first_to_left) {
     units[j] = columns[j].unit;
   }
   return row(columns, names, "# ", first_to_left) + row(columns, units, "# ", first_to_left);
+}
+
+// Those of an exchange or an all-reduce.
+template <class Line>
+std::string interface_cell(const Line& line) {
+  return line.has_interface_bytes() ? fixed(line.interface_bytes(), 0) : "-";
+}
+template <class Line>
+std::string interface_deviation_cell(const Line& line) {
+  return line.has_interface_deviation_percent() ? fixed(line.interface_deviation_percent(), 2) : "-";
 }
 
 std::string wrong_cell(bool checked, Index wrong) { return checked ? std::to_string(wrong) : "N/A"; }
@@ -118,26 +130,24 @@ std::string exchange_row(const ExchangeLine& line) {
   const Index low = line.smallest_factor_rank();
   const Index high = line.largest_factor_rank();
   const bool alone = !line.has_busbw_over_ring();
-  return row(
-      kExchange,
-      cells_of(kExchange, line.profile(), line.wire(), low == high ? cat(low) : cat(low, "-", high),
-               cat(line.dense_bytes()), cat(line.payload_bytes()), fixed(line.dense_over_payload(), 2),
-               microseconds(phases.pack_us()), microseconds(phases.reduce_scatter_us()),
-               microseconds(phases.orthonormalise_us()), microseconds(phases.all_gather_us()),
-               microseconds(phases.unpack_us()), microseconds(line.time().p50_us()),
-               microseconds(line.time().p99_us()), fixed(line.algbw(), 3), fixed(line.busbw(), 3),
-               fixed(line.ring().busbw(), 3), alone ? "-" : fixed(line.busbw_over_ring(), 3),
-               alone ? "-" : fixed(line.busbw_over_ring_without_orthonormalisation(), 3),
-               fixed(line.effective_bw(), 3),
-               line.has_speedup_over_dense_f32() ? fixed(line.speedup_over_dense_f32(), 2) : "-",
-               line.has_speedup_over_dense_bf16() ? fixed(line.speedup_over_dense_bf16(), 2) : "-",
-               cat(line.transport_bytes()), cat(line.modelled_wire_bytes()),
-               fixed(line.transport_deviation_percent(), 2),
-               line.has_interface_bytes() ? fixed(line.interface_bytes(), 0) : "-",
-               line.has_interface_deviation_percent() ? fixed(line.interface_deviation_percent(), 2) : "-",
-               line.has_relative_error() ? scientific(line.relative_error()) : "N/A",
-               wrong_cell(line.has_wrong(), line.wrong())),
-      "  ", true);
+  return row(kExchange,
+             cells_of(kExchange, line.profile(), line.wire(), low == high ? cat(low) : cat(low, "-", high),
+                      cat(line.dense_bytes()), cat(line.payload_bytes()), fixed(line.dense_over_payload(), 2),
+                      microseconds(phases.pack_us()), microseconds(phases.reduce_scatter_us()),
+                      microseconds(phases.orthonormalise_us()), microseconds(phases.all_gather_us()),
+                      microseconds(phases.unpack_us()), microseconds(line.time().p50_us()),
+                      microseconds(line.time().p99_us()), fixed(line.algbw(), 3), fixed(line.busbw(), 3),
+                      fixed(line.ring().busbw(), 3), alone ? "-" : fixed(line.busbw_over_ring(), 3),
+                      alone ? "-" : fixed(line.busbw_over_ring_without_orthonormalisation(), 3),
+                      fixed(line.effective_bw(), 3),
+                      line.has_speedup_over_dense_f32() ? fixed(line.speedup_over_dense_f32(), 2) : "-",
+                      line.has_speedup_over_dense_bf16() ? fixed(line.speedup_over_dense_bf16(), 2) : "-",
+                      cat(line.transport_bytes()), cat(line.modelled_wire_bytes()),
+                      fixed(line.transport_deviation_percent(), 2), interface_cell(line),
+                      interface_deviation_cell(line),
+                      line.has_relative_error() ? scientific(line.relative_error()) : "N/A",
+                      wrong_cell(line.has_wrong(), line.wrong())),
+             "  ", true);
 }
 
 std::string dense_row(const AllReduceLine& line) {
@@ -152,6 +162,11 @@ std::string dense_row(const AllReduceLine& line) {
   cells[13] = fixed(line.algbw(), 3);
   cells[14] = fixed(line.busbw(), 3);
   cells[18] = fixed(line.algbw(), 3);
+  cells[21] = cat(line.transport_bytes());
+  cells[22] = cat(line.modelled_wire_bytes());
+  cells[23] = fixed(line.transport_deviation_percent(), 2);
+  cells[24] = interface_cell(line);
+  cells[25] = interface_deviation_cell(line);
   cells[27] = wrong_cell(line.has_wrong(), line.wrong());
   return row(kExchange, cells, "  ", true);
 }
@@ -163,7 +178,9 @@ std::string size_row(const AllReduceLine& line) {
       cells_of(kSize, cat(line.bytes()), cat(line.bytes() / element_bytes), line.dtype(), "sum", "-1",
                microseconds(line.time().p50_us()), microseconds(line.time().p99_us()),
                microseconds(line.time().min_us()), fixed(line.time().cv_percent(), 1), fixed(line.algbw(), 3),
-               fixed(line.busbw(), 3), wrong_cell(line.has_wrong(), line.wrong())),
+               fixed(line.busbw(), 3), cat(line.transport_bytes()), cat(line.modelled_wire_bytes()),
+               fixed(line.transport_deviation_percent(), 2), interface_cell(line),
+               interface_deviation_cell(line), wrong_cell(line.has_wrong(), line.wrong())),
       "  ", false);
 }
 

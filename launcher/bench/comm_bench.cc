@@ -75,14 +75,27 @@ double sum_of_sides(const RankProfile& profile) {
   return static_cast<double>(sum);
 }
 
-/// What one line is measured with, on this process.
-struct LineSamples {
-  Seconds exchange, ring, dense_f32, dense_bf16;
-  Seconds pack, reduce_scatter, orthonormalise, all_gather, unpack, products;
+/// Iterations of one measurement on this process: how long each took, and what it sent.
+struct Samples {
+  Seconds seconds;
   double modelled_wire_bytes = 0;  // of one iteration, equal in all
   double control_wire_bytes = 0;   // of these
-  Index transport_bytes = 0;
-  Index interface_bytes = 0;  // of all iterations
+  Index transport_bytes = 0;       // of one iteration
+  Index interface_bytes = 0;       // of all iterations
+
+  void add(const Samples& more) {
+    seconds.insert(seconds.end(), more.seconds.begin(), more.seconds.end());
+    modelled_wire_bytes = more.modelled_wire_bytes;
+    control_wire_bytes = more.control_wire_bytes;
+    transport_bytes = more.transport_bytes;
+    interface_bytes += more.interface_bytes;
+  }
+};
+
+/// What one line is measured with.
+struct LineSamples {
+  Samples exchange, ring, dense_f32, dense_bf16;
+  Seconds pack, reduce_scatter, orthonormalise, all_gather, unpack, products;
 };
 
 /// Gradients for --with-products: B Q and B^T P are what is exchanged.
@@ -180,6 +193,11 @@ class CommBench {
     return count;
   }
 
+  Index rounded_total(double bytes) {
+    world_.all_reduce<double>(std::span(&bytes, 1), Reduction::kSum, {Purpose::kControl});
+    return std::llround(bytes);
+  }
+
   double bus_factor() const { return 2.0 * (world_.size() - 1) / world_.size(); }
 
   template <class Action>
@@ -188,6 +206,44 @@ class CommBench {
     const auto begin = Clock::now();
     action();
     return std::chrono::duration<double>(Clock::now() - begin).count();
+  }
+
+  /// One iteration. Interfaces count from one barrier to another, so that all of what was sent before has
+  /// left its socket, and all of what is sent now has arrived.
+  template <class Action>
+  void measure_once(Samples& samples, Action action) {
+    world_.ledger().begin_step();
+    if (counter_) world_.barrier();
+    const Index counted_before = counter_ ? counter_->sent_bytes() : 0;
+    samples.seconds.push_back(timed(action));
+    samples.modelled_wire_bytes = samples.control_wire_bytes = 0;
+    samples.transport_bytes = 0;
+    for (const auto& [key, totals] : world_.ledger().step()) {
+      if (key.axis != world_.axis()) continue;
+      samples.modelled_wire_bytes += totals.modelled_wire_bytes;
+      samples.transport_bytes += totals.transport_bytes;
+      if (key.purpose == Purpose::kControl) samples.control_wire_bytes += totals.modelled_wire_bytes;
+    }
+    if (!counter_) return;
+    world_.barrier();
+    samples.interface_bytes += counter_->sent_bytes() - counted_before;
+  }
+
+  /// `Line`: an exchange or an all-reduce.
+  template <class Line>
+  void add_wire_bytes(Line& line, const Samples& samples) {
+    // The formulas give fractions for a process and whole bytes for all.
+    const Index modelled = rounded_total(samples.modelled_wire_bytes);
+    const auto deviation = [&](double bytes) {
+      return modelled > 0 ? 100 * (bytes / static_cast<double>(modelled) - 1) : 0;
+    };
+    line.set_modelled_wire_bytes(modelled);
+    line.set_transport_bytes(total(samples.transport_bytes));
+    line.set_transport_deviation_percent(deviation(static_cast<double>(line.transport_bytes())));
+    if (!counter_) return;
+    const Index counted = total(counts_interface_ ? samples.interface_bytes : 0);
+    line.set_interface_bytes(static_cast<double>(counted) / static_cast<double>(samples.seconds.size()));
+    if (!interfaces_shared_) line.set_interface_deviation_percent(deviation(line.interface_bytes()));
   }
 
   void find_interfaces() {
@@ -252,13 +308,14 @@ class CommBench {
   }
 
   template <class T>
-  AllReduceLine all_reduce_line(Index elements, const Seconds& seconds) {
+  AllReduceLine all_reduce_line(Index elements, const Samples& samples) {
     AllReduceLine line;
     line.set_dtype(std::string(wire_name(kWireOf<T>)));
     line.set_bytes(elements * static_cast<Index>(sizeof(T)));
-    *line.mutable_time() = times_of(seconds);
-    line.set_algbw(kGigabytes * static_cast<double>(line.bytes()) / median(seconds));
+    *line.mutable_time() = times_of(samples.seconds);
+    line.set_algbw(kGigabytes * static_cast<double>(line.bytes()) / median(samples.seconds));
     line.set_busbw(line.algbw() * bus_factor());
+    add_wire_bytes(line, samples);
     if (options_.checks > 0) line.set_wrong(wrong_in_all_reduce<T>(elements));
     return line;
   }
@@ -267,9 +324,9 @@ class CommBench {
   AllReduceLine measure_size(Index bytes) {
     const Index elements = bytes / static_cast<Index>(sizeof(T));
     for (Index k = 0; k < options_.warmup; ++k) all_reduce_flat<T>(elements);
-    Seconds seconds;
-    repeat(seconds, [&](Index) { seconds.push_back(timed([&] { all_reduce_flat<T>(elements); })); });
-    return all_reduce_line<T>(elements, seconds);
+    Samples samples;
+    repeat(samples.seconds, [&](Index) { measure_once(samples, [&] { all_reduce_flat<T>(elements); }); });
+    return all_reduce_line<T>(elements, samples);
   }
 
   /// Runs `round` for the iterations, and again as often as --min-time asks for; then seconds are those of
@@ -413,16 +470,12 @@ class CommBench {
       products += std::chrono::duration<double>(Clock::now() - begin).count();
     };
     exchange.reset_times();
-    world_.ledger().begin_step();
-    // What the last all-reduce sent may lie in a socket until its receiver has it.
-    if (counter_) world_.barrier();
-    const Index counted_before = counter_ ? counter_->sent_bytes() : 0;
-    samples.exchange.push_back(timed([&] {
+    measure_once(samples.exchange, [&] {
       multiply_in(&Products::left);
       exchange.exchange_left();
       multiply_in(&Products::right);
       exchange.exchange_right();
-    }));
+    });
     const ExchangeTimes& times = exchange.times();
     samples.pack.push_back(times.pack);
     samples.reduce_scatter.push_back(times.reduce_scatter);
@@ -430,18 +483,6 @@ class CommBench {
     samples.all_gather.push_back(times.all_gather);
     samples.unpack.push_back(times.unpack);
     samples.products.push_back(products);
-    samples.modelled_wire_bytes = 0;
-    samples.control_wire_bytes = 0;
-    samples.transport_bytes = 0;
-    for (const auto& [key, totals] : world_.ledger().step()) {
-      if (key.axis != world_.axis()) continue;
-      samples.modelled_wire_bytes += totals.modelled_wire_bytes;
-      samples.transport_bytes += totals.transport_bytes;
-      if (key.purpose == Purpose::kControl) samples.control_wire_bytes += totals.modelled_wire_bytes;
-    }
-    if (!counter_) return;
-    world_.barrier();  // everybody has received everything, so it has left every interface
-    samples.interface_bytes += counter_->sent_bytes() - counted_before;
   }
 
   // Rounds of: all-reduce of equal bytes, exchange, and in some of them the two dense all-reduces, so that
@@ -461,14 +502,14 @@ class CommBench {
     }
     const Index bases = std::min(options_.base_iterations, options_.iterations);
     LineSamples samples;
-    repeat(samples.exchange, [&](Index k) {
-      samples.ring.push_back(timed([&] { all_reduce_flat<T>(payload_elements); }));
+    repeat(samples.exchange.seconds, [&](Index k) {
+      measure_once(samples.ring, [&] { all_reduce_flat<T>(payload_elements); });
       run_exchange(exchange, samples);
       if (k >= options_.iterations ||
           k * bases / options_.iterations == (k + 1) * bases / options_.iterations)
         return;
-      samples.dense_f32.push_back(timed([&] { all_reduce_flat<float>(dense); }));
-      samples.dense_bf16.push_back(timed([&] { all_reduce_flat<BFloat16>(dense); }));
+      measure_once(samples.dense_f32, [&] { all_reduce_flat<float>(dense); });
+      measure_once(samples.dense_bf16, [&] { all_reduce_flat<BFloat16>(dense); });
     });
     return samples;
   }
@@ -498,7 +539,8 @@ class CommBench {
     *line.mutable_ring() = wire == BenchWire::kBF16 ? all_reduce_line<BFloat16>(elements, samples.ring)
                                                     : all_reduce_line<float>(elements, samples.ring);
     if (world_.size() > 1) add_ratios(line, samples);
-    add_wire_bytes(line, samples);
+    add_wire_bytes(line, samples.exchange);
+    line.set_control_wire_bytes(rounded_total(samples.exchange.control_wire_bytes));
     if (options_.checks > 0) {
       line.set_wrong(wrong_in_exchange(exchange, profile, wire) + wrong_in_dense_tensors(profile, wire));
       line.set_relative_error(relative_error(exchange, profile));
@@ -508,9 +550,10 @@ class CommBench {
 
   // From here on the samples are those of all processes.
   void add_times(ExchangeLine& line, LineSamples& samples) {
-    for (Seconds* seconds : {&samples.ring, &samples.dense_f32, &samples.dense_bf16}) slowest(*seconds);
-    dense_f32_.insert(dense_f32_.end(), samples.dense_f32.begin(), samples.dense_f32.end());
-    dense_bf16_.insert(dense_bf16_.end(), samples.dense_bf16.begin(), samples.dense_bf16.end());
+    for (Samples* all_reduces : {&samples.ring, &samples.dense_f32, &samples.dense_bf16})
+      slowest(all_reduces->seconds);
+    dense_f32_.add(samples.dense_f32);
+    dense_bf16_.add(samples.dense_bf16);
     Seconds slowest_orthonormalise = samples.orthonormalise;
     slowest(slowest_orthonormalise);
     for (Seconds* seconds : {&samples.pack, &samples.reduce_scatter, &samples.orthonormalise,
@@ -524,44 +567,26 @@ class CommBench {
     phases.set_unpack_us(kMicroseconds * median(samples.unpack));
     phases.set_products_us(kMicroseconds * median(samples.products));
     phases.set_slowest_orthonormalise_us(kMicroseconds * median(slowest_orthonormalise));
-    *line.mutable_time() = times_of(samples.exchange);
-    const double seconds = median(samples.exchange);
+    *line.mutable_time() = times_of(samples.exchange.seconds);
+    const double seconds = median(samples.exchange.seconds);
     line.set_algbw(kGigabytes * static_cast<double>(line.payload_bytes()) / seconds);
     line.set_busbw(line.algbw() * bus_factor());
     line.set_effective_bw(kGigabytes * static_cast<double>(line.dense_bytes()) / seconds);
   }
 
   static void add_ratios(ExchangeLine& line, const LineSamples& samples) {
-    const double seconds = median(samples.exchange);
+    const double seconds = median(samples.exchange.seconds);
     const double transfers =
         seconds - (line.phases().slowest_orthonormalise_us() + line.phases().products_us()) / kMicroseconds;
-    line.set_busbw_over_ring(median(samples.ring) / seconds);
-    line.set_busbw_over_ring_without_orthonormalisation(median(samples.ring) / transfers);
-    if (samples.dense_f32.empty()) return;
-    line.set_speedup_over_dense_f32(median(samples.dense_f32) / seconds);
-    line.set_speedup_over_dense_bf16(median(samples.dense_bf16) / seconds);
-  }
-
-  void add_wire_bytes(ExchangeLine& line, const LineSamples& samples) {
-    std::vector<double> sums{samples.modelled_wire_bytes, samples.control_wire_bytes};
-    world_.all_reduce<double>(sums, Reduction::kSum, {Purpose::kControl});
-    const double modelled = sums[0];
-    // The formulas give fractions for a process and whole bytes for all.
-    line.set_modelled_wire_bytes(std::llround(modelled));
-    line.set_control_wire_bytes(std::llround(sums[1]));
-    line.set_transport_bytes(total(samples.transport_bytes));
-    const auto deviation = [&](double bytes) {
-      return modelled > 0 ? 100 * (bytes / std::round(modelled) - 1) : 0;
-    };
-    line.set_transport_deviation_percent(deviation(static_cast<double>(line.transport_bytes())));
-    if (!counter_) return;
-    const Index counted = total(counts_interface_ ? samples.interface_bytes : 0);
-    line.set_interface_bytes(static_cast<double>(counted) / static_cast<double>(samples.exchange.size()));
-    if (!interfaces_shared_) line.set_interface_deviation_percent(deviation(line.interface_bytes()));
+    line.set_busbw_over_ring(median(samples.ring.seconds) / seconds);
+    line.set_busbw_over_ring_without_orthonormalisation(median(samples.ring.seconds) / transfers);
+    if (samples.dense_f32.seconds.empty()) return;
+    line.set_speedup_over_dense_f32(median(samples.dense_f32.seconds) / seconds);
+    line.set_speedup_over_dense_bf16(median(samples.dense_bf16.seconds) / seconds);
   }
 
   void add_dense_lines() {
-    if (dense_f32_.empty()) return;
+    if (dense_f32_.seconds.empty()) return;
     const Index elements = dense_elements(options_.profiles.front());
     *report_.mutable_dense_f32() = all_reduce_line<float>(elements, dense_f32_);
     *report_.mutable_dense_bf16() = all_reduce_line<BFloat16>(elements, dense_bf16_);
@@ -574,13 +599,19 @@ class CommBench {
     Index wrong = report_.dense_f32().wrong() + report_.dense_bf16().wrong();
     double busbw = 0;
     double deviation = 0;
+    const auto consider = [&](double percent) { deviation = std::max(deviation, std::abs(percent)); };
     for (const ExchangeLine& line : report_.lines()) {
       wrong += line.wrong() + line.ring().wrong();
       busbw += line.busbw();
-      for (const double percent : {line.transport_deviation_percent(), line.interface_deviation_percent()})
-        deviation = std::max(deviation, std::abs(percent));
+      consider(line.transport_deviation_percent());
+      consider(line.interface_deviation_percent());
+    }
+    for (const AllReduceLine* line : {&report_.dense_f32(), &report_.dense_bf16()}) {
+      consider(line->transport_deviation_percent());
+      consider(line->interface_deviation_percent());
     }
     for (const AllReduceLine& line : report_.sizes()) {
+      consider(line.transport_deviation_percent());
       wrong += line.wrong();
       busbw += line.busbw();
     }
@@ -600,7 +631,7 @@ class CommBench {
   Buffer<float> flat_f32_;
   Buffer<BFloat16> flat_bf16_;
   std::optional<Products> products_;
-  Seconds dense_f32_, dense_bf16_;  // of all lines
+  Samples dense_f32_, dense_bf16_;  // of all lines
   BenchReport report_;
 };
 

@@ -93,6 +93,17 @@ TEST_P(Processes, BytesAreThoseOfTheProfilesAndNothingIsWrong) {
   EXPECT_EQ(report.sizes(0).bytes(), 4);
   EXPECT_EQ(report.sizes(5).bytes(), 4096);
   EXPECT_EQ(report.sizes(5).dtype(), "bf16");
+  // One ring each, however small.
+  std::vector<AllReduceLine> all_reduces{report.dense_f32(), report.dense_bf16()};
+  for (const ExchangeLine& line : report.lines()) all_reduces.push_back(line.ring());
+  all_reduces.insert(all_reduces.end(), report.sizes().begin(), report.sizes().end());
+  for (const AllReduceLine& line : all_reduces) {
+    SCOPED_TRACE(cat(line.bytes(), " ", line.dtype()));
+    EXPECT_EQ(line.modelled_wire_bytes(), 2 * (n - 1) * line.bytes());
+    EXPECT_EQ(line.transport_bytes(), line.modelled_wire_bytes());
+    EXPECT_EQ(line.transport_deviation_percent(), 0);
+    EXPECT_FALSE(line.has_interface_bytes());
+  }
 }
 
 TEST(CommBench, AllProcessesReportTheSame) {
@@ -133,9 +144,14 @@ TEST(CommBench, ProductsBelongToTheTimeWhenAskedFor) {
 }
 
 TEST(CommBench, LoopbackOfSharedProcessesHasNoDeviation) {
-  const BenchReport report = reports(2, {"--interface", "lo", "--wire", "f32"}).front();
+  const BenchReport report = reports(2, {"--interface", "lo", "--wire", "f32", "--sizes", "4K:4K"}).front();
   EXPECT_TRUE(report.lines(0).has_interface_bytes());
   EXPECT_FALSE(report.lines(0).has_interface_deviation_percent());
+  for (const AllReduceLine& line :
+       {report.lines(0).ring(), report.dense_f32(), report.dense_bf16(), report.sizes(0)}) {
+    EXPECT_TRUE(line.has_interface_bytes());
+    EXPECT_FALSE(line.has_interface_deviation_percent());
+  }
 }
 
 TEST(CommBench, AMissingInterfaceStopsAllProcesses) {
@@ -198,7 +214,7 @@ TEST(BenchTable, EveryRowHasTheColumnsOfItsHeadings) {
   const std::size_t columns = words(headings.substr(0, headings.find('\n'))).size() - 1 - 3;
   EXPECT_EQ(words(exchange_row(report.lines(2))).size(), columns);
   EXPECT_EQ(words(dense_row(report.dense_f32())).size(), columns + 1);  // "dense all-reduce"
-  EXPECT_EQ(words(size_row(report.sizes(0))).size(), 12u);
+  EXPECT_EQ(words(size_row(report.sizes(0))).size(), 17u);
   EXPECT_THAT(bench_header(report), HasSubstr("every process is a replica"));
   EXPECT_THAT(bench_header(report), HasSubstr("without the products"));
 }

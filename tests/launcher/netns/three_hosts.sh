@@ -121,13 +121,30 @@ case $case in
     measured dense "$dense" schedule.steps=6
     ;;
   bench)
-    # It reads the counters itself, around each iteration.
+    # It reads the counters itself, around each iteration of whatever it measures.
     { cat run.txtpb && echo "$factors schedule { steps: 1 }"; } >bench.txtpb
-    on_hosts bench "bench comm bench.txtpb --interface eth0 --iterations 10 --warmup 2 --base-iterations 2 --json=report.json" ||
+    "$netns/links" counters $prefix >bench.before
+    on_hosts bench "bench comm bench.txtpb --interface eth0 --sizes 4M:8M --iterations 10 --warmup 2 --base-iterations 2 --json=report.json" ||
       fail "bench: exit code $?: $(cat bench.log bench.err)"
-    grep -o '"interface_deviation_percent":[0-9.e-]*' report.json | cut -d : -f 2 | awk '
-      { print "bench: interfaces sent " $1 " % more than the model"; if ($1 < 0 || $1 > 2) bad = 1 }
-      END { exit bad || NR != 2 }' || fail "bench: expected two lines, f32 and bf16, within 2 %: $(cat bench.log)"
+    "$netns/links" counters $prefix >bench.after
+    # Factors and the plain all-reduce of as many bytes, the dense base lines, two sizes; each in f32 and bf16.
+    grep -o '"\(iterations\|modelled_wire_bytes\|interface_bytes\|interface_deviation_percent\)":[0-9.e+-]*' report.json |
+      tr -d '"' | tr : ' ' | awk '
+      $1 == "iterations" { iterations = $2 }
+      $1 == "modelled_wire_bytes" { modelled = $2 }
+      $1 == "interface_bytes" { counted = $2; all += iterations * counted }
+      $1 == "interface_deviation_percent" {
+        lines++
+        printf "bench: interfaces sent %d bytes an iteration, model %d (%+.2f %%)\n", counted, modelled, $2
+        if (counted < modelled || counted > 1.02 * modelled) bad = 1 }
+      END { printf "%d\n", all >"bench.counted"; exit bad || lines != 10 }' ||
+      fail "bench: expected ten measurements within 2 %: $(cat bench.log report.json)"
+    # All of it crossed the links: what the hosts received was sent by others.
+    paste -d ' ' bench.before bench.after | awk -v counted="$(<bench.counted)" '
+      { sent += $5 - $2; received += $6 - $3 }
+      END { printf "bench: hosts sent %d, received %d, counted in iterations %d\n", sent, received, counted
+            exit !(counted > 3 * 30e6 && sent >= counted && received >= counted) }' ||
+      fail "bench: the bytes of the iterations did not cross the links"
     ;;
   lost_link)
     # Nobody closes a connection: Open MPI's keep-alive gives up after 5 + 3 x 2 seconds.
