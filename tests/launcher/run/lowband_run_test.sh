@@ -195,6 +195,9 @@ $dashes
 mpirun noticed that process rank 3 with PID 0 on node nid001 exited on signal 9 (Killed).
 $dashes
 [node:1] plm:rsh: Warning: setpgid(14,15) failed in parent with errno=Permission denied(13)
+[node:1] PMIX ERROR: UNREACHABLE in file ../../../src/server/pmix_server.c at line 2193
+[node:1] pmix_ptl_base_msg_recv: readv failed: Connection reset by peer (104)
+2 total processes killed (some possibly by mpirun during cleanup)
 $dashes
 An MPI communication peer process has unexpectedly disconnected.
 $dashes
@@ -241,6 +244,8 @@ case_consequences() {
   local dashes report
   dashes=$(printf -- '-%.0s' {1..74})
   report=$dashes$'\nAn MPI communication peer process has unexpectedly disconnected.\n'$dashes
+  report+=$'\n[node:1] PMIX ERROR: UNREACHABLE in file ../../../src/server/pmix_server.c at line 2193'
+  report+=$'\n[node:1] [[1807,0],0] ORTE_ERROR_LOG: Unreachable in file rml_oob.c at line 9'
   mkdir "$scratch/bin"
   stand_in bin/mpirun <<END
 #!/bin/bash
