@@ -67,21 +67,30 @@ Communicator::Communicator(int process, int size, std::string axis, std::shared_
   LB_EXPECTS(ledger_ != nullptr, "communicator: no ledger");
 }
 
+void Communicator::throw_if_broken() {
+  const std::lock_guard lock(failure_mutex_);
+  if (failure_) std::rethrow_exception(failure_);
+}
+
 template <class Action>
 auto Communicator::break_on_failure(Action action) {
-  if (failure_) std::rethrow_exception(failure_);
+  throw_if_broken();
   try {
     return action();
   } catch (const std::exception& failure) {
-    failure_ = std::current_exception();
+    {
+      const std::lock_guard lock(failure_mutex_);
+      if (!failure_) failure_ = std::current_exception();
+    }
     do_abort(failure.what());
+    do_let_go();
     throw;
   }
 }
 
 template <class Move>
 void Communicator::perform(Call call, const Tag& tag, Move move) {
-  if (failure_) std::rethrow_exception(failure_);
+  throw_if_broken();
   check_shares(tag, call.elements);
   call.purpose = tag.purpose;
   const Index element_bytes = dtype_bytes(call.dtype);
@@ -192,9 +201,12 @@ std::unique_ptr<Communicator> Communicator::split(int colour, int key, std::stri
 }
 
 void Communicator::abort(std::string_view reason) {
-  if (failure_) return;
-  failure_ = std::make_exception_ptr(
-      PeerFailed(cat("process ", process_, " of ", size_, " aborted axis ", axis_, ": ", reason)));
+  {
+    const std::lock_guard lock(failure_mutex_);
+    if (failure_) return;
+    failure_ = std::make_exception_ptr(
+        PeerFailed(cat("process ", process_, " of ", size_, " aborted axis ", axis_, ": ", reason)));
+  }
   do_abort(reason);
 }
 

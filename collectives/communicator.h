@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -61,7 +62,7 @@ using SumOf = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
 /// and have equal budgets and accounts for this axis. Whoever gives up then aborts the group that
 /// all processes are in, so that those of other groups learn of it.
 /// Threads: one at a time in each group, different groups of a process by different threads at once. `split`
-/// with one colour gives a second thread a group of its own.
+/// with one colour gives a second thread a group of its own. `abort` is for any thread at any time.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -121,8 +122,9 @@ class Communicator {
   std::unique_ptr<Communicator> split(int colour, int key, std::string axis);
 
   /// Breaks the group for all its processes, and with it all groups that were split from it: everyone blocked
-  /// in them, and every later call that has to wait, throws PeerFailed with this process and the reason. The
-  /// group that this one was split from is as before. Not collective, never blocks.
+  /// in them, and every later call that has to wait, throws PeerFailed with this process and the reason: so
+  /// does another thread of this process that is in a call. The group that this one was split from is as
+  /// before. Not collective, never blocks; a split of which the transport has begun its part ends first.
   void abort(std::string_view reason);
 
  protected:
@@ -145,8 +147,10 @@ class Communicator {
   virtual std::unique_ptr<Communicator> do_split(std::span<const int> members, std::string axis) = 0;
   /// The level given to a caller that asks for at least `asked`.
   virtual Determinism do_set_determinism(Determinism asked) = 0;
-  /// Tells the other processes, and lets go of every buffer of a call that did not finish. Quiet.
+  /// Tells the other processes, and a thread of this one that is in a call. From any thread. Quiet.
   virtual void do_abort(std::string_view reason) = 0;
+  /// Lets go of every buffer of the call that failed, on the thread that made it, after do_abort. Quiet.
+  virtual void do_let_go() {}
 
   /// Runs one collective: sequence number, timeline, ledger.
   template <class Move>
@@ -154,6 +158,7 @@ class Communicator {
   /// Runs `action`; when it throws, the group is broken from then on.
   template <class Action>
   auto break_on_failure(Action action);
+  void throw_if_broken();
 
   int process_;
   int size_;
@@ -164,7 +169,8 @@ class Communicator {
   Determinism determinism_ = Determinism::kExact;
   Timeline* timeline_ = nullptr;
   Index calls_ = 0;
-  std::exception_ptr failure_;  // what broke the group
+  std::mutex failure_mutex_;
+  std::exception_ptr failure_;  // what broke the group first
 };
 
 }  // namespace lowband

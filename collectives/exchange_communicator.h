@@ -50,7 +50,7 @@ class ExchangeCommunicator : public Communicator {
  private:
   // What a backend provides. Messages between two processes arrive in the order of their start and are
   // received with the size they were sent with. Buffers of started messages stay in place until the await, or
-  // do_abort.
+  // do_let_go.
   virtual void start_send(int to, std::span<const std::byte> bytes) = 0;
   virtual void start_receive(int from, std::span<std::byte> bytes) = 0;
   /// Both return when all messages started so far have arrived, or their buffers may be written again; at

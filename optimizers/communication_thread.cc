@@ -34,6 +34,11 @@ void CommunicationThread::wait(Index task) {
   if (failure_) std::rethrow_exception(failure_);
 }
 
+bool CommunicationThread::idle() {
+  const std::lock_guard lock(mutex_);
+  return finished_count_ == submitted_count_;
+}
+
 void CommunicationThread::run() {
   set_compute_threads(1);
   std::unique_lock lock(mutex_);

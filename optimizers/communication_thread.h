@@ -14,8 +14,8 @@ namespace lowband {
 /// A thread that runs tasks one after the other, with one compute thread, while its owner computes.
 ///
 /// After the first task that throws no other runs, and every `wait` throws its exception again. Destruction
-/// drops the tasks that have not begun and waits for the one that has: collectives in it end by their
-/// deadline.
+/// drops the tasks that have not begun and waits for the one that has: whoever cannot wait for the deadline
+/// of a collective in it aborts the group first.
 class CommunicationThread {
  public:
   CommunicationThread();
@@ -27,6 +27,9 @@ class CommunicationThread {
   Index submit(std::function<void()> task);
   /// Until tasks 1 .. `task` have run. Throws: what the first task to fail threw.
   void wait(Index task);
+
+  /// Whether every task submitted so far has run.
+  bool idle();
 
   std::thread::id id() const { return thread_.get_id(); }
 

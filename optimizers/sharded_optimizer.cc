@@ -66,6 +66,11 @@ ShardedOptimizer<Real>::ShardedOptimizer(ProcessMesh& mesh, std::span<Parameter<
   if (options.overlap) thread_.emplace();
 }
 
+template <class Real>
+ShardedOptimizer<Real>::~ShardedOptimizer() {
+  if (thread_ && !thread_->idle()) own_world_->abort("its caller gave up in the middle of a step");
+}
+
 // From the last parameter to the first, as the backward pass completes them.
 template <class Real>
 void ShardedOptimizer<Real>::make_buckets(const Ranks& ranks) {

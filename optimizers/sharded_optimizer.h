@@ -48,6 +48,9 @@ class ShardedOptimizer final : public Optimizer<Real> {
   /// exchanged between replicas, since nobody then holds the gradient whose norm it is.
   ShardedOptimizer(ProcessMesh& mesh, std::span<Parameter<Real>> parameters, const RankProfile& profile,
                    const OptimizerOptions& options);
+  /// In the middle of a step, with a communication thread: aborts the groups of that thread, so that neither
+  /// it nor its peers wait for what does not come.
+  ~ShardedOptimizer();
 
   /// The memory of a parameter from now on: contiguous, of the same shape.
   /// Throws: InvalidArgument for a parameter that is not there or has been announced in this step.

@@ -149,11 +149,15 @@ class LocalCommunicator final : public ExchangeCommunicator {
   }
 
   void do_abort(std::string_view reason) override {
+    const std::lock_guard lock(group_->world->mutex);
+    if (!group_->failure.empty()) return;
+    group_->failure = cat("process ", process(), " of ", size(), " aborted axis ", axis(), ": ", reason);
+    wake_all();
+  }
+
+  void do_let_go() override {
     receives_.clear();
     std::unique_lock lock(group_->world->mutex);
-    if (group_->failure.empty()) {
-      group_->failure = cat("process ", process(), " of ", size(), " aborted axis ", axis(), ": ", reason);
-    }
     for (auto& inboxes : group_->mail) {
       group_->unread[own()] -= static_cast<int>(inboxes[own()].size());
       inboxes[own()].clear();

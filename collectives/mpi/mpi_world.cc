@@ -203,6 +203,9 @@ class MpiCommunicator final : public ExchangeCommunicator {
   void do_abort(std::string_view reason) override {
     group_->break_up(cat("process ", process(), " of ", size(), " aborted axis ", axis(), ": ", reason),
                      process(), size());
+  }
+
+  void do_let_go() override {
     // MPI lets go of receives that nobody has answered. One that is arriving cannot be stopped.
     for (MPI_Request& request : receives_.requests) {
       if (request != MPI_REQUEST_NULL) MPI_Cancel(&request);

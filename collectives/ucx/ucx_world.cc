@@ -430,12 +430,13 @@ class UcxCommunicator final : public ExchangeCommunicator {
     if (!told_ && transport_->lost_process < 0) send_abort_notes(failure);
     told_ = true;
     if (transport_->broken[group_].empty()) transport_->broken[group_] = failure;
-    let_go();
+    transport_->news.notify_all();
   }
 
   // UCX gives up receives that nobody has answered, and nothing else. What is under way with a peer that runs
   // is over soon. After that the buffers may go, so should UCX still hold one, it must not move any more.
-  void let_go() {
+  void do_let_go() override {
+    const std::lock_guard lock(transport_->mutex);
     for (std::size_t i = receives_.first; i < receives_.messages.size(); ++i) {
       ucp_request_cancel(transport_->worker, receives_.messages[i].request);
     }

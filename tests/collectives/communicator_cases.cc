@@ -810,6 +810,65 @@ void two_threads_use_two_groups_at_once(Communicator& parent) {
   EXPECT_EQ(parent.ledger().step_sum("other", Purpose::kDense).payload_bytes, (50 * 30'000 + 49 * 25) * 4);
 }
 
+// A thread waits for process 0, which never comes, in a group split from the one that another thread of the
+// last process aborts. Returns the seconds that the call took after that, 0 where there was none.
+double seconds_to_end_a_call_from_another_thread(Communicator& parent) {
+  using Clock = std::chrono::steady_clock;
+  const auto group = parent.split(0, 0, "group");
+  const auto inner = group->split(0, 0, "inner");
+  parent.barrier();  // everybody has left the splits
+  const bool comes = group->process() > 0;
+  std::string text;
+  Clock::time_point ended;
+  std::thread caller([&] {
+    if (!comes) return;
+    std::vector<float> data(7);
+    text = message_of<PeerFailed>([&] { inner->all_reduce<float>(data, Reduction::kSum, kDense); });
+    ended = Clock::now();
+  });
+  std::this_thread::sleep_for(milliseconds(100));
+  const auto begin = Clock::now();
+  if (group->process() == group->size() - 1) group->abort("no more data");
+  caller.join();
+  // Nobody has called anything on the group that process 0 learns of it by.
+  Communicator& broken = comes ? *inner : *group;
+  if (!comes) text = message_of<PeerFailed>([&] { broken.barrier(); });
+  EXPECT_THAT(text, HasSubstr("aborted axis group: no more data"));
+  EXPECT_EQ(message_of<PeerFailed>([&] { broken.barrier(); }), text);
+  parent.barrier();
+  return comes ? std::chrono::duration<double>(ended - begin).count() : 0;
+}
+
+// Within a second; the best of some, since a busy machine may keep any one waiting.
+void an_abort_ends_the_call_of_another_thread(Communicator& parent) {
+  if (parent.size() == 1) return;
+  double fastest = seconds_to_end_a_call_from_another_thread(parent);
+  for (int again = 0; again < 3; ++again)
+    fastest = std::min(fastest, seconds_to_end_a_call_from_another_thread(parent));
+  EXPECT_LT(fastest, 1);
+}
+
+// The same group, between calls and in them: whichever comes first breaks it, once.
+void an_abort_beside_calls_of_another_thread(Communicator& parent) {
+  for (int round = 0; round < 20; ++round) {
+    const auto group = parent.split(0, 0, "group");
+    std::string text;
+    std::thread caller([&] {
+      text = message_of<PeerFailed>([&] {
+        for (;;) group->barrier();
+      });
+    });
+    if (group->process() == round % group->size()) {
+      std::this_thread::sleep_for(std::chrono::microseconds(100 * round));
+      group->abort("no more data");
+    }
+    caller.join();
+    EXPECT_THAT(text, HasSubstr("aborted axis group: no more data"));
+    EXPECT_EQ(message_of<PeerFailed>([&] { group->barrier(); }), text);
+    parent.barrier();
+  }
+}
+
 // The other thread's group breaks; this thread's goes on.
 void a_failure_on_one_thread_leaves_the_groups_of_another(Communicator& parent) {
   const auto main_group = parent.split(0, 0, "main");
@@ -850,6 +909,8 @@ constexpr CommunicatorCase kCases[] = {
     {"mismatches_name_both_sides", mismatches_name_both_sides},
     {"a_silent_process_is_named_at_the_deadline", a_silent_process_is_named_at_the_deadline},
     {"abort_wakes_those_who_wait", abort_wakes_those_who_wait},
+    {"an_abort_ends_the_call_of_another_thread", an_abort_ends_the_call_of_another_thread},
+    {"an_abort_beside_calls_of_another_thread", an_abort_beside_calls_of_another_thread},
     {"giving_up_reaches_the_groups_split_from_a_group", giving_up_reaches_the_groups_split_from_a_group},
     {"two_threads_use_two_groups_at_once", two_threads_use_two_groups_at_once},
     {"a_failure_on_one_thread_leaves_the_groups_of_another",

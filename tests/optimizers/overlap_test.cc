@@ -9,6 +9,7 @@
 #include <future>
 #include <numeric>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 namespace lowband {
@@ -267,22 +268,43 @@ TEST(Overlap, AFailedPeerReachesTheCallerOfStep) {
   EXPECT_LE(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
 }
 
-// A caller that fails while its thread is in a collective takes the thread with it.
-TEST(Overlap, AFailedCallerEndsWithItsThread) {
-  const LocalWorldOptions options{.deadline = std::chrono::milliseconds(300),
-                                  .total_deadline = std::chrono::milliseconds(20'000)};
-  EXPECT_THROW(run_world(
-                   2,
-                   [&](Communicator& world) {
-                     SmallWorld small(world, kOverlapped);
-                     if (world.process() == 1) {
-                       small.optimizer.gradient_ready(1);
-                       throw IoError("the disk is gone");
-                     }
-                     small.optimizer.step({.learning_rate = 0.1});
-                   },
-                   options),
-               Error);
+// A caller that fails while its thread is in a collective takes the thread with it, and the peers: nobody
+// waits for the deadline.
+TEST(Overlap, AFailedCallerEndsWithItsThreadAndItsPeers) {
+  using Clock = std::chrono::steady_clock;
+  const LocalWorldOptions options{.deadline = std::chrono::seconds(30),
+                                  .total_deadline = std::chrono::seconds(60)};
+  std::promise<void> gave_up;
+  const std::shared_future<void> given_up = gave_up.get_future().share();
+  run_world(
+      3,
+      [&](Communicator& world) {
+        auto small = std::make_unique<SmallWorld>(world, kOverlapped);
+        if (world.process() == 1) {
+          small->optimizer.gradient_ready(1);
+          std::this_thread::sleep_for(std::chrono::milliseconds(50));  // its thread waits for the others
+          const Clock::time_point begin = Clock::now();
+          EXPECT_THROW(
+              {
+                const auto unwound = std::move(small);
+                throw IoError("the disk is gone");
+              },
+              IoError);
+          EXPECT_LT(Clock::now() - begin, std::chrono::seconds(1));
+          gave_up.set_value();
+          return;
+        }
+        given_up.wait();
+        const Clock::time_point begin = Clock::now();
+        try {
+          small->optimizer.step({.learning_rate = 0.1});
+          ADD_FAILURE() << "nothing thrown";
+        } catch (const PeerFailed& failure) {
+          EXPECT_THAT(failure.what(), testing::HasSubstr("gave up in the middle of a step"));
+        }
+        EXPECT_LT(Clock::now() - begin, std::chrono::seconds(1));
+      },
+      options);
 }
 
 }  // namespace
