@@ -1,0 +1,351 @@
+"""lowband as a `torch.optim.Optimizer`, and in place of DDP's gradient synchronisation."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import dataclasses
+import sys
+from typing import Any, Callable, Iterable
+
+import torch
+import torch.distributed as dist
+
+import lowband
+from lowband.optimizer import is_matrix
+
+_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+_SCALAR_TYPES = {"float32": (torch.float32, 4), "float64": (torch.float64, 8)}
+
+
+def world_of(group: dist.ProcessGroup | None = None) -> lowband.World:
+    """A world of lowband's own (UCX) between the processes of `group`, which carries a few addresses and no data.
+
+    Collective: all processes of `group`, torch's default one when it is None.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        raise lowband.InvalidArgument(
+            "process group: found torch.distributed not initialised, expected init_process_group before")
+    group = group if group is not None else dist.group.WORLD
+
+    def all_gather(own: bytes) -> list[bytes]:
+        parts: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(parts, own, group=group)
+        return parts
+
+    return lowband.World.from_all_gather(dist.get_rank(group), dist.get_world_size(group), all_gather)
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Dion or PowerSGD for matrices, AdamW, SGD or Lion for the rest (or for everything), between the processes of a
+    process group: it exchanges what its update needs, so that gradients are to stay as each process computed them.
+
+    Gradients are the mean over a process's own data, as DDP's and plain `backward` give them; `attach_ddp` keeps DDP
+    from averaging them. Averaged gradients give the same update, at the cost of DDP's traffic. `step` may leave
+    anything in them.
+
+    `params` is what torch's optimizers take: parameters, (name, parameter) pairs, or groups. A group has, besides
+    "params":
+        lr            equal in all groups of matrices, and in all groups of the rest; schedulers may change it
+        role          "matrix", "query", ... "embedding", "head", "norm"; without it "matrix" where a parameter has two
+                      dimensions or more, else "norm". Dimensions after the first are taken together.
+        weight_decay  decoupled; one value, or 0 for what is no matrix (which "norm" implies)
+    Names are those of (name, parameter) pairs, else "param0", "param1", ...
+
+    The other arguments are those of `lowband.Options`; `clip_norm` clips by the norm of the mean gradient, which
+    `torch.nn.utils.clip_grad_norm_` does not know here.
+
+    Shapes: dense CPU tensors without gaps, all float32 or all float64.
+    Collective: all processes of `process_group` construct it, and call `step`, together.
+    Raises: lowband.InvalidArgument naming the field, on all processes.
+    """
+
+    # GradScaler leaves it to `step` to skip, which all processes do together.
+    _step_supports_amp_scaling = True
+
+    def __init__(self, params: Iterable[Any], lr: float | torch.Tensor = 0.01, *, kind: str = "dion",
+                 profile: lowband.Profile | None = None, weight_decay: float = 0.01,
+                 mesh: lowband.Mesh = lowband.Mesh(), budget: int | None = None,
+                 process_group: dist.ProcessGroup | None = None, **options: Any) -> None:
+        self._open = True
+        super().__init__(params, {"lr": lr, "role": None, "weight_decay": weight_decay})
+        self._open = False
+        self._parameters = [p for group in self.param_groups for p in group["params"]]
+        self._position = {p: i for i, p in enumerate(self._parameters)}
+        self._roles = [role for group in self.param_groups for role in _roles(group)]
+        self._names = _names(self.param_groups)
+        dtype = self._checked_dtype()
+        if mesh.tensor != 1:
+            raise lowband.InvalidArgument(f"mesh.tensor: found {mesh.tensor}, expected 1: plain tensors are not cut")
+        known = {field.name for field in dataclasses.fields(lowband.Options)}
+        for name in options:
+            if name not in known - {"dtype"}:
+                raise lowband.InvalidArgument(f"{name}: found it as an argument, expected one of {sorted(known)}")
+        self._weight_decay = self._checked_weight_decay()
+        self._zeros: dict[torch.Tensor, torch.Tensor] = {}
+        self._announced: set[int] = set()
+        self._steps = 0
+        self.last_report: lowband.StepReport | None = None
+
+        described = []
+        for parameter, name, role in zip(self._parameters, self._names, self._roles):
+            rows, cols = _matrix_shape(parameter)
+            described.append(lowband.Parameter(name, role, rows, cols, parameter.data_ptr(), parameter.data_ptr()))
+        chosen = lowband.Options(kind=kind, profile=profile, mesh=mesh, dtype=dtype, weight_decay=self._weight_decay,
+                                 budget_bytes=budget, **options)
+        self.world = world_of(process_group)
+        try:
+            self.exchange = lowband.Optimizer(self.world, described, chosen)
+        except lowband.Error:  # the same on all processes
+            self.world.close()
+            raise
+        _open_optimizers[id(self)] = self
+        self._show_state()
+
+    # ---- What torch calls ----
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if not self._open:
+            raise lowband.InvalidArgument("add_param_group: found it after the optimizer was made, expected all groups "
+                                          "at its construction: what processes exchange is agreed then")
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of all parameters. Collective. Raises: lowband.PeerFailed when a process is gone."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._unscale()
+        learning_rate, scalar_learning_rate = self._learning_rates()
+        for i, parameter in enumerate(self._parameters):
+            if i not in self._announced:
+                self.exchange.rebind(i, parameter.data_ptr(), self._gradient(parameter).data_ptr())
+        self._announced.clear()
+        self.last_report = self.exchange.step(self._steps, learning_rate, scalar_learning_rate)
+        self._steps += 1
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of this process: momentum and error differ between replicas, so every process saves its own."""
+        packed = super().state_dict()
+        packed["lowband"] = {"process": self.world.process, "processes": self.world.processes, "steps": self._steps,
+                             "options": self._identity(), "names": list(self._names)}
+        return packed
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises: lowband.InvalidArgument before anything is changed, when it is another process's or optimizer's."""
+        self._expect_own(state_dict)
+        shown = {p: dict(self.state[p]) for p in self._parameters}
+        super().load_state_dict(state_dict)
+        for parameter, tensors in shown.items():
+            for letter, tensor in tensors.items():
+                tensor.copy_(self.state[parameter][letter].view_as(tensor))
+            self.state[parameter] = tensors
+        self._steps = state_dict["lowband"]["steps"]
+
+    def __deepcopy__(self, _memo: Any) -> Optimizer:
+        raise TypeError("lowband.torch.Optimizer cannot be copied: use state_dict")
+
+    def __reduce__(self) -> Any:
+        raise TypeError("lowband.torch.Optimizer cannot be pickled: use state_dict")
+
+    # ---- What it sends ----
+
+    def planned_bytes(self) -> tuple[int, int]:
+        """Payload of factors and of dense gradients that every step sends between replicas."""
+        return self.exchange.planned_bytes()
+
+    def step_bytes(self, purpose: str, axis: str = "") -> lowband.ByteCounts:
+        return self.exchange.step_bytes(purpose, axis)
+
+    def close(self) -> None:
+        """Lets go of the other processes. Collective; at the end of the program it happens by itself."""
+        for parameter in self._parameters:
+            self.state[parameter] = {}  # they show memory that is about to go
+        _open_optimizers.pop(id(self), None)
+        self.exchange.close()
+        self.world.close()
+
+    # ---- The rest is its own ----
+
+    def announce(self, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
+        """`gradient` is that of this step, complete, and stays until `step` returns: its exchange may start."""
+        i = self._position[parameter]
+        self.exchange.rebind(i, parameter.data_ptr(), gradient.data_ptr())
+        self.exchange.gradient_ready(i)
+        self._announced.add(i)
+
+    def _gradient(self, parameter: torch.Tensor) -> torch.Tensor:
+        gradient = parameter.grad
+        if gradient is None:  # others may have one; the exchange is of all parameters
+            return self._zeros.setdefault(parameter, torch.zeros_like(parameter)).zero_()
+        if gradient.layout != torch.strided or gradient.dtype != parameter.dtype:
+            raise lowband.InvalidArgument(
+                f"gradient of {self._names[self._position[parameter]]}: found {gradient.layout}, {gradient.dtype}, "
+                f"expected a dense {parameter.dtype}")
+        if not gradient.is_contiguous():
+            parameter.grad = gradient = gradient.contiguous()
+        return gradient
+
+    def _unscale(self) -> None:
+        scale = getattr(self, "grad_scale", None)  # GradScaler sets it for the time of a step
+        if scale is None:
+            return
+        if self._announced:
+            raise lowband.InvalidArgument("overlap: found it with a GradScaler, expected one of both: gradients are "
+                                          "exchanged before they are unscaled")
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(scale)
+
+    def _learning_rates(self) -> tuple[float, float]:
+        rates: dict[bool, float] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                of_matrix = is_matrix(self._roles[self._position[parameter]])
+                rate = float(group["lr"])
+                if rates.setdefault(of_matrix, rate) != rate:
+                    raise lowband.InvalidArgument(
+                        f"lr: found {rates[of_matrix]} and {rate} in groups of "
+                        f"{'matrices' if of_matrix else 'parameters that are no matrices'}, expected one for all")
+        fallback = next(iter(rates.values()))
+        return rates.get(True, fallback), rates.get(False, fallback)
+
+    def _checked_dtype(self) -> str:
+        for parameter, name in zip(self._parameters, self._names):
+            if parameter.device.type != "cpu":
+                raise lowband.InvalidArgument(f"device of {name}: found {parameter.device}, expected cpu")
+            if parameter.dtype not in _DTYPES or parameter.dtype != self._parameters[0].dtype:
+                raise lowband.InvalidArgument(f"dtype of {name}: found {parameter.dtype}, expected float32 or float64, "
+                                              "the same for all; keep float32 weights under autocast")
+            if type(parameter.data) is not torch.Tensor or parameter.layout != torch.strided:
+                raise lowband.InvalidArgument(f"type of {name}: found {type(parameter.data).__name__}, "
+                                              f"{parameter.layout}, expected a plain dense tensor")
+            if not parameter.is_contiguous():
+                raise lowband.InvalidArgument(f"strides of {name}: found {parameter.stride()} for shape "
+                                              f"{tuple(parameter.shape)}, expected no gaps, rows first")
+        return _DTYPES[self._parameters[0].dtype]
+
+    def _checked_weight_decay(self) -> float:
+        """The one value; what has none although it is no norm becomes one, which is all that "norm" means here."""
+        used = {float(group["weight_decay"]) for group in self.param_groups} - {0.0}
+        if len(used) > 1:
+            raise lowband.InvalidArgument(f"weight_decay: found {sorted(used)}, expected one value, or 0 for groups that "
+                                          "have no matrices")
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                i = self._position[parameter]
+                if not used or float(group["weight_decay"]) != 0.0:
+                    continue
+                if is_matrix(self._roles[i]):
+                    raise lowband.InvalidArgument(f"weight_decay of {self._names[i]}: found 0, expected {used.pop()} as "
+                                                  "for other parameters: matrices have one")
+                self._roles[i] = "norm"
+        return used.pop() if used else 0.0
+
+    def _identity(self) -> dict[str, Any]:
+        options = dataclasses.asdict(self.exchange.options)
+        return {name: options[name] for name in ("kind", "profile", "mesh", "dtype", "scalar_kind")}
+
+    def _show_state(self) -> None:
+        """`state` shows lowband's own memory, by parameter and letter of the paper."""
+        of_name = dict(zip(self._names, self._parameters))
+        for piece in self.exchange.state():
+            name, letter = piece.name.rsplit(".", 1)
+            self.state[of_name[name]][letter] = _tensor(piece)
+
+    def _expect_own(self, state_dict: dict[str, Any]) -> None:
+        own = self.state_dict()
+
+        def expect(field: str, found: Any, expected: Any) -> None:
+            if found != expected:
+                raise lowband.InvalidArgument(f"state_dict, {field}: found {found}, expected {expected}")
+
+        if "lowband" not in state_dict:
+            raise lowband.InvalidArgument("state_dict: found none of lowband's, expected what lowband.torch saved")
+        for field in ("processes", "process", "names"):
+            expect(field, state_dict["lowband"][field], own["lowband"][field])
+        for field, value in own["lowband"]["options"].items():
+            expect(field, state_dict["lowband"]["options"].get(field), value)
+        for i, tensors in own["state"].items():
+            found = state_dict["state"].get(i, {})
+            expect(f"state of {self._names[i]}", sorted(found), sorted(tensors))
+            for letter, tensor in tensors.items():
+                expect(f"shape of {self._names[i]}.{letter}", tuple(found[letter].shape), tuple(tensor.shape))
+
+
+_open_optimizers: dict[int, Optimizer] = {}  # in the order in which they were made, equal on all processes
+
+
+@atexit.register
+def _close_all() -> None:
+    error = getattr(sys, "last_value", None)  # that ended this program; the others need not wait for it
+    for optimizer in list(_open_optimizers.values()):
+        if error is not None:
+            optimizer.world.abort(f"{type(error).__name__}: {error}")
+        optimizer.close()
+
+
+def _matrix_shape(parameter: torch.Tensor) -> tuple[int, int]:
+    if parameter.ndim < 2:
+        return 1, parameter.numel()
+    return parameter.shape[0], parameter.numel() // parameter.shape[0]
+
+
+def _roles(group: dict[str, Any]) -> list[str]:
+    def default(parameter: torch.Tensor) -> str:
+        return "matrix" if parameter.ndim >= 2 else "norm"
+
+    for parameter in group["params"]:
+        if group["role"] is not None and is_matrix(group["role"]) and parameter.ndim < 2:
+            raise lowband.InvalidArgument(f"role: found {group['role']} for a parameter of shape "
+                                          f"{tuple(parameter.shape)}, expected two dimensions or more")
+    return [group["role"] or default(parameter) for parameter in group["params"]]
+
+
+def _names(groups: list[dict[str, Any]]) -> list[str]:
+    names: list[str] = []
+    for group in groups:
+        given = group.get("param_names")
+        names += given if given else [f"param{len(names) + i}" for i in range(len(group["params"]))]
+    return names
+
+
+def _tensor(piece: lowband.StatePiece) -> torch.Tensor:
+    """A tensor over the memory of `piece`."""
+    dtype, element_bytes = _SCALAR_TYPES[piece.dtype]
+    if piece.data is None or piece.rows * piece.cols == 0:
+        return torch.empty(piece.rows, piece.cols, dtype=dtype)
+    elements = (piece.rows - 1) * piece.row_stride + piece.cols
+    memory = (ctypes.c_char * (elements * element_bytes)).from_address(piece.data)
+    return torch.frombuffer(memory, dtype=dtype).as_strided((piece.rows, piece.cols), (piece.row_stride, 1))
+
+
+def attach_ddp(model: torch.nn.parallel.DistributedDataParallel, optimizer: Optimizer) -> None:
+    """From now on DDP averages no gradients of `model`: `optimizer` exchanges what its update needs.
+
+    With `overlap=True` the exchange of a bucket of DDP starts as soon as the backward pass has filled it; then
+    gradients may not be changed between `backward` and `step`.
+
+    Raises: lowband.InvalidArgument, when a parameter that DDP synchronises is not one of `optimizer`, which would
+    leave it different on every process.
+    """
+    if not isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        raise lowband.InvalidArgument(f"model: found {type(model).__name__}, expected DistributedDataParallel")
+    for name, parameter in model.module.named_parameters():
+        if parameter.requires_grad and parameter not in optimizer._position:
+            raise lowband.InvalidArgument(f"model: found {name} in no group of the optimizer, expected all parameters: "
+                                          "nobody would synchronise it")
+    overlaps = optimizer.exchange.options.overlap
+
+    def keep_own(_state, bucket):  # DDP compares annotations with classes, and here they are strings
+        if overlaps:
+            for parameter, gradient in zip(bucket.parameters(), bucket.gradients()):
+                optimizer.announce(parameter, gradient)
+        kept: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        kept.set_result(bucket.buffer())
+        return kept
+
+    model.register_comm_hook(None, keep_own)

@@ -1,0 +1,404 @@
+"""What `lowband.torch` promises, on the processes of torchrun: with real torch, gloo and DDP.
+
+    torchrun --nproc-per-node 2 tests/plugin/python/torch_job.py [name of a test ...]
+"""
+
+import contextlib
+import copy
+import io
+import sys
+import traceback
+
+import torch
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+import lowband
+import lowband.torch
+
+BATCH, INPUTS, HIDDEN, OUTPUTS = 16, 12, 24, 24
+RANK = 3
+# r (m + n) of the two matrices; elements of the two biases.
+FACTOR_BYTES = 4 * (RANK * (HIDDEN + INPUTS) + RANK * (OUTPUTS + HIDDEN))
+DENSE_BYTES = 4 * (HIDDEN + OUTPUTS)
+
+
+def network():
+    torch.manual_seed(7)
+    return torch.nn.Sequential(torch.nn.Linear(INPUTS, HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, OUTPUTS))
+
+
+def batch(step, process=None):
+    generator = torch.Generator().manual_seed(1000 * step + (dist.get_rank() if process is None else process))
+    x = torch.randn(BATCH, INPUTS, generator=generator)
+    return x, x @ torch.linspace(-0.5, 0.5, INPUTS * OUTPUTS).view(INPUTS, OUTPUTS)
+
+
+def loss_of(model, step, process=None):
+    x, y = batch(step, process)
+    return torch.nn.functional.mse_loss(model(x), y)
+
+
+def train(model, optimizer, steps, begin=0):
+    for step in range(begin, begin + steps):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()
+
+
+def flat(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def expect_equal_replicas(model):
+    own = flat(model)
+    everybody = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(everybody, own)
+    assert all(torch.equal(own, other) for other in everybody), "replicas differ"
+
+
+def expect_close(found, expected, tolerance):
+    distance = (torch.linalg.norm(found - expected) / torch.linalg.norm(expected)).item()
+    assert distance <= tolerance, f"relative distance {distance:.2e}, tolerance {tolerance:.2e}"
+
+
+def expect_refused(message, action):
+    try:
+        action()
+    except lowband.InvalidArgument as error:
+        for part in message:
+            assert part in str(error), f"found {error}, expected it to say {part}"
+    else:
+        raise AssertionError(f"expected {message}, found no error")
+
+
+def gloo_events(action):
+    """Names of the collectives that torch runs meanwhile, DDP's own in C++ included."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        action()
+    return [event.name for event in profile.events() if event.name.startswith("gloo:")]
+
+
+# ---- Tests: every process runs all of them, in this order ----
+
+
+def test_ddp_sends_nothing_but_factors():
+    model = DistributedDataParallel(network())
+    plain = DistributedDataParallel(network())
+    optimizer = lowband.torch.Optimizer(model.parameters(), lr=0.02, profile=lowband.uniform(RANK))
+    lowband.torch.attach_ddp(model, optimizer)
+    assert optimizer.planned_bytes() == (FACTOR_BYTES, DENSE_BYTES), optimizer.planned_bytes()
+    train(model, optimizer, 2)
+    train(plain, torch.optim.SGD(plain.parameters(), lr=0.0), 2)  # DDP builds its buckets anew after a step
+    assert gloo_events(lambda: train(plain, torch.optim.SGD(plain.parameters(), lr=0.0), 1)) == ["gloo:all_reduce"]
+    assert gloo_events(lambda: train(model, optimizer, 1, begin=2)) == []
+    before = loss_of(model.module, 999, process=0).item()
+    for step in range(3, 50):
+        train(model, optimizer, 1, begin=step)
+        assert optimizer.step_bytes("factor", "replica").payload_bytes == FACTOR_BYTES
+        assert optimizer.step_bytes("dense", "replica").payload_bytes == DENSE_BYTES
+    after = loss_of(model.module, 999, process=0).item()  # of data that nobody has seen
+    assert after < 0.7 * before, (before, after)
+    expect_equal_replicas(model)
+    optimizer.close()
+
+
+def test_overlap_gives_the_same_weights():
+    weights = []
+    for overlap in (False, True):
+        model = DistributedDataParallel(network(), bucket_cap_mb=0.001)
+        optimizer = lowband.torch.Optimizer(model.parameters(), lr=0.02, kind="power_sgd", overlap=overlap,
+                                            bucket_elements=100, profile=lowband.uniform(RANK))
+        lowband.torch.attach_ddp(model, optimizer)
+        train(model, optimizer, 10)
+        expect_equal_replicas(model)
+        weights.append(flat(model))
+        optimizer.close()
+    # Without clipping the exchanges of buckets do not depend on each other; exact sums give the same bits.
+    assert torch.equal(*weights)
+
+
+def test_follows_the_power_sgd_hook_of_ddp():
+    # The hook reduces densely before step 2, and keeps what the mean lost: lowband starts there, aggregated.
+    hooked = DistributedDataParallel(network(), bucket_cap_mb=25)
+    state = powerSGD_hook.PowerSGDState(process_group=None, matrix_approximation_rank=RANK, start_powerSGD_iter=2,
+                                        min_compression_rate=1, orthogonalization_epsilon=0)
+    hooked.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    sgd = torch.optim.SGD(hooked.parameters(), lr=0.1)
+    train(hooked, sgd, 2)
+
+    model = network()
+    model.load_state_dict(hooked.module.state_dict())
+    # W <- W - eta (D + U) with U = D where there is no momentum (PowerSGD, algorithm 2): half the rate is SGD's.
+    optimizer = lowband.torch.Optimizer(
+        [{"params": [model[0].weight, model[2].weight], "lr": 0.05},
+         {"params": [model[0].bias, model[2].bias], "lr": 0.1}],
+        kind="power_sgd", profile=lowband.uniform(RANK), power_sgd_momentum=0.0, scalar_kind="sgd", sgd_momentum=0.0,
+        weight_decay=0.0, aggregated_residual=True)
+
+    # The hook orthogonalises its first Q, of each shape, before any P.
+    drawn = {}
+    original = powerSGD_hook._orthogonalize
+
+    def spy(matrices, epsilon=0):
+        original(matrices, epsilon)
+        drawn.setdefault(matrices.shape[1], matrices[0].clone())
+
+    powerSGD_hook._orthogonalize = spy
+    try:
+        train(hooked, sgd, 1, begin=2)
+    finally:
+        powerSGD_hook._orthogonalize = original
+    for weight in (model[0].weight, model[2].weight):
+        optimizer.state[weight]["Q"].copy_(drawn[weight.shape[1]])
+    train(model, optimizer, 1, begin=2)
+    train(hooked, sgd, 17, begin=3)
+    train(model, optimizer, 17, begin=3)
+    # 18 steps that round to float32 in another order: 18 eps are 2e-6.
+    expect_close(flat(model), flat(hooked.module), 2e-6)
+    train(hooked, sgd, 30, begin=20)
+    train(model, optimizer, 30, begin=20)
+    # From here on error feedback amplifies the difference, as fast as columns of the factors change places.
+    expect_close(flat(model), flat(hooked.module), 1e-3)
+    optimizer.close()
+
+
+def test_adamw_is_that_of_torch_under_ddp():
+    settings = dict(lr=0.01, weight_decay=0.1)
+    reference = DistributedDataParallel(network())
+
+    def groups(module):  # the first matrix as an embedding that does not decay
+        biases = [p for p in module.parameters() if p.ndim == 1]
+        return [{"params": [module[2].weight]},
+                {"params": [module[0].weight], "role": "embedding", "weight_decay": 0.0},
+                {"params": biases, "weight_decay": 0.0}]
+
+    train(reference, torch.optim.AdamW(groups(reference.module), betas=(0.9, 0.95), **settings), 50)
+    model = network()
+    optimizer = lowband.torch.Optimizer(groups(model), kind="adamw", **settings)
+    train(model, optimizer, 50)
+    expect_close(flat(model), flat(reference.module), 1e-5)
+    assert optimizer.planned_bytes() == (0, 4 * flat(model).numel())
+    optimizer.close()
+
+
+def test_a_single_process_with_all_data_takes_the_same_steps():
+    # Dense exchange within rounding of one process that sees both batches.
+    alone = network()
+    group = [dist.new_group([p]) for p in range(dist.get_world_size())][dist.get_rank()]
+    settings = dict(lr=0.02, profile=lowband.uniform(RANK))
+    one = lowband.torch.Optimizer(alone.parameters(), process_group=group, aggregated_residual=True, **settings)
+    model = network()
+    many = lowband.torch.Optimizer(model.parameters(), aggregated_residual=True, **settings)
+    for step in range(50):
+        one.zero_grad()
+        sum(loss_of(alone, step, p) for p in range(dist.get_world_size())).div(dist.get_world_size()).backward()
+        one.step()
+    train(model, many, 50)
+    expect_close(flat(model), flat(alone), 1e-4)
+    one.close()
+    many.close()
+
+
+def test_no_sync_accumulates():
+    # Two micro-batches of half the loss are one batch of both.
+    def accumulated(model, optimizer, sync):
+        for step in range(0, 20, 2):
+            optimizer.zero_grad()
+            with sync():
+                (loss_of(model, step) / 2).backward()
+            (loss_of(model, step + 1) / 2).backward()
+            optimizer.step()
+
+    model = DistributedDataParallel(network())
+    optimizer = lowband.torch.Optimizer(model.parameters(), lr=0.02, profile=lowband.uniform(RANK))
+    lowband.torch.attach_ddp(model, optimizer)
+    accumulated(model, optimizer, model.no_sync)
+    bare = network()
+    bare_optimizer = lowband.torch.Optimizer(bare.parameters(), lr=0.02, profile=lowband.uniform(RANK))
+    accumulated(bare, bare_optimizer, contextlib.nullcontext)
+    assert torch.equal(flat(model.module), flat(bare))
+    expect_equal_replicas(model)
+    optimizer.close()
+    bare_optimizer.close()
+
+
+def test_state_dict_goes_on_bit_by_bit_and_belongs_to_its_process():
+    model = network()
+    make = lambda module: lowband.torch.Optimizer(module.named_parameters(), lr=0.02, profile=lowband.uniform(RANK))
+    optimizer = make(model)
+    train(model, optimizer, 5)
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    train(model, optimizer, 5, begin=5)
+    optimizer.close()
+
+    file.seek(0)
+    saved = torch.load(file)  # weights_only: nothing but tensors and plain values is in it
+    assert sorted(saved["optimizer"]["state"][0]) == ["M", "Q"]
+    resumed = network()
+    resumed.load_state_dict(saved["model"])
+    optimizer = make(resumed)
+    optimizer.load_state_dict(saved["optimizer"])
+    train(resumed, optimizer, 5, begin=5)
+    assert torch.equal(flat(resumed), flat(model))
+    assert optimizer.state_dict()["lowband"]["steps"] == 10
+
+    before = flat(resumed).clone()
+    other = copy.deepcopy(saved["optimizer"])
+    other["lowband"]["process"] = 1 - other["lowband"]["process"]
+    expect_refused(["state_dict, process: found", "expected"], lambda: optimizer.load_state_dict(other))
+    other = copy.deepcopy(saved["optimizer"])
+    other["state"][0]["M"] = other["state"][0]["M"][1:]
+    expect_refused(["shape of 0.weight.M", f"expected ({HIDDEN}, {INPUTS})"], lambda: optimizer.load_state_dict(other))
+    other = copy.deepcopy(saved["optimizer"])
+    del other["state"][2]
+    expect_refused(["state of 2.weight: found [], expected ['M', 'Q']"], lambda: optimizer.load_state_dict(other))
+    adam = torch.optim.AdamW(network().parameters())
+    expect_refused(["found none of lowband's"], lambda: optimizer.load_state_dict(adam.state_dict()))
+    assert torch.equal(flat(resumed), before)
+    optimizer.close()
+
+
+def test_is_an_optimizer_of_torch():
+    model = network()
+    optimizer = lowband.torch.Optimizer(
+        [{"params": [model[0].weight, model[2].weight], "lr": 0.02},
+         {"params": [model[0].bias, model[2].bias], "lr": 0.005}], profile=lowband.uniform(RANK))
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    hooks = []
+    optimizer.register_step_pre_hook(lambda *_: hooks.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: hooks.append("post"))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model, 0)
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    assert isinstance(first, torch.Tensor) and hooks == ["pre", "post"]
+    before = flat(model).clone()
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.0025]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step(closure)
+    assert torch.equal(flat(model), before), "the rate of a group is read at every step"
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    optimizer.step()  # without any gradient: zeros, as on a process whose experts saw no token
+    optimizer.zero_grad(set_to_none=False)
+    expect_refused(["add_param_group", "expected all groups at its construction"],
+                   lambda: optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]}))
+    optimizer.param_groups[1]["lr"] = torch.tensor(0.03)
+    optimizer.step(closure)
+    optimizer.close()
+
+
+def test_grad_scaler_takes_the_scale_out_and_leaves_skipping_to_everybody():
+    weights = []
+    for scaled in (False, True):
+        model = network()
+        optimizer = lowband.torch.Optimizer(model.parameters(), lr=0.02, profile=lowband.uniform(RANK))
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**10)
+        for step in range(10):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, step)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        weights.append(flat(model))
+        if scaled:  # one process alone finds an infinity
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, 10)).backward()
+            if dist.get_rank() == 1:
+                model[0].weight.grad[0, 0] = float("inf")
+            before = model[0].weight.detach().clone()
+            scaler.step(optimizer)
+            assert torch.equal(model[0].weight, before) and optimizer.last_report.skipped_matrices == 1
+            expect_equal_replicas(model)
+        optimizer.close()
+    assert torch.equal(*weights)  # a power of two changes no digits
+
+
+def test_clips_by_the_norm_of_the_mean_gradient():
+    model = network()
+    optimizer = lowband.torch.Optimizer(model.parameters(), lr=0.0, kind="adamw", clip_norm=1e-3)
+    loss_of(model, 0).backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()]).double()
+    dist.all_reduce(gradient)
+    expected = (gradient / dist.get_world_size()).norm().item()
+    optimizer.step()
+    assert abs(optimizer.last_report.gradient_norm / expected - 1) < 1e-6
+    assert abs(optimizer.last_report.clip_scale / (1e-3 / expected) - 1) < 1e-6
+    optimizer.close()
+
+
+def test_refuses_what_it_cannot_do():
+    make = lowband.torch.Optimizer
+    matrix = lambda dtype=torch.float32: [torch.nn.Parameter(torch.ones(4, 3, dtype=dtype))]
+    rank2 = lowband.uniform(2)
+    expect_refused(["dtype of param0: found torch.bfloat16"], lambda: make(matrix(torch.bfloat16), profile=rank2))
+    expect_refused(["dtype of param1: found torch.float64"], lambda: make(matrix() + matrix(torch.float64), profile=rank2))
+    expect_refused(["device of param0: found meta"],
+                   lambda: make([torch.nn.Parameter(torch.ones(4, 3, device="meta"))], profile=rank2))
+    expect_refused(["strides of param0"], lambda: make([torch.nn.Parameter(torch.ones(3, 4).t())], profile=rank2))
+    expect_refused(["mesh.tensor: found 2"], lambda: make(matrix(), profile=rank2, mesh=lowband.Mesh(tensor=2)))
+    expect_refused(["momentum: found it as an argument"], lambda: make(matrix(), profile=rank2, momentum=0.9))
+    expect_refused(["weight_decay: found [0.1, 0.2]"],
+                   lambda: make([{"params": matrix(), "weight_decay": 0.1}, {"params": matrix(), "weight_decay": 0.2}],
+                                profile=rank2))
+    expect_refused(["role: found query"],
+                   lambda: make([{"params": [torch.nn.Parameter(torch.ones(3))], "role": "query"}], profile=rank2))
+
+    def on_everybody(message, **options):
+        """Found by lowband, after processes have met; the next one works all the same."""
+        expect_refused(message, lambda: make(matrix(), **options))
+
+    on_everybody(["profile: found None with kind dion"])
+    on_everybody(["found 4", "min(m, n) = 3 of param0"], profile=lowband.uniform(4))
+    on_everybody(["kind: found 'adam', expected one of dion"], kind="adam", profile=rank2)
+    on_everybody(["mesh: found", "2 processes"], profile=rank2, mesh=lowband.Mesh(replica=3))
+    on_everybody(["profile.ranks: found nobody"], profile=lowband.explicit({"nobody": 1}))
+    try:
+        make(matrix(), profile=rank2, budget=55)
+        raise AssertionError("expected a refusal")
+    except lowband.BudgetExceeded as error:
+        assert "found a plan of 56 bytes" in str(error) and "at most 55" in str(error), error
+
+    unequal = [torch.nn.Parameter(torch.ones(4, 3 + dist.get_rank()))]
+    expect_refused(["[process 1 of 2] found parameters[0] param0: matrix, 4 x 4", "as on process 0"],
+                   lambda: make(unequal, profile=rank2))
+
+    model = DistributedDataParallel(network())
+    optimizer = make(model.module[0].parameters(), profile=rank2)
+    expect_refused(["model: found 2.weight in no group"], lambda: lowband.torch.attach_ddp(model, optimizer))
+    expect_refused(["model: found Sequential"], lambda: lowband.torch.attach_ddp(model.module, optimizer))
+    rates = make([{"params": matrix(), "lr": 0.1}, {"params": matrix(), "lr": 0.2}], profile=rank2)
+    expect_refused(["lr: found 0.1 and 0.2 in groups of matrices"], rates.step)
+    optimizer.close()
+    rates.close()
+
+
+def main():
+    torch.set_num_threads(1)
+    lowband.set_compute_threads(1)
+    dist.init_process_group("gloo")
+    chosen = sys.argv[1:] or [name for name in globals() if name.startswith("test_")]
+    for name in chosen:
+        try:
+            globals()[name]()
+        except BaseException:
+            print(f"[process {dist.get_rank()}] {name} failed\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            raise
+        if dist.get_rank() == 0:
+            print(f"{name}: ok", flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

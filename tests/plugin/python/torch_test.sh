@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Runs what needs real torch on two processes, and the example; exits with 77 where torch cannot be imported.
+#
+# Usage: torch_test.sh REPOSITORY_ROOT LIBRARY
+# Python is LOWBAND_PYTHON, else the repository's .venv (tests/run --with-torch makes it), else python3.
+set -euo pipefail
+cd "$1"
+export LOWBAND_LIBRARY=$2 PYTHONPATH=plugin/python OMP_NUM_THREADS=1
+python=${LOWBAND_PYTHON:-.venv/bin/python}
+[[ -x $python ]] || python=python3
+"$python" -c 'import torch' 2>/dev/null || {
+  echo "skipped: $python cannot import torch (tests/run --with-torch installs it)"
+  exit 77
+}
+job() { "$python" -m torch.distributed.run --standalone --nproc-per-node 2 "$@"; }
+job tests/plugin/python/torch_job.py
+output=$(job plugin/example/ddp.py)
+grep -q '20480 bytes of factors, 1280 of biases, instead of 132352' <<<"$output" || {
+  echo "$output"
+  exit 1
+}
