@@ -3,10 +3,10 @@
 #include "runtime/buffer.h"
 #include "runtime/cpu.h"
 #include "runtime/cpu/kernels/low_rank_tables.h"
+#include "runtime/cpu/kernels/runnable.h"
 #include "runtime/vector_kernels.h"
 
 #include <algorithm>
-#include <type_traits>
 
 namespace lowband {
 namespace {
@@ -216,18 +216,10 @@ void update_rows(Real lambda, Real eta, Real decay, MatrixView<const Real> d, Ma
 template <class Real>
 std::vector<NamedLowRankKernels<Real>> runnable_low_rank_kernels() {
   const CpuInfo info = cpu_info();
-  std::vector<NamedLowRankKernels<Real>> sets;
-  const auto add = [&sets](std::string_view name, const auto* float_kernels, const auto* double_kernels) {
-    if constexpr (std::is_same_v<Real, float>) {
-      sets.push_back({name, float_kernels});
-    } else {
-      sets.push_back({name, double_kernels});
-    }
-  };
   using namespace kernel_tables;
-  if (info.avx512) add("avx512", avx512::float_low_rank_kernels, avx512::double_low_rank_kernels);
-  if (info.avx2) add("avx2", avx2::float_low_rank_kernels, avx2::double_low_rank_kernels);
-  return sets;
+  return runnable<Real, NamedLowRankKernels, LowRankKernels>(
+      {{"avx512", info.avx512, avx512::float_low_rank_kernels, avx512::double_low_rank_kernels},
+       {"avx2", info.avx2, avx2::float_low_rank_kernels, avx2::double_low_rank_kernels}});
 }
 
 template <class Real>

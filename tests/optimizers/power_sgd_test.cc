@@ -256,7 +256,7 @@ TEST(PowerSgd, EveryOptionOfItsOwnMatters) {
 
 class ExchangeOn : public testing::TestWithParam<MeshShape> {};
 
-/// r (m + n) > m n for k, up, down, row and column; factors when equal.
+/// By bytes beside a float32 matrix, in float32 for k, up, down, row and column; factors when equal.
 bool expected_dense(ExchangeChoice choice, Index factor_element_bytes, const TestParameter& parameter) {
   if (parameter.factor_rank == 0 || choice == ExchangeChoice::kFactors) return false;
   const Index sides = parameter.info.rows + parameter.info.cols;
