@@ -50,7 +50,7 @@ class ShardedOptimizer final : public Optimizer<Real> {
                    const OptimizerOptions& options);
   /// In the middle of a step, with a communication thread: aborts the groups of that thread, so that neither
   /// it nor its peers wait for what does not come.
-  ~ShardedOptimizer();
+  ~ShardedOptimizer() override;
 
   /// The memory of a parameter from now on: contiguous, of the same shape.
   /// Throws: InvalidArgument for a parameter that is not there or has been announced in this step.
