@@ -52,11 +52,7 @@ constexpr Range kProductColumns = {1, 64};
 // Null when the product is left to the GEMM library.
 template <class Real>
 const LowRankKernels<Real>* skinny_kernels(Index r, Range columns) {
-  static const LowRankKernels<Real>* const fastest = [] {
-    const auto sets = runnable_low_rank_kernels<Real>();
-    return sets.empty() ? nullptr : sets.front().kernels;
-  }();
-  return r >= columns.fewest && r <= columns.most ? fastest : nullptr;
+  return r >= columns.fewest && r <= columns.most ? low_rank_kernels<Real>() : nullptr;
 }
 
 Range columns_for(Op op) { return op == Op::kNone ? kDotColumns : kOuterColumns; }
@@ -223,6 +219,15 @@ std::vector<NamedLowRankKernels<Real>> runnable_low_rank_kernels() {
 }
 
 template <class Real>
+const LowRankKernels<Real>* low_rank_kernels() {
+  static const LowRankKernels<Real>* const fastest = [] {
+    const auto sets = runnable_low_rank_kernels<Real>();
+    return sets.empty() ? nullptr : sets.front().kernels;
+  }();
+  return fastest;
+}
+
+template <class Real>
 void accumulate_and_multiply(Real alpha, MatrixView<const Real> g, MatrixView<Real> m, Op op,
                              MatrixView<const Real> q, MatrixView<Real> out) {
   expect_same_shape<Real>("accumulate_and_multiply", m, g);
@@ -300,6 +305,8 @@ void decompress_and_update(const FactorPair<Real>& sent, const FactorPair<Real>&
 
 template std::vector<NamedLowRankKernels<float>> runnable_low_rank_kernels<float>();
 template std::vector<NamedLowRankKernels<double>> runnable_low_rank_kernels<double>();
+template const LowRankKernels<float>* low_rank_kernels<float>();
+template const LowRankKernels<double>* low_rank_kernels<double>();
 #define LB_INSTANTIATE(Real)                                                                              \
   template void accumulate_and_multiply<Real>(Real, MatrixView<const Real>, MatrixView<Real>, Op,         \
                                               MatrixView<const Real>, MatrixView<Real>);                  \

@@ -2,10 +2,12 @@
 
 #include "runtime/cpu/blas.h"
 #include "runtime/cpu/gemm.h"
+#include "runtime/cpu/kernels/low_rank_tables.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 namespace lowband {
@@ -55,13 +57,38 @@ void reflect(const double* v, double* y, Index n) {
   for (Index i = 0; i < n; ++i) y[i] -= twice * v[i];
 }
 
-void triangular_solve(MatrixView<float> p, const std::vector<float>& u) {
+// What LowRankKernels::solve_upper takes, formed in double.
+template <class Real>
+Buffer<Real> solve_blocks(MatrixView<const double> u) {
+  const Index n = u.cols;
+  Buffer<Real> blocks(n * n);
+  double inverse[kSolveBlock][kSolveBlock];
+  for (Index begin = 0; begin < n; begin += kSolveBlock) {
+    const Index end = std::min(n, begin + kSolveBlock), size = end - begin;
+    // Row i of the inverse T from the rows below it: U_ii T_i = e_i - sum over k > i of U_ik T_k.
+    for (Index i = size - 1; i >= 0; --i) {
+      for (Index j = 0; j < size; ++j) inverse[i][j] = i == j ? 1.0 : 0.0;
+      for (Index k = i + 1; k < size; ++k) {
+        for (Index j = k; j < size; ++j) inverse[i][j] -= u(begin + i, begin + k) * inverse[k][j];
+      }
+      for (Index j = i; j < size; ++j) inverse[i][j] /= u(begin + i, begin + i);
+    }
+    for (Index i = 0; i < size; ++i) {
+      Real* const row = blocks.data() + (begin + i) * n;
+      for (Index j = 0; j < size; ++j) row[begin + j] = static_cast<Real>(inverse[i][j]);
+      for (Index j = end; j < n; ++j) row[j] = static_cast<Real>(-u(begin + i, j));
+    }
+  }
+  return blocks;
+}
+
+void triangular_solve(MatrixView<float> p, const Buffer<float>& u) {
   const int columns = as_int(p.cols), rows = as_int(p.rows), ld_p = as_int(p.row_stride);
   const float one = 1;
   strsm_("L", "L", "N", "N", &columns, &rows, &one, u.data(), &columns, p.data, &ld_p);
 }
 
-void triangular_solve(MatrixView<double> p, const std::vector<double>& u) {
+void triangular_solve(MatrixView<double> p, const Buffer<double>& u) {
   const int columns = as_int(p.cols), rows = as_int(p.rows), ld_p = as_int(p.row_stride);
   const double one = 1;
   dtrsm_("L", "L", "N", "N", &columns, &rows, &one, u.data(), &columns, p.data, &ld_p);
@@ -89,27 +116,30 @@ void gemm(Op op_a, Op op_b, Real alpha, MatrixView<const Real> a, MatrixView<con
   library_gemm(op_a, op_b, alpha, a, b, beta, c, inner);
 }
 
+// The same by the BLAS, for processors without AVX2.
+template <class Real>
+void library_gram(MatrixView<const Real> p, MatrixView<double> g) {
+  std::vector<double> rows = columns_of<Real>(p);
+  const MatrixView<const double> p_t{rows.data(), p.cols, p.rows};
+  gemm<double>(Op::kNone, Op::kTranspose, 1, p_t, p_t, 0, g);
+}
+
 template <class Real>
 void gram(MatrixView<const Real> p, MatrixView<double> g) {
   LB_EXPECTS(g.rows == p.cols && g.cols == p.cols, "gram: found P ", shape(p), ", G ", shape(g),
              ", expected G (", p.cols, ", ", p.cols, ")");
-  const Index n = p.cols;
-  for (Index i = 0; i < n; ++i) std::fill_n(g.row(i), n, 0.0);
-  if (n == 0 || p.rows == 0) return;
-  // G = sum over row blocks of P_b^T P_b. A block in double stays in the cache while dsyrk reads it; its
-  // row-major (rows, n) is Fortran's (n, rows), and Fortran's lower triangle of G is our upper one.
-  const Index block_rows = std::max<Index>(1, std::min<Index>(p.rows, 65536 / n));
-  std::vector<double> block(static_cast<std::size_t>(block_rows * n));
-  const int order = as_int(n), ld_g = as_int(g.row_stride);
-  const double one = 1;
-  for (Index begin = 0; begin < p.rows; begin += block_rows) {
-    const Index rows = std::min(block_rows, p.rows - begin);
-    for (Index i = 0; i < rows; ++i) std::copy_n(p.row(begin + i), n, block.begin() + i * n);
-    const int depth = as_int(rows);
-    dsyrk_("L", "N", &order, &depth, &one, block.data(), &order, &one, g.data, &ld_g);
-  }
+  const LowRankKernels<Real>* const kernels = low_rank_kernels<Real>();
+  if (kernels == nullptr) return library_gram(p, g);
+  const Index n = p.cols, sums_stride = gram_stride(n);
+  // A block of rows in double stays in the first cache, or in the second for many columns.
+  const Index block_rows = std::clamp<Index>(8192 / std::max<Index>(1, n), 32, 1024);
+  Buffer<double> wide(std::min(block_rows, p.rows) * n + kGramTile);
+  Buffer<double> sums(sums_stride * sums_stride);
+  for (Index begin = 0; begin < p.rows; begin += block_rows)
+    kernels->add_gram(p.row(begin), p.row_stride, std::min(block_rows, p.rows - begin), n, wide.data(),
+                      sums.data());
   for (Index i = 0; i < n; ++i) {
-    for (Index j = 0; j < i; ++j) g(i, j) = g(j, i);
+    for (Index j = i; j < n; ++j) g(i, j) = g(j, i) = sums[i * sums_stride + j];
   }
 }
 
@@ -150,11 +180,15 @@ void solve_upper_right(MatrixView<Real> p, MatrixView<const double> u) {
   LB_EXPECTS(u.rows == p.cols && u.cols == p.cols, "solve_upper_right: found P ", shape(p), ", U ", shape(u),
              ", expected U (", p.cols, ", ", p.cols, ")");
   if (p.rows == 0 || p.cols == 0) return;
+  const LowRankKernels<Real>* const kernels = low_rank_kernels<Real>();
+  if (kernels != nullptr && p.cols <= kMostSolvedColumns) {
+    const Buffer<Real> blocks = solve_blocks<Real>(u);
+    return kernels->solve_upper(p.data, p.row_stride, p.rows, p.cols, blocks.data());
+  }
   // P U^-1 = (U^-T P^T)^T, and row-major U is Fortran's U^T, a lower triangle.
-  std::vector<Real> factor(static_cast<std::size_t>(u.elements()));
+  Buffer<Real> factor(u.elements());
   for (Index i = 0; i < u.rows; ++i) {
-    for (Index j = 0; j < u.cols; ++j)
-      factor[static_cast<std::size_t>(i * u.cols + j)] = static_cast<Real>(u(i, j));
+    for (Index j = 0; j < u.cols; ++j) factor[i * u.cols + j] = static_cast<Real>(u(i, j));
   }
   triangular_solve(p, factor);
 }

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -105,16 +106,65 @@ TYPED_TEST(Linalg, RowSplitOfAProductHasTheSameBits) {
 
 TYPED_TEST(Linalg, GramIsExactForSmallIntegersAndFillsBothTriangles) {
   using Real = TypeParam;
-  const Index rows = 70, cols = 9;
-  Buffer<Real> p(rows * cols);
-  for (Index i = 0; i < p.size(); ++i) p[i] = static_cast<Real>((i * 7) % 11 - 5);
-  Buffer<double> g(cols * cols);
-  gram<Real>(p.matrix(0, rows, cols), g.matrix(0, cols, cols));
-  for (Index i = 0; i < cols; ++i) {
-    for (Index j = 0; j < cols; ++j) {
-      double sum = 0;
-      for (Index k = 0; k < rows; ++k) sum += static_cast<double>(p[k * cols + i] * p[k * cols + j]);
-      EXPECT_EQ(g[i * cols + j], sum);
+  // Every remainder of the tiles, several blocks of rows, rows that follow one another and rows that do not.
+  for (const auto& [rows, cols] :
+       {std::pair<Index, Index>{0, 3}, {1, 1}, {70, 9}, {33, 16}, {2100, 17}, {300, 40}, {40, 300}}) {
+    for (const Index padding : {0, 3}) {
+      SCOPED_TRACE(cat(rows, " x ", cols, ", padding ", padding));
+      Buffer<Real> store(rows * (cols + padding));
+      for (Index i = 0; i < store.size(); ++i) store[i] = static_cast<Real>((i * 7) % 11 - 5);
+      const MatrixView<const Real> p(store.data(), rows, cols, cols + padding);
+      Buffer<double> g(cols * cols);
+      gram<Real>(p, g.matrix(0, cols, cols));
+      for (Index i = 0; i < cols; ++i) {
+        for (Index j = 0; j < cols; ++j) {
+          double sum = 0;
+          for (Index k = 0; k < rows; ++k) sum += static_cast<double>(p(k, i)) * static_cast<double>(p(k, j));
+          ASSERT_EQ(g[i * cols + j], sum) << i << ", " << j;
+        }
+      }
+    }
+  }
+}
+
+TYPED_TEST(Linalg, SolveUpperRightLeavesASmallResidual) {
+  using Real = TypeParam;
+  for (const auto& [rows, cols] : {std::pair<Index, Index>{0, 3},
+                                   {5, 0},
+                                   {1, 1},
+                                   {9, 4},
+                                   {33, 16},
+                                   {20, 17},
+                                   {70, 64},
+                                   {7, 131},
+                                   {30, 300}}) {
+    SCOPED_TRACE(cat(rows, " x ", cols));
+    // A diagonal between 1 and 2 and |U_ij| of about 1 / (4 sqrt(n)) to its right: condition below 10.
+    auto u = gaussian<double>(cols * cols, "u");
+    for (Index i = 0; i < cols; ++i) {
+      for (Index j = 0; j < cols; ++j) {
+        double& x = u[i * cols + j];
+        x = i > j ? 0 : i == j ? 1.5 + 0.5 * std::sin(x) : x / (4 * std::sqrt(static_cast<double>(cols)));
+      }
+    }
+    const auto before = gaussian<Real>(rows * (cols + 2), "p");
+    auto p = gaussian<Real>(rows * (cols + 2), "p");
+    solve_upper_right<Real>({p.data(), rows, cols, cols + 2}, std::as_const(u).matrix(0, cols, cols));
+    for (Index i = 0; i < rows; ++i) {
+      const Index row = i * (cols + 2);
+      for (Index j = 0; j < cols; ++j) {
+        double sum = 0, magnitude = 0;
+        for (Index k = 0; k <= j; ++k) {
+          const double term = static_cast<double>(p[row + k]) * u[k * cols + j];
+          sum += term, magnitude += std::abs(term);
+        }
+        // |X U - P| <= (n + 2) eps |X| |U| by substitution; an inverse of condition < 10 within a block of 16
+        // and the rounding of U add a multiple.
+        ASSERT_NEAR(sum, static_cast<double>(before[row + j]),
+                    10 * (static_cast<double>(cols) + 4) * TestFixture::kEpsilon * magnitude)
+            << i << ", " << j;
+      }
+      for (Index j = cols; j < cols + 2; ++j) ASSERT_EQ(p[row + j], before[row + j]) << "padding";
     }
   }
 }

@@ -178,6 +178,9 @@ TYPED_TEST(LowRank, BitsDependOnNeitherInstructionSetNorPanelsNorThreads) {
     Padded<Real> m("m", rows, cols), qt("q", r, cols);
     std::vector<Real> packed(static_cast<std::size_t>(kPanelRows * r));
     for (std::size_t i = 0; i < packed.size(); ++i) packed[i] = qt.view()(0, static_cast<Index>(i) % cols);
+    Buffer<Real> blocks(cols * cols);
+    for (Index i = 0; i < blocks.size(); ++i)
+      blocks[i] = qt.view()(i % r, i % cols) / static_cast<Real>(8 * cols);
     // All of the panel at once, and row by row.
     const auto results = [&](const LowRankKernels<Real>& kernels, Index step) {
       Padded<Real> out("out", rows, r), out_t("out_t", r, cols), sum("sum", rows, cols);
@@ -190,10 +193,22 @@ TYPED_TEST(LowRank, BitsDependOnNeitherInstructionSetNorPanelsNorThreads) {
         kernels.add_product(Real(0.5), sum.view().row(i), cols + 2, count, cols, packed.data() + i, r,
                             qt.view().data, cols + 2, {});
       }
+      Padded<Real> p("m", rows, cols);
+      const Index g_stride = gram_stride(cols);
+      Buffer<double> wide(step * cols + kGramTile), g(g_stride * g_stride);
+      for (Index i = 0; i < rows; i += step) {
+        const Index count = std::min(step, rows - i);
+        kernels.add_gram(m.view().row(i), cols + 2, count, cols, wide.data(), g.data());
+        kernels.solve_upper(p.view().row(i), cols + 2, count, cols, blocks.data());
+      }
+      p.expect_padding_untouched("p");
       std::vector<double> all;
       for (Index i = 0; i < rows; ++i) {
         for (Index k = 0; k < r; ++k) all.push_back(out(i, k));
-        for (Index j = 0; j < cols; ++j) all.push_back(sum(i, j));
+        for (Index j = 0; j < cols; ++j) all.insert(all.end(), {sum(i, j), p(i, j)});
+      }
+      for (Index i = 0; i < cols; ++i) {
+        for (Index j = i; j < cols; ++j) all.push_back(g[i * g_stride + j]);
       }
       for (Index k = 0; k < r; ++k) {
         for (Index j = 0; j < cols; ++j) all.push_back(out_t(k, j));

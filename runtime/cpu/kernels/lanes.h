@@ -9,6 +9,8 @@
 #include "runtime/types.h"
 
 #include <cstddef>
+#include <type_traits>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -95,11 +97,25 @@ LB_INLINE NativeDouble native_sqrt(NativeDouble a) {
 LB_INLINE float scalar_sqrt(float x) { return __builtin_sqrtf(x); }
 LB_INLINE double scalar_sqrt(double x) { return __builtin_sqrt(x); }
 
+// body(0) ... body(kCount - 1) with constant arguments: the compiler keeps an array in registers only when
+// every index is a constant before it first looks.
+template <std::size_t kCount, class Body>
+LB_INLINE void unrolled(Body body) {
+  [&]<std::size_t... kIndex>(std::index_sequence<kIndex...>) LB_INLINE_LAMBDA {
+    (body(std::integral_constant<std::size_t, kIndex>{}), ...);
+  }
+  (std::make_index_sequence<kCount>{});
+}
+template <class Real, class Body>
+LB_INLINE void for_parts(Body body) {
+  unrolled<Lanes<Real>::kParts>(body);
+}
+
 // result.part[p] = f(a.part[p], others.part[p]...)
 template <class Real, class F, class... Others>
 LB_INLINE Lanes<Real> each(F f, const Lanes<Real>& a, const Others&... others) {
   Lanes<Real> result;
-  for (std::size_t p = 0; p < Lanes<Real>::kParts; ++p) result.part[p] = f(a.part[p], others.part[p]...);
+  for_parts<Real>([&](auto p) LB_INLINE_LAMBDA { result.part[p] = f(a.part[p], others.part[p]...); });
   return result;
 }
 template <class Real>
@@ -149,8 +165,7 @@ LB_INLINE Lanes<Real> at_most(const Lanes<Real>& x, const Lanes<Real>& high) {
 template <class Real>
 LB_INLINE Lanes<Real> broadcast(Real value) {
   Lanes<Real> result;
-  for (std::size_t p = 0; p < Lanes<Real>::kParts; ++p)
-    result.part[p] = value - typename Lanes<Real>::Native{};
+  for_parts<Real>([&](auto p) LB_INLINE_LAMBDA { result.part[p] = value - typename Lanes<Real>::Native{}; });
   return result;
 }
 
@@ -163,12 +178,16 @@ struct FirstLanes {
 template <class Real>
 LB_INLINE Lanes<Real> load(const Real* from, AllLanes) {
   Lanes<Real> result;
-  __builtin_memcpy(&result, from, sizeof result);
+  for_parts<Real>([&](auto p) LB_INLINE_LAMBDA {
+    __builtin_memcpy(&result.part[p], from + p * kNativeBytes / sizeof(Real), kNativeBytes);
+  });
   return result;
 }
 template <class Real>
 LB_INLINE void store(Real* to, const Lanes<Real>& value, AllLanes) {
-  __builtin_memcpy(to, &value, sizeof value);
+  for_parts<Real>([&](auto p) LB_INLINE_LAMBDA {
+    __builtin_memcpy(to + p * kNativeBytes / sizeof(Real), &value.part[p], kNativeBytes);
+  });
 }
 /// Lanes beyond `lanes` are 0.
 template <class Real>

@@ -7,8 +7,7 @@
 #include "runtime/cpu/kernels/lanes.h"
 #include "runtime/cpu/kernels/low_rank_tables.h"
 
-#include <type_traits>
-#include <utility>
+#include <algorithm>
 
 namespace lowband {
 namespace {
@@ -18,15 +17,6 @@ constexpr std::size_t kSumRegisters = kNativeBytes == 64 ? 16 : 8;
 template <class Real>
 constexpr std::size_t kSumPacks = kSumRegisters / Lanes<Real>::kParts;
 
-// body(0) ... body(kCount - 1) with constant arguments: the compiler keeps an array in registers only when
-// every index is a constant before it first looks.
-template <std::size_t kCount, class Body>
-LB_INLINE void unrolled(Body body) {
-  [&]<std::size_t... kIndex>(std::index_sequence<kIndex...>) LB_INLINE_LAMBDA {
-    (body(std::integral_constant<std::size_t, kIndex>{}), ...);
-  }
-  (std::make_index_sequence<kCount>{});
-}
 template <class Real>
 LB_INLINE Real* at(Real* base, std::size_t row, Index stride) {
   return base + static_cast<Index>(row) * stride;
@@ -185,9 +175,11 @@ void add_outer(const Real* m, Index stride, Index rows, Index cols, const Real* 
 }
 
 // Not inlined: among the counters of the loops around it, gcc 12 runs out of registers for the tile.
-template <std::size_t kRows, std::size_t kCount, class Real, class Accessed>
-__attribute__((noinline)) void product_tile(Real beta, Real* m, Index stride, const Real* packed, Index r,
-                                            const Real* rt, Index rt_stride, Accessed lanes) {
+// Element (row i, k) of the left factor is packed[i * kRowStep + k * packed_stride].
+template <std::size_t kRows, std::size_t kCount, std::size_t kRowStep, class Real, class Accessed>
+__attribute__((noinline)) void product_tile(Real beta, Real* m, Index stride, const Real* packed,
+                                            Index packed_stride, Index r, const Real* rt, Index rt_stride,
+                                            Accessed lanes) {
   Lanes<Real> tile[kRows][kCount];
   const auto old = broadcast(beta);
   unrolled<kRows>([&](auto i) LB_INLINE_LAMBDA {
@@ -199,11 +191,11 @@ __attribute__((noinline)) void product_tile(Real beta, Real* m, Index stride, co
     Lanes<Real> right[kCount];
     unrolled<kCount>([&](auto t) LB_INLINE_LAMBDA { right[t] = load(at(rt, t, kLanes), lanes); });
     unrolled<kRows>([&](auto i) LB_INLINE_LAMBDA {
-      const Lanes<Real> left = broadcast(packed[i]);
+      const Lanes<Real> left = broadcast(packed[i * kRowStep]);
       unrolled<kCount>([&](auto t) LB_INLINE_LAMBDA { tile[i][t] = fma(left, right[t], tile[i][t]); });
     });
     rt += rt_stride;
-    packed += kPanelRows;
+    packed += packed_stride;
   }
   unrolled<kRows>([&](auto i) LB_INLINE_LAMBDA {
     unrolled<kCount>([&](auto t)
@@ -218,7 +210,7 @@ LB_INLINE void product_rows(Real beta, Real* m, Index stride, Index cols, const 
     constexpr std::size_t kCount = decltype(packs)::value;
     unrolled<kCount>([&](auto t)
                          LB_INLINE_LAMBDA { fetch(ahead, kRows, j + static_cast<Index>(t) * kLanes); });
-    product_tile<kRows, kCount>(beta, m + j, stride, packed, r, rt + j, rt_stride, lanes);
+    product_tile<kRows, kCount, 1>(beta, m + j, stride, packed, kPanelRows, r, rt + j, rt_stride, lanes);
   });
 }
 
@@ -231,9 +223,65 @@ void add_product(Real beta, Real* m, Index stride, Index rows, Index cols, const
     product_rows<1>(beta, m + i * stride, stride, cols, packed + i, r, rt, rt_stride, Ahead<Real>{});
 }
 
+// Both operands are the rows of P in double. A tile that reaches beyond the columns of P reads the row below
+// instead, for elements of g that nobody reads: nothing needs a mask.
 template <class Real>
-constexpr LowRankKernels<Real> kTable = {
-    .dot = dot<Real>, .add_outer = add_outer<Real>, .add_product = add_product<Real>};
+void add_gram(const Real* p, Index stride, Index rows, Index cols, double* wide, double* g) {
+  constexpr auto kRows = static_cast<Index>(std::min(kSumPacks<double>, std::size_t{kPanelRows}));
+  static_assert(kGramTile % kRows == 0 && kGramTile % kLanes == 0);
+  const auto copy_wide = [&](const Real* from, Index n, double* to) LB_INLINE_LAMBDA {
+    for_packs(
+        n, [&](Index j, auto lanes) LB_INLINE_LAMBDA { store(to + j, widen(load(from + j, lanes)), lanes); });
+  };
+  if (stride == cols) {
+    copy_wide(p, rows * cols, wide);
+  } else {
+    for (Index i = 0; i < rows; ++i) copy_wide(p + i * stride, cols, wide + i * cols);
+  }
+  const Index g_stride = gram_stride(cols);
+  for (Index i = 0; i < cols; i += kRows) {
+    for (Index j = i / kLanes * kLanes; j < cols; j += kLanes)
+      product_tile<static_cast<std::size_t>(kRows), 1, 1>(1.0, g + i * g_stride + j, g_stride, wide + i, cols,
+                                                          rows, wide + j, cols, AllLanes{});
+  }
+}
+
+// Rows of X = P U^-1 by blocks J of 16 columns: X_J <- (P_J - sum over I < J of X_I U_IJ) U_JJ^-1, where X_J
+// so far lies in `done`, at a row stride that is known to the compiler.
+template <std::size_t kRows, class Real>
+LB_INLINE void solve_rows(Real* p, Index stride, Index cols, const Real* blocks, Real* done) {
+  constexpr auto kStep = static_cast<std::size_t>(kMostSolvedColumns);
+  for_packs(cols, [&](Index j, auto lanes) LB_INLINE_LAMBDA {
+    const auto keep_done = [&]() LB_INLINE_LAMBDA {
+      unrolled<kRows>([&](auto i) LB_INLINE_LAMBDA {
+        store(done + i * kStep + j, load(at(p + j, i, stride), lanes), AllLanes{});
+      });
+    };
+    const Real* const column = blocks + j;
+    if (j > 0) product_tile<kRows, 1, kStep>(Real{1}, p + j, stride, done, 1, j, column, cols, lanes);
+    keep_done();
+    product_tile<kRows, 1, kStep>(Real{0}, p + j, stride, done + j, 1, std::min(kLanes, cols - j),
+                                  column + j * cols, cols, lanes);
+    if (j + kLanes < cols) keep_done();
+  });
+}
+
+template <class Real>
+void solve_upper(Real* p, Index stride, Index rows, Index cols, const Real* blocks) {
+  constexpr std::size_t kRows = std::min(kSumPacks<Real>, std::size_t{8});
+  alignas(64) Real done[kRows * static_cast<std::size_t>(kMostSolvedColumns)];
+  constexpr auto kStep = static_cast<Index>(kRows);
+  Index i = 0;
+  for (; i + kStep <= rows; i += kStep) solve_rows<kRows>(p + i * stride, stride, cols, blocks, done);
+  for (; i < rows; ++i) solve_rows<1>(p + i * stride, stride, cols, blocks, done);
+}
+
+template <class Real>
+constexpr LowRankKernels<Real> kTable = {.dot = dot<Real>,
+                                         .add_outer = add_outer<Real>,
+                                         .add_product = add_product<Real>,
+                                         .add_gram = add_gram<Real>,
+                                         .solve_upper = solve_upper<Real>};
 
 }  // namespace
 

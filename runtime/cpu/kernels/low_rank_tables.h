@@ -33,8 +33,20 @@ struct LowRankKernels {
   /// m(i, j) <- beta m(i, j) + sum over k of packed(i, k) rt(k, j); with beta = 0 the old m is not read.
   void (*add_product)(Real beta, Real* m, Index stride, Index rows, Index cols, const Real* packed, Index r,
                       const Real* rt, Index rt_stride, Ahead<Real> ahead);
+  /// The upper triangle of g <- g + P^T P in double, of P with contiguous or strided rows. `g` has as many
+  /// rows and columns as gram_stride(cols); what lies outside the triangle or beyond `cols` may become
+  /// anything. `wide` is scratch for rows * cols + kGramTile doubles.
+  void (*add_gram)(const Real* p, Index stride, Index rows, Index cols, double* wide, double* g);
+  /// P <- P U^-1 for an upper triangular U of at most kMostSolvedColumns columns, cut into blocks of
+  /// kSolveBlock rows and columns: `blocks` (cols, cols) holds -U to the right of the diagonal blocks, and in
+  /// these U_JJ^-1.
+  void (*solve_upper)(Real* p, Index stride, Index rows, Index cols, const Real* blocks);
 };
 inline constexpr Index kPanelRows = 8;
+inline constexpr Index kGramTile = 16;
+inline constexpr Index kSolveBlock = 16;
+inline constexpr Index kMostSolvedColumns = 256;
+inline constexpr Index gram_stride(Index cols) { return (cols + kGramTile - 1) / kGramTile * kGramTile; }
 
 template <class Real>
 struct NamedLowRankKernels {
@@ -45,6 +57,9 @@ struct NamedLowRankKernels {
 /// function call and a BLAS is faster.
 template <class Real>
 std::vector<NamedLowRankKernels<Real>> runnable_low_rank_kernels();
+/// The fastest of them; null when there is none.
+template <class Real>
+const LowRankKernels<Real>* low_rank_kernels();
 
 namespace kernel_tables {
 #define LB_DECLARE_KERNEL_SET(set)                                    \
