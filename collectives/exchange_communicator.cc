@@ -18,10 +18,11 @@ constexpr Index kBroadcastPieceBytes = 128 * 1024;
 // reads and adds all of it (Open MPI 4.1.4 in shared memory, 2 cores).
 constexpr Index kSwapBytes = 64 * 1024;
 
-// Beyond this a reduce-scatter sends in rounds. When three processes sent 64 MiB to both others at once, each
-// link carried half of what it can: 0.062 to 0.065 GB/s, in rounds 0.109 (1 Gbit/s; Open MPI 4.1.4 over TCP).
-// At 1 MiB, and in shared memory at any size, there was no difference beyond the noise.
-constexpr Index kAtOnceBytes = 1024 * 1024;
+// Beyond this a reduce-scatter sends in rounds. When three processes send to both others at once, each link
+// carries half of what it can: an all-reduce of 1 MiB ran at 0.085 GB/s, in rounds at 0.113, of 512 KiB at
+// 0.098 and 0.111; of 256 KiB both ran at 0.120 (1 Gbit/s, perf/netns; Open MPI 4.1.4). In shared memory
+// there was no difference beyond the noise.
+constexpr Index kAtOnceBytes = 256 * 1024;
 
 // Up to here parts go straight from their owners to everybody: as many bytes as round the ring, in one hop.
 constexpr Index kDirectBytes = 64 * 1024;
