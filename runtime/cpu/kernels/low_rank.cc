@@ -225,10 +225,20 @@ void add_product(Real beta, Real* m, Index stride, Index rows, Index cols, const
 
 // Both operands are the rows of P in double. A tile that reaches beyond the columns of P reads the row below
 // instead, for elements of g that nobody reads: nothing needs a mask.
+template <std::size_t kRows>
+LB_INLINE void gram_tiles(const double* wide, Index rows, Index cols, double* g) {
+  constexpr auto kStep = static_cast<Index>(kRows);
+  static_assert(kGramTile % kStep == 0 && kGramTile % kLanes == 0);
+  const Index g_stride = gram_stride(cols);
+  for (Index i = 0; i < cols; i += kStep) {
+    for (Index j = i / kLanes * kLanes; j < cols; j += kLanes)
+      product_tile<kRows, 1, 1>(1.0, g + i * g_stride + j, g_stride, wide + i, cols, rows, wide + j, cols,
+                                AllLanes{});
+  }
+}
+
 template <class Real>
 void add_gram(const Real* p, Index stride, Index rows, Index cols, double* wide, double* g) {
-  constexpr auto kRows = static_cast<Index>(std::min(kSumPacks<double>, std::size_t{kPanelRows}));
-  static_assert(kGramTile % kRows == 0 && kGramTile % kLanes == 0);
   const auto copy_wide = [&](const Real* from, Index n, double* to) LB_INLINE_LAMBDA {
     for_packs(
         n, [&](Index j, auto lanes) LB_INLINE_LAMBDA { store(to + j, widen(load(from + j, lanes)), lanes); });
@@ -238,12 +248,9 @@ void add_gram(const Real* p, Index stride, Index rows, Index cols, double* wide,
   } else {
     for (Index i = 0; i < rows; ++i) copy_wide(p + i * stride, cols, wide + i * cols);
   }
-  const Index g_stride = gram_stride(cols);
-  for (Index i = 0; i < cols; i += kRows) {
-    for (Index j = i / kLanes * kLanes; j < cols; j += kLanes)
-      product_tile<static_cast<std::size_t>(kRows), 1, 1>(1.0, g + i * g_stride + j, g_stride, wide + i, cols,
-                                                          rows, wide + j, cols, AllLanes{});
-  }
+  constexpr std::size_t kMostRows = std::min(kSumPacks<double>, std::size_t{kPanelRows});
+  if (cols <= 4) return gram_tiles<std::min(kMostRows, std::size_t{4})>(wide, rows, cols, g);
+  gram_tiles<kMostRows>(wide, rows, cols, g);
 }
 
 // Rows of X = P U^-1 by blocks J of 16 columns: X_J <- (P_J - sum over I < J of X_I U_IJ) U_JJ^-1, where X_J
