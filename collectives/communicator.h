@@ -11,12 +11,14 @@
 #include <chrono>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 
 namespace lowband {
 
@@ -91,6 +93,12 @@ class Communicator {
   void set_timeline(Timeline* timeline) { timeline_ = timeline; }
   Timeline* timeline() const { return timeline_; }
 
+  /// Work for the time in which calls on this group wait for other processes: `piece` does a little of it,
+  /// well under a millisecond, and returns whether it did anything. Null: none. It runs on the thread of the
+  /// call, any number of times, also never, so that whoever sets it finishes the rest; it may not call this
+  /// group.
+  void set_wait_work(std::function<bool()> piece) { wait_work_ = std::move(piece); }
+
   /// data <- elementwise sum or maximum over processes. T: float, double, std::int64_t, std::uint8_t,
   /// BFloat16. Sums are formed in T, integers modulo 2^bits; a maximum with a NaN is NaN. Numbers of BFloat16
   /// are summed in float32 as they came and rounded once, at the end.
@@ -131,6 +139,8 @@ class Communicator {
   Communicator(int process, int size, std::string axis, std::shared_ptr<Ledger> ledger,
                std::chrono::milliseconds deadline);
   const std::shared_ptr<Ledger>& shared_ledger() const { return ledger_; }
+  /// For backends, when a call has to wait: does a piece of other work; false when there is none.
+  bool work_while_waiting() { return wait_work_ && wait_work_(); }
 
  private:
   // Type-erased seams of the backends, called on groups of at least two with checked arguments. Those that
@@ -168,9 +178,24 @@ class Communicator {
   std::chrono::milliseconds deadline_;
   Determinism determinism_ = Determinism::kExact;
   Timeline* timeline_ = nullptr;
+  std::function<bool()> wait_work_;
   Index calls_ = 0;
   std::mutex failure_mutex_;
   std::exception_ptr failure_;  // what broke the group first
+};
+
+/// Sets wait work for a scope.
+class WaitWork {
+ public:
+  WaitWork(Communicator& group, std::function<bool()> piece) : group_(group) {
+    group.set_wait_work(std::move(piece));
+  }
+  WaitWork(const WaitWork&) = delete;
+  WaitWork& operator=(const WaitWork&) = delete;
+  ~WaitWork() { group_.set_wait_work(nullptr); }
+
+ private:
+  Communicator& group_;
 };
 
 }  // namespace lowband

@@ -24,6 +24,9 @@ constexpr Index kSwapBytes = 64 * 1024;
 // there was no difference beyond the noise.
 constexpr Index kAtOnceBytes = 256 * 1024;
 
+// From here on a part goes round the ring in halves.
+constexpr std::size_t kHalvedBytes = 128 * 1024;
+
 // Up to here parts go straight from their owners to everybody: as many bytes as round the ring, in one hop.
 constexpr Index kDirectBytes = 64 * 1024;
 
@@ -127,19 +130,17 @@ void ExchangeCommunicator::scatter_reduce(const std::byte* send, std::byte* own_
   raw_parts_.resize(position(size()));
   raw_parts_[position(process())] = own.data();
 
-  const bool at_once = call_.elements * dtype_bytes(call_.dtype) <= kAtOnceBytes;
+  // Everything is sent at once; a large part leaves when its receiver asks for it, one after the other.
+  const bool in_rounds = call_.elements * dtype_bytes(call_.dtype) > kAtOnceBytes;
   for (int k = 1; k < size(); ++k) announce(k, part(send, ahead(k)));
-  for (int k = 1; k < size() && at_once; ++k) send_announced(k, part(send, ahead(k)));
+  for (int k = 1; k < size(); ++k) send_announced(k, part(send, ahead(k)));
   await_receives();
   for (int k = 1; k < size(); ++k) compare(k);
   for (int k = 1; k < size(); ++k) {
     std::byte* const slot = received + own_bytes * (k - 1);
     raw_parts_[position(behind(k))] = slot;
     take_announced(k, {slot, own.size()});
-    if (at_once) continue;
-    send_announced(k, part(send, ahead(k)));
-    await_receives();
-    await_sends();
+    if (in_rounds) await_receives();
   }
   await_receives();
   reduce_tree(raw_parts_, own_result, own_bytes / dtype_bytes(call_.dtype), call_.dtype, result_dtype,
@@ -162,12 +163,29 @@ void ExchangeCommunicator::swap_reduce(std::span<std::byte> data) {
   reduce_tree(parts, data.data(), call_.elements, call_.dtype, call_.dtype, call_.reduction);
 }
 
-// Every part of `whole` comes round the ring; the own part is there and on its way to ahead(1).
+// The halves of a part, cut at a whole cache line; a small part is all in the first.
+template <class Byte>
+std::span<Byte> ExchangeCommunicator::half(std::span<Byte> part, int which) const {
+  const std::size_t cut = part.size() < kHalvedBytes ? part.size() : part.size() / 2 / 64 * 64;
+  return which == 0 ? part.first(cut) : part.subspan(cut);
+}
+
+void ExchangeCommunicator::send_halves(int to, std::span<const std::byte> part) {
+  for (const int which : {0, 1}) send_data(to, half(part, which));
+}
+
+// Every part of `whole` comes round the ring; the own part is there and on its way to ahead(1). Parts travel
+// in halves, one is asked for before the other has come, and the first is passed on before the second: so
+// neither direction of a link is idle while a message is being agreed on.
 void ExchangeCommunicator::gather(std::byte* whole) {
-  for (int k = 1; k < size(); ++k) {
-    receive_data(behind(1), part(whole, behind(k)));
-    await_receives();
-    if (k + 1 < size()) send_data(ahead(1), part(whole, behind(k)));
+  const int halves = 2 * (size() - 1);
+  const auto half_of = [&](int h) { return half(part(whole, behind(1 + h / 2)), h % 2); };
+  receive_data(behind(1), half_of(0));
+  for (int h = 0; h < halves; ++h) {
+    const std::span<std::byte> next = h + 1 < halves ? half_of(h + 1) : std::span<std::byte>{};
+    receive_data(behind(1), next);
+    await_receives_but(next.empty() ? 0 : 1);
+    if (h + 2 < halves) send_data(ahead(1), half_of(h));
   }
   await_sends();
 }
@@ -196,7 +214,7 @@ Index ExchangeCommunicator::do_all_reduce(const Call& call, void* data) {
   if (bytes <= kDirectBytes) {
     gather_directly(whole);
   } else {
-    send_data(ahead(1), own);
+    send_halves(ahead(1), own);
     gather(whole);
   }
   return sent_bytes_;
@@ -233,7 +251,7 @@ Index ExchangeCommunicator::do_all_gather(const Call& call, const void* send, vo
     await_sends();
   } else {
     announce(1, {});
-    send_data(ahead(1), own);
+    send_halves(ahead(1), own);
     await_receives();
     compare(1);
     gather(whole);

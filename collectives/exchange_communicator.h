@@ -53,10 +53,12 @@ class ExchangeCommunicator : public Communicator {
   // do_let_go.
   virtual void start_send(int to, std::span<const std::byte> bytes) = 0;
   virtual void start_receive(int from, std::span<std::byte> bytes) = 0;
-  /// Both return when all messages started so far have arrived, or their buffers may be written again; at
-  /// `give_up()`, or as soon as a peer is known to be gone or to have aborted, they throw PeerFailed.
-  virtual void await_receives() = 0;
+  /// Both return when all messages started so far, save for the `last` receives, have arrived, or their
+  /// buffers may be written again; at `give_up()`, or as soon as a peer is known to be gone or to have
+  /// aborted, they throw PeerFailed.
+  virtual void await_receives_but(std::size_t last) = 0;
   virtual void await_sends() = 0;
+  void await_receives() { await_receives_but(0); }
 
   Index do_all_reduce(const Call& call, void* data) final;
   Index do_reduce_scatter(const Call& call, const void* send, void* receive,
@@ -91,6 +93,9 @@ class ExchangeCommunicator : public Communicator {
   std::byte* scratch(Index bytes);
   void scatter_reduce(const std::byte* send, std::byte* own_result, DType result_dtype);
   void swap_reduce(std::span<std::byte> data);
+  template <class Byte>
+  std::span<Byte> half(std::span<Byte> part, int which) const;
+  void send_halves(int to, std::span<const std::byte> part);
   void gather(std::byte* whole);
   void gather_directly(std::byte* whole);
 

@@ -96,8 +96,9 @@ class LocalCommunicator final : public ExchangeCommunicator {
 
   void start_receive(int from, std::span<std::byte> bytes) override { receives_.push_back({from, bytes}); }
 
-  void await_receives() override {
-    for (const Receive& receive : receives_) {
+  void await_receives_but(std::size_t last) override {
+    for (; receives_.size() > last; receives_.pop_front()) {
+      const Receive& receive = receives_.front();
       const auto from = static_cast<std::size_t>(receive.from);
       auto& inbox = group_->mail[own()][from];
 
@@ -116,7 +117,6 @@ class LocalCommunicator final : public ExchangeCommunicator {
         fail(receive.from, cat("sent ", message.size(), " bytes, expected ", receive.bytes.size()));
       }
     }
-    receives_.clear();
   }
 
   void await_sends() override {
@@ -173,6 +173,12 @@ class LocalCommunicator final : public ExchangeCommunicator {
   void wait(std::unique_lock<std::mutex>& lock, int peer, Done done) {
     const std::string& world_failure = group_->world->failure;
     const auto& peer_left = group_->left[static_cast<std::size_t>(peer)];
+    while (!done() && world_failure.empty()) {
+      lock.unlock();
+      const bool worked = work_while_waiting();
+      lock.lock();
+      if (!worked) break;
+    }
     const bool woken = group_->world->wake[world_process(process())].wait_until(lock, give_up(), [&] {
       return !world_failure.empty() || done() || !group_->broken().empty() || peer_left;
     });
@@ -193,7 +199,7 @@ class LocalCommunicator final : public ExchangeCommunicator {
   }
 
   std::shared_ptr<LocalGroup> group_;
-  std::vector<Receive> receives_;
+  std::deque<Receive> receives_;
   Index splits_ = 0;
 };
 

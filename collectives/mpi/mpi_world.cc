@@ -127,7 +127,9 @@ class MpiCommunicator final : public ExchangeCommunicator {
   // Messages of one direction that have been started.
   struct Started {
     std::vector<MPI_Request> requests;
-    std::vector<int> peers;  // of each request
+    std::vector<int> peers;         // of each request
+    std::vector<std::size_t> ends;  // requests up to the end of each message
+    void clear() { requests.clear(), peers.clear(), ends.clear(); }
   };
 
   void start_send(int to, std::span<const std::byte> bytes) override {
@@ -140,6 +142,7 @@ class MpiCommunicator final : public ExchangeCommunicator {
       sends_.requests.push_back(request);
       sends_.peers.push_back(to);
     }
+    sends_.ends.push_back(sends_.requests.size());
   }
 
   void start_receive(int from, std::span<std::byte> bytes) override {
@@ -153,27 +156,33 @@ class MpiCommunicator final : public ExchangeCommunicator {
       receives_.requests.push_back(request);
       receives_.peers.push_back(from);
     }
+    receives_.ends.push_back(receives_.requests.size());
   }
 
-  void await_receives() override { await(receives_); }
-  void await_sends() override { await(sends_); }
+  void await_receives_but(std::size_t last) override { await(receives_, last); }
+  void await_sends() override { await(sends_, 0); }
 
-  void await(Started& started) {
+  void await(Started& started, std::size_t last) {
+    if (last >= started.ends.size()) return;
+    const std::size_t awaited = started.ends[started.ends.size() - 1 - last];
     for (int looks = 1;; ++looks) {
       int done = 0;
-      check(MPI_Testall(static_cast<int>(started.requests.size()), started.requests.data(), &done,
-                        MPI_STATUSES_IGNORE),
+      check(MPI_Testall(static_cast<int>(awaited), started.requests.data(), &done, MPI_STATUSES_IGNORE),
             "MPI_Testall");
       if (done != 0) break;
-      if (looks < kLooksBeforeYield) continue;
-      sched_yield();
+      const bool worked = work_while_waiting();
+      if (!worked && looks < kLooksBeforeYield) continue;
+      if (!worked) sched_yield();
       if (looks % kYieldsPerCheck != 0) continue;
       throw_if_aborted();
       if (Clock::now() > give_up())
         fail(silent_peer(started), cat("did not answer within ", deadline().count(), " ms"));
     }
-    started.requests.clear();
-    started.peers.clear();
+    const auto forget = static_cast<std::ptrdiff_t>(awaited);
+    started.requests.erase(started.requests.begin(), started.requests.begin() + forget);
+    started.peers.erase(started.peers.begin(), started.peers.begin() + forget);
+    started.ends.erase(started.ends.begin(), started.ends.end() - static_cast<std::ptrdiff_t>(last));
+    for (std::size_t& end : started.ends) end -= awaited;
   }
 
   static int silent_peer(Started& started) {
@@ -214,8 +223,7 @@ class MpiCommunicator final : public ExchangeCommunicator {
       for (MPI_Request& request : started->requests) {
         if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
       }
-      started->requests.clear();
-      started->peers.clear();
+      started->clear();
     }
   }
 

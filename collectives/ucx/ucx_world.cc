@@ -249,15 +249,16 @@ class UcxCommunicator final : public ExchangeCommunicator {
   std::string_view backend() const override { return "ucx"; }
 
  private:
-  // A message that has been started. Without a request it is over.
+  // A message that has been started. Without a request it was over at once.
   struct Message {
     void* request;
     int peer;
   };
-  // Messages of one direction; those before `first` are over.
+  // Messages of one direction; those before `first` are over, those before `awaited` are waited for.
   struct Started {
     std::vector<Message> messages;
     std::size_t first = 0;
+    std::size_t awaited = 0;
   };
 
   void start_send(int to, std::span<const std::byte> bytes) override {
@@ -278,7 +279,7 @@ class UcxCommunicator final : public ExchangeCommunicator {
 
   void start(Started& started, int peer, ucs_status_ptr_t request) {
     if (UCS_PTR_IS_ERR(request)) fail_message(peer, UCS_PTR_STATUS(request));
-    if (request != nullptr) started.messages.push_back({request, peer});
+    started.messages.push_back({request, peer});
   }
 
   // The mutex is held. UCX says that a peer cannot be reached, also when it only ended because of another;
@@ -292,14 +293,16 @@ class UcxCommunicator final : public ExchangeCommunicator {
     fail(peer, cat("cannot be reached: ", ucs_status_string(status)));
   }
 
-  void await_receives() override { await(receives_); }
-  void await_sends() override { await(sends_); }
+  void await_receives_but(std::size_t last) override { await(receives_, last); }
+  void await_sends() override { await(sends_, 0); }
 
-  void await(Started& started) {
+  void await(Started& started, std::size_t last) {
     std::unique_lock lock(transport_->mutex);
     if (transport_->lost_process >= 0) throw_lost();
+    started.awaited = started.messages.size() - std::min(last, started.messages.size());
     if (!over(started) && !look(started, lock)) sleep(started, lock);
-    started.messages.clear();
+    started.messages.erase(started.messages.begin(),
+                           started.messages.begin() + static_cast<std::ptrdiff_t>(started.first));
     started.first = 0;
   }
 
@@ -322,9 +325,13 @@ class UcxCommunicator final : public ExchangeCommunicator {
     for (;;) {
       transport_->progress();
       if (over(started)) return true;
+      lock.unlock();
+      const bool worked = work_while_waiting();
+      lock.lock();
       const Clock::duration waited = Clock::now() - begin;
       if (waited < kLookTime) continue;
       throw_if_broken();
+      if (worked) continue;
       if (waited >= kYieldTime) return false;
       lock.unlock();
       sched_yield();
@@ -347,8 +354,9 @@ class UcxCommunicator final : public ExchangeCommunicator {
 
   // Whether all messages are over.
   bool over(Started& started) const {
-    for (; started.first < started.messages.size(); ++started.first) {
+    for (; started.first < started.awaited; ++started.first) {
       const auto [request, peer] = started.messages[started.first];
+      if (request == nullptr) continue;
       const ucs_status_t status = ucp_request_check_status(request);
       if (status == UCS_INPROGRESS) return false;
       if (status != UCS_OK) fail_message(peer, status);
@@ -405,7 +413,7 @@ class UcxCommunicator final : public ExchangeCommunicator {
       await_sends();
     } else {
       start_receive(members.front(), bytes);
-      await_receives();
+      await_receives_but(0);
     }
     std::vector<int> world_members;
     for (const int member : members) world_members.push_back(members_[at(member)]);
@@ -438,12 +446,14 @@ class UcxCommunicator final : public ExchangeCommunicator {
   void do_let_go() override {
     const std::lock_guard lock(transport_->mutex);
     for (std::size_t i = receives_.first; i < receives_.messages.size(); ++i) {
-      ucp_request_cancel(transport_->worker, receives_.messages[i].request);
+      void* const request = receives_.messages[i].request;
+      if (request != nullptr) ucp_request_cancel(transport_->worker, request);
     }
     const Clock::time_point stop = Clock::now() + kGrace;
     const auto settle = [&](Started& started) {
       for (; started.first < started.messages.size(); ++started.first) {
         const auto [request, peer] = started.messages[started.first];
+        if (request == nullptr) continue;
         while (ucp_request_check_status(request) == UCS_INPROGRESS) {
           transport_->progress();
           if (transport_->lost_process < 0 && Clock::now() > stop) {

@@ -3,6 +3,7 @@
 #include "runtime/random.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <chrono>
 #include <cmath>
@@ -164,8 +165,7 @@ void reduce_scatter_takes_uneven_counts(Communicator& group) {
 }
 
 template <class T>
-void check_all_gather(Communicator& group) {
-  const std::vector<Index> counts = uneven_counts(group.size());
+void check_all_gather(Communicator& group, const std::vector<Index>& counts) {
   const std::vector<T> send = own_values<T>(group, counts[at(group.process())]);
   std::vector<T> expected;
   for (int p = 0; p < group.size(); ++p) {
@@ -177,11 +177,16 @@ void check_all_gather(Communicator& group) {
 }
 
 void all_gather_takes_uneven_counts(Communicator& group) {
-  check_all_gather<float>(group);
-  check_all_gather<double>(group);
-  check_all_gather<std::int64_t>(group);
-  check_all_gather<std::uint8_t>(group);
-  check_all_gather<BFloat16>(group);
+  const std::vector<Index> few = uneven_counts(group.size());
+  check_all_gather<float>(group, few);
+  check_all_gather<double>(group, few);
+  check_all_gather<std::int64_t>(group, few);
+  check_all_gather<std::uint8_t>(group, few);
+  check_all_gather<BFloat16>(group, few);
+  std::vector<Index> many = few;  // parts that travel in halves, whole and not at all
+  many.front() = 40'003;
+  many.back() = 300'007;
+  check_all_gather<float>(group, many);
 }
 
 void parts_may_lie_in_place(Communicator& group) {
@@ -787,6 +792,35 @@ void giving_up_reaches_the_groups_split_from_a_group(Communicator& parent) {
   parent.barrier();
 }
 
+// Those who wait for the last do what they were given, in and between the messages of one call; the result is
+// the same.
+void waiting_calls_do_other_work(Communicator& group) {
+  for (int last = 0; last < group.size(); ++last) {
+    std::atomic<int> pieces = 0;
+    const auto piece = [&] {
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+      return ++pieces < 50;
+    };
+    group.barrier();
+    if (group.process() == last) std::this_thread::sleep_for(milliseconds(20));
+    for (const Index elements : {Index{5}, Index{200'000}}) {
+      std::vector<float> data = own_values<float>(group, elements);
+      {
+        const WaitWork work(group, piece);
+        group.all_reduce<float>(data, Reduction::kSum, kDense);
+      }
+      for (Index e = 0; e < elements; ++e)
+        ASSERT_EQ(data[at(e)], static_cast<float>(sum_over_processes(group.size(), e))) << "element " << e;
+    }
+    if (group.size() > 1 && group.process() != last) {
+      EXPECT_GT(pieces, 0);
+    }
+    const int done = pieces;
+    group.barrier();
+    EXPECT_EQ(pieces, done) << "after its scope";
+  }
+}
+
 // Two threads of each process, on groups with equal members: neither takes a message of the other.
 void two_threads_use_two_groups_at_once(Communicator& parent) {
   const auto main_group = parent.split(0, 0, "main");
@@ -912,6 +946,7 @@ constexpr CommunicatorCase kCases[] = {
     {"an_abort_ends_the_call_of_another_thread", an_abort_ends_the_call_of_another_thread},
     {"an_abort_beside_calls_of_another_thread", an_abort_beside_calls_of_another_thread},
     {"giving_up_reaches_the_groups_split_from_a_group", giving_up_reaches_the_groups_split_from_a_group},
+    {"waiting_calls_do_other_work", waiting_calls_do_other_work},
     {"two_threads_use_two_groups_at_once", two_threads_use_two_groups_at_once},
     {"a_failure_on_one_thread_leaves_the_groups_of_another",
      a_failure_on_one_thread_leaves_the_groups_of_another},
