@@ -68,14 +68,14 @@ Index control_bytes(const RunConfig& config, const std::vector<ParameterInfo>& p
                         config.optimizer().clip_estimator() == RunConfig::Optimizer::SKETCH;
   bytes += dtype_bytes(DType::kF64) * (sketches ? 1 + GradientSketch::kBuckets : 1);
   bytes += dtype_bytes(DType::kF64) * kStepSums;
-  if (config.mesh().replica() == 1 || !has_factor_ranks(config)) return bytes;
+  if (!has_factor_ranks(config)) return bytes;
   // Replica axis. How each P was orthonormalised, and which of its columns are dead.
   const RankProfile profile = rank_profile(config, parameters);
   const ReplicaTraffic traffic = replica_traffic(config);
   for (std::size_t l = 0; l < profile.matrices.size(); ++l) {
     const ParameterInfo& matrix = profile.matrices[l];
     if (!travels_dense(traffic, matrix.rows, matrix.cols, profile.factor_ranks[l]))
-      bytes += 1 + profile.factor_ranks[l];
+      bytes += (1 + profile.factor_ranks[l]) * traffic.factor_element_bytes;
   }
   return bytes;
 }

@@ -26,6 +26,9 @@ typename FactorRows<Real>::Shape left_shape(const FactorShape& shape, int home) 
   return {shape.name, shape.left_rows, shape.factor_rank, shape.across_b, home};
 }
 
+/// How a matrix was factorised, and for each column whether it is dead: as numbers, which every wire keeps.
+Index outcome_elements(const FactorShape& shape) { return 1 + shape.factor_rank; }
+
 template <class Real>
 std::vector<typename FactorRows<Real>::Shape> right_shapes(const std::vector<FactorShape>& shapes) {
   std::vector<typename FactorRows<Real>::Shape> rows;
@@ -68,17 +71,56 @@ std::vector<Index> offsets_of(const std::vector<DenseTensor>& dense) {
   return offsets;
 }
 
-/// `riding` dense elements fill what homes lack of factors.
+// Two waves hide the orthonormalisation of one behind the transfer of the other. Little data gains nothing
+// from that and pays for twice as many messages; a replica of several processes orthonormalises together,
+// which is no work to be done in passing.
+constexpr Index kTwoWaveBytes = Index{4} << 20;
+
+template <class Real>
+int wave_count(const FactorGroups& groups, const std::vector<FactorShape>& shapes, FactorWire wire) {
+  if (groups.replica->size() == 1 || groups.within_replica->size() > 1) return 1;
+  const auto element_bytes = static_cast<Index>(wire == FactorWire::kBF16 ? sizeof(BFloat16) : sizeof(Real));
+  Index bytes = 0;
+  for (const FactorShape& shape : shapes) bytes += shape.left_rows * shape.factor_rank * element_bytes;
+  return bytes < kTwoWaveBytes ? 1 : 2;
+}
+
+// The matrices of each home in their order, cut into `waves` of about equal elements.
+template <class Real>
+std::vector<int> choose_waves(const std::vector<FactorShape>& shapes, const std::vector<int>& homes,
+                              int replicas, int waves) {
+  std::vector<Index> of_home(at(replicas));
+  const auto elements = [&](std::size_t i) {
+    return left_shape<Real>(shapes[i], 0).owned_rows() * shapes[i].factor_rank;
+  };
+  for (std::size_t i = 0; i < shapes.size(); ++i) of_home[at(homes[i])] += elements(i);
+  std::vector<Index> before(at(replicas));
+  std::vector<int> wave(shapes.size());
+  for (std::size_t i = 0; i < shapes.size(); ++i) {
+    const Index whole = std::max<Index>(1, of_home[at(homes[i])]);
+    wave[i] = static_cast<int>(std::min<Index>(waves - 1, before[at(homes[i])] * waves / whole));
+    before[at(homes[i])] += elements(i);
+  }
+  return wave;
+}
+
+/// Parts by wave, and in each by home. Guests of a part: dense elements, `riding` in all, that fill what the
+/// homes of the first wave lack of factors; then the outcomes of its matrices.
 template <class Real>
 FactorRows<Real> make_left(const std::vector<FactorShape>& shapes, const std::vector<int>& homes,
-                           int replicas, Index riding) {
+                           const std::vector<int>& waves, int replicas, int wave_count, Index riding) {
   std::vector<typename FactorRows<Real>::Shape> rows;
-  std::vector<Index> elements(at(replicas));
+  std::vector<Index> elements(at(replicas * wave_count));
+  std::vector<Index> guests(elements.size());
   for (std::size_t i = 0; i < shapes.size(); ++i) {
-    rows.push_back(left_shape<Real>(shapes[i], homes[i]));
-    elements[at(homes[i])] += rows.back().owned_rows() * shapes[i].factor_rank;
+    const int part = waves[i] * replicas + homes[i];
+    rows.push_back(left_shape<Real>(shapes[i], part));
+    guests[at(part)] += outcome_elements(shapes[i]);
+    elements[at(part)] += rows.back().owned_rows() * shapes[i].factor_rank + outcome_elements(shapes[i]);
   }
-  return FactorRows<Real>(std::move(rows), fill_up(elements, riding));
+  const std::vector<Index> fill = fill_up(std::span(elements).first(at(replicas)), riding);
+  for (std::size_t home = 0; home < fill.size(); ++home) guests[home] += fill[home];
+  return FactorRows<Real>(std::move(rows), guests);
 }
 
 std::vector<Index> matrices_at(const std::vector<int>& homes, int home) {
@@ -115,7 +157,33 @@ template <class Visit>
 void for_each_tile(Index elements, Index tile, Visit visit) {
   for (Index begin = 0; begin < elements; begin += tile) visit(begin, std::min(tile, elements - begin));
 }
-constexpr Index kTileElements = 2048;  // 8 KiB of float
+constexpr Index kTileElements = 2048;         // 8 KiB of float
+constexpr Index kPieceElements = 256 * 1024;  // copied in passing: some 100 us
+
+/// squares[j] += sum over rows of r(row, j)^2, in double, of contiguous rows. Few columns are added several
+/// rows at a time, so that vector registers fill.
+template <class Real>
+void add_squares_of_columns(MatrixView<const Real> r, double* squares) {
+  constexpr Index kWidth = 64;
+  const Index rows_at_once = std::max<Index>(1, kWidth / r.cols);
+  if (rows_at_once == 1) {
+    for (Index row = 0; row < r.rows; ++row) {
+      for (Index j = 0; j < r.cols; ++j)
+        squares[j] += static_cast<double>(r(row, j)) * static_cast<double>(r(row, j));
+    }
+    return;
+  }
+  double sums[kWidth] = {};
+  const Index width = rows_at_once * r.cols;
+  const std::span<const Real> x = r.flat();
+  const auto elements = static_cast<Index>(x.size());
+  for (Index begin = 0; begin < elements; begin += width) {
+    const Real* const from = x.data() + begin;
+    const Index n = std::min(width, elements - begin);
+    for (Index l = 0; l < n; ++l) sums[l] += static_cast<double>(from[l]) * static_cast<double>(from[l]);
+  }
+  for (Index l = 0; l < width; ++l) squares[l % r.cols] += sums[l];
+}
 
 /// Adds the time until the end of the scope to `seconds`.
 class Stopwatch {
@@ -140,9 +208,12 @@ FactorExchange<Real>::FactorExchange(const FactorGroups& groups, std::vector<Fac
     : groups_(groups),
       options_(checked<Real>(options)),
       homes_(find_homes<Real>(groups, shapes)),
+      waves_(at(wave_count<Real>(groups, shapes, options.wire))),
+      wave_of_(choose_waves<Real>(shapes, homes_, groups.replica->size(), static_cast<int>(waves_.size()))),
       dense_tensors_(std::move(dense)),
       dense_offsets_(offsets_of(dense_tensors_)),
-      left_(make_left<Real>(shapes, homes_, groups.replica->size(), rounds() ? 0 : dense_offsets_.back())),
+      left_(make_left<Real>(shapes, homes_, wave_of_, groups.replica->size(), static_cast<int>(waves_.size()),
+                            rounds() ? 0 : dense_offsets_.back())),
       right_(right_shapes<Real>(shapes)),
       at_home_(matrices_at(homes_, groups.replica->process())),
       orthonormaliser_(*groups.within_replica, owned_rows(left_, at_home_)) {
@@ -150,19 +221,12 @@ FactorExchange<Real>::FactorExchange(const FactorGroups& groups, std::vector<Fac
   if (options.keep_own_right && replicas > 1) own_right_.emplace(right_shapes<Real>(shapes));
   even_counts_ = even_counts(static_cast<Index>(right_.all_owned().size()), replicas);
 
-  outcome_places_.offset_of.resize(shapes.size());
-  Index bytes = 0;
-  for (int home = 0; home < replicas; ++home) {
-    const Index begin = bytes;
-    for (const Index i : matrices_at(homes_, home)) {
-      outcome_places_.offset_of[at(i)] = bytes;
-      bytes += 1 + shapes[at(i)].factor_rank;
-    }
-    outcome_places_.counts.push_back(bytes - begin);
-  }
-  outcomes_ = Buffer<std::uint8_t>(bytes);
+  norm_offsets_.push_back(0);
+  for (const FactorShape& shape : shapes) norm_offsets_.push_back(norm_offsets_.back() + shape.factor_rank);
+  norms_ = Buffer<double>(norm_offsets_.back());
 
-  for (const PayloadShare& share : left_.owned_shares()) left_shares_.push_back(share);
+  place_outcomes();
+  cut_waves();
   if (rounds()) {
     for (const DenseTensor& tensor : dense_tensors_) dense_shares_.push_back({tensor.name, tensor.elements});
     dense_ = Buffer<Real>(dense_offsets_.back());
@@ -171,13 +235,52 @@ FactorExchange<Real>::FactorExchange(const FactorGroups& groups, std::vector<Fac
         Buffer<BFloat16>(static_cast<Index>(std::max(left_.all_owned().size(), right_.all_owned().size())));
   } else {
     for (const DenseTensor& tensor : dense_tensors_)
-      left_shares_.push_back({tensor.name, tensor.elements, Purpose::kDense});
-    for (int home = 0; home < replicas; ++home) dense_slices_.push_back(left_.guest(home));
+      waves_.front().shares.push_back({tensor.name, tensor.elements, Purpose::kDense});
+    for (int home = 0; home < replicas; ++home) {
+      const std::span<Real> guest = left_.guest(home);
+      dense_slices_.push_back(guest.first(guest.size() - at(outcomes_of_part_[at(home)])));
+    }
   }
+}
 
-  norm_offsets_.push_back(0);
-  for (const FactorShape& shape : shapes) norm_offsets_.push_back(norm_offsets_.back() + shape.factor_rank);
-  norms_ = Buffer<double>(norm_offsets_.back());
+// At the end of every part, in the order of its matrices.
+template <class Real>
+void FactorExchange<Real>::place_outcomes() {
+  const int replicas = groups_.replica->size();
+  outcomes_of_part_.resize(left_.part_elements().size());
+  const auto part_of = [&](std::size_t i) { return wave_of_[i] * replicas + homes_[i]; };
+  const auto elements_of = [&](std::size_t i) { return 1 + norm_offsets_[i + 1] - norm_offsets_[i]; };
+  for (std::size_t i = 0; i < homes_.size(); ++i) outcomes_of_part_[at(part_of(i))] += elements_of(i);
+  std::vector<Index> missing = outcomes_of_part_;
+  for (std::size_t i = 0; i < homes_.size(); ++i) {
+    Index& rest = missing[at(part_of(i))];
+    outcome_numbers_.push_back(left_.guest(part_of(i)).last(at(rest)).first(at(elements_of(i))));
+    rest -= elements_of(i);
+  }
+  outcomes_ = Buffer<std::uint8_t>(norm_offsets_.back() + std::ssize(homes_));
+}
+
+template <class Real>
+void FactorExchange<Real>::cut_waves() {
+  const int replicas = groups_.replica->size();
+  const std::span<const Index> parts = left_.part_elements();
+  Index begin = 0;
+  for (std::size_t w = 0; w < waves_.size(); ++w) {
+    Wave& wave = waves_[w];
+    const std::span<const Index> counts = parts.subspan(w * at(replicas), at(replicas));
+    wave.counts.assign(counts.begin(), counts.end());
+    wave.begin = begin;
+    wave.elements = std::reduce(counts.begin(), counts.end());
+    begin += wave.elements;
+    for (std::size_t i = 0; i < homes_.size(); ++i) {
+      if (wave_of_[i] != static_cast<int>(w)) continue;
+      const PayloadShare& share = left_.owned_shares()[i];
+      wave.shares.push_back(share);
+      wave.shares.push_back({share.parameter, std::ssize(outcome_numbers_[i]), Purpose::kControl});
+    }
+    wave.orthonormalised =
+        std::ranges::count_if(at_home_, [&](Index i) { return wave_of_[at(i)] <= static_cast<int>(w); });
+  }
 }
 
 template <class Real>
@@ -233,16 +336,21 @@ void FactorExchange<Real>::exchange_left() {
     left_.reduce_scatter();
   }
   sum_dense();
-  reduce(left_.all_owned(), left_.part_elements(), left_shares_);
-  orthonormalise();
-  share_outcomes();
-  gather(left_.all_owned(), left_.part_elements(), left_shares_);
+  orthonormaliser_.begin();
+  reduce_wave(0, 0);
+  for (std::size_t w = 0; w < waves_.size(); ++w) {
+    if (w + 1 < waves_.size()) reduce_wave(w + 1, waves_[w].orthonormalised);
+    orthonormalise(waves_[w].orthonormalised);
+    write_outcomes(w);
+    gather_wave(w, waves_[std::min(w + 1, waves_.size() - 1)].orthonormalised);
+  }
   if (rounds()) {
     const Stopwatch time(times_.unpack);
     const Timeline::Range range(timeline(), "unpack", static_cast<Index>(left_.all_owned().size_bytes()));
     vector_kernels<Real>().widen_bf16(wire_.data(), left_.all_owned().data(),
                                       static_cast<Index>(left_.all_owned().size()));
   }
+  read_outcomes();
   const Stopwatch time(times_.within_replica);
   left_.all_gather();
 }
@@ -255,25 +363,42 @@ void FactorExchange<Real>::sum_dense() {
 }
 
 template <class Real>
-void FactorExchange<Real>::orthonormalise() {
+void FactorExchange<Real>::reduce_wave(std::size_t w, Index orthonormalisable) {
+  const Wave& wave = waves_[w];
+  const WaitWork work(*groups_.replica, [&] { return orthonormaliser_.run_next(orthonormalisable); });
+  reduce(left_.all_owned(), wave.begin, wave.counts, wave.shares);
+}
+
+template <class Real>
+void FactorExchange<Real>::gather_wave(std::size_t w, Index orthonormalisable) {
+  const Wave& wave = waves_[w];
+  const WaitWork work(*groups_.replica, [&] { return orthonormaliser_.run_next(orthonormalisable); });
+  gather(left_.all_owned(), wave.begin, wave.counts, wave.shares);
+}
+
+template <class Real>
+void FactorExchange<Real>::orthonormalise(Index count) {
   const Stopwatch time(times_.orthonormalise);
   const Timeline::Range range(timeline(), "orthonormalise", 0);
-  orthonormaliser_.run();
+  orthonormaliser_.run(count);
+}
+
+template <class Real>
+void FactorExchange<Real>::write_outcomes(std::size_t w) {
   for (std::size_t k = 0; k < at_home_.size(); ++k) {
-    std::uint8_t* const outcome = outcomes_.data() + outcome_places_.offset_of[at(at_home_[k])];
-    outcome[0] = static_cast<std::uint8_t>(orthonormaliser_.factorisation(static_cast<Index>(k)));
-    std::ranges::copy(orthonormaliser_.dead(static_cast<Index>(k)), outcome + 1);
+    if (wave_of_[at(at_home_[k])] != static_cast<int>(w)) continue;
+    const std::span<Real> numbers = outcome_numbers_[at(at_home_[k])];
+    numbers[0] = static_cast<Real>(orthonormaliser_.factorisation(static_cast<Index>(k)));
+    std::ranges::copy(orthonormaliser_.dead(static_cast<Index>(k)), numbers.begin() + 1);
   }
 }
 
 template <class Real>
-void FactorExchange<Real>::share_outcomes() {
-  Communicator& replica = *groups_.replica;
-  if (replica.size() == 1) return;
-  const Stopwatch time(times_.all_gather);
-  const std::span<const Index> counts = outcome_places_.counts;
-  replica.all_gather(std::span<const std::uint8_t>(part_of(outcomes_.span(), counts, replica.process())),
-                     outcomes_.span(), counts, {Purpose::kControl});
+void FactorExchange<Real>::read_outcomes() {
+  std::uint8_t* to = outcomes_.data();
+  for (const std::span<Real> numbers : outcome_numbers_) {
+    for (const Real x : numbers) *to++ = static_cast<std::uint8_t>(x);
+  }
 }
 
 template <class Real>
@@ -283,10 +408,14 @@ void FactorExchange<Real>::exchange_right() {
     right_.reduce_scatter();
   }
   const std::span<const Index> counts = even_counts_;  // whatever matrix the elements belong to
-  if (own_right_ && !rounds()) keep_what_was_sent();
-  reduce(right_.all_owned(), counts, right_.owned_shares());
-  if (own_right_ && rounds()) keep_what_was_sent();
-  gather(right_.all_owned(), counts, right_.owned_shares());
+  kept_ = 0;
+  if (!rounds()) keep_what_was_sent();  // the sum takes the place of a part of it
+  {
+    const WaitWork work(*groups_.replica, [&] { return keep_a_piece(); });
+    reduce(right_.all_owned(), 0, counts, right_.owned_shares());
+  }
+  keep_what_was_sent();
+  gather(right_.all_owned(), 0, counts, right_.owned_shares());
   if (own_right_ && rounds()) keep_rounding_error();
   finish_right();
 
@@ -298,15 +427,17 @@ void FactorExchange<Real>::exchange_right() {
   if (own_right_) own_right_->all_gather();
 }
 
-// Afterwards this replica's part of `all` holds the sum.
+// Afterwards this replica's part of the elements from `begin` on holds the sum.
 template <class Real>
-void FactorExchange<Real>::reduce(std::span<Real> all, std::span<const Index> counts,
+void FactorExchange<Real>::reduce(std::span<Real> owned, Index begin, std::span<const Index> counts,
                                   std::span<const PayloadShare> shares) {
   Communicator& replica = *groups_.replica;
+  const Index elements = std::reduce(counts.begin(), counts.end());
+  const std::span<Real> all = owned.subspan(at(begin), at(elements));
   const std::span<Real> part = part_of(all, counts, replica.process());
   if constexpr (kCanRound) {
     if (rounds()) {
-      const std::span<BFloat16> wire = wire_.span(0, static_cast<Index>(all.size()));
+      const std::span<BFloat16> wire = wire_.span(begin, elements);
       {
         const Stopwatch time(times_.pack);
         const Timeline::Range range(timeline(), "pack", static_cast<Index>(all.size_bytes()));
@@ -323,16 +454,18 @@ void FactorExchange<Real>::reduce(std::span<Real> all, std::span<const Index> co
                          {Purpose::kFactor, shares});
 }
 
-// Sends this replica's part of `all` to the others. With a rounded wire `all` keeps the exact part, and the
-// rounded whole, which everyone is to use, the home included, lies in wire_.
+// Sends this replica's part of the elements from `begin` on to the others. With a rounded wire they keep the
+// exact part, and the rounded whole, which everyone is to use, the home included, lies in wire_.
 template <class Real>
-void FactorExchange<Real>::gather(std::span<Real> all, std::span<const Index> counts,
+void FactorExchange<Real>::gather(std::span<Real> owned, Index begin, std::span<const Index> counts,
                                   std::span<const PayloadShare> shares) {
   Communicator& replica = *groups_.replica;
+  const Index elements = std::reduce(counts.begin(), counts.end());
+  const std::span<Real> all = owned.subspan(at(begin), at(elements));
   const Tag tag{.purpose = Purpose::kFactor, .shares = shares, .second_half = true};
   const std::span<Real> part = part_of(all, counts, replica.process());
   if (rounds()) {
-    const std::span<BFloat16> wire = wire_.span(0, static_cast<Index>(all.size()));
+    const std::span<BFloat16> wire = wire_.span(begin, elements);
     const std::span<BFloat16> rounded = part_of(wire, counts, replica.process());
     {
       const Stopwatch time(times_.pack);
@@ -350,13 +483,22 @@ void FactorExchange<Real>::gather(std::span<Real> all, std::span<const Index> co
 template <class Real>
 void FactorExchange<Real>::keep_what_was_sent() {
   const Stopwatch time(times_.pack);
+  while (keep_a_piece()) continue;
+}
+
+template <class Real>
+bool FactorExchange<Real>::keep_a_piece() {
+  if (!own_right_) return false;
   const std::span<Real> own = own_right_->all_owned();
-  const Timeline::Range range(timeline(), "pack", static_cast<Index>(own.size_bytes()));
+  const Index count = std::min<Index>(kPieceElements, std::ssize(own) - kept_);
+  if (count == 0) return false;
   if (rounds()) {
-    vector_kernels<Real>().widen_bf16(wire_.data(), own.data(), static_cast<Index>(own.size()));
+    vector_kernels<Real>().widen_bf16(wire_.data() + kept_, own.data() + kept_, count);
   } else {
-    std::ranges::copy(right_.all_owned(), own.begin());
+    std::copy_n(right_.all_owned().data() + kept_, count, own.data() + kept_);
   }
+  kept_ += count;
+  return true;
 }
 
 // own <- own + (round(sum) - sum), so that mean own = (1/D) (sum + round(sum) - sum) = R as received.
@@ -390,26 +532,21 @@ void FactorExchange<Real>::finish_right() {
       const MatrixView<Real> r = whole.row_block(begin, count);
       if (rounds())
         vector_kernels<Real>().widen_bf16(wire_.data() + (r.data - all.data()), r.data, r.elements());
-      for (Index row = 0; row < r.rows; ++row) {
-        for (Index j = 0; j < r.cols; ++j) {
-          const Real mean = r(row, j) / replicas;
-          r(row, j) = mean;
-          squares[j] += static_cast<double>(mean) * static_cast<double>(mean);
-        }
-      }
+      for (Real& x : r.flat()) x /= replicas;
+      add_squares_of_columns<Real>(r, squares);
     });
   }
 }
 
 template <class Real>
 Factorisation FactorExchange<Real>::factorisation(Index i) const {
-  return static_cast<Factorisation>(outcomes_[outcome_places_.offset_of[at(i)]]);
+  return static_cast<Factorisation>(outcomes_[norm_offsets_[at(i)] + i]);
 }
 
 template <class Real>
 std::span<const std::uint8_t> FactorExchange<Real>::dead(Index i) const {
   const Index rank_elements = norm_offsets_[at(i) + 1] - norm_offsets_[at(i)];
-  return outcomes_.span(outcome_places_.offset_of[at(i)] + 1, rank_elements);
+  return outcomes_.span(norm_offsets_[at(i)] + i + 1, rank_elements);
 }
 
 template <class Real>

@@ -49,7 +49,7 @@ struct FactorExchangeOptions {
 struct ExchangeTimes {
   double pack = 0;            // copies and casts into what is sent
   double reduce_scatter = 0;  // collectives over replicas, waiting included
-  double orthonormalise = 0;
+  double orthonormalise = 0;  // what was not done while a collective waited
   double all_gather = 0;
   double unpack = 0;          // copies and casts out of what was received
   double within_replica = 0;  // sums and gathers over the axes that cut the matrices
@@ -63,8 +63,10 @@ struct ExchangeTimes {
 ///   1. the P of all matrices lie in one flat buffer, without padding; a reduce-scatter *by matrix* gives
 ///      each replica the sums of the matrices it is home to
 ///   2. the home replica orthonormalises them: once per matrix, so each replica does 1/D of the work
-///   3. an all-gather brings P to all replicas, so that all hold the bits of the home
+///   3. an all-gather brings P to all replicas, so that all hold the bits of the home, and with it how each
+///      matrix was factorised and which of its columns are dead: 1 + r numbers for each matrix, as control
 ///   4. R, whose mean is all that is wanted, is reduced in even parts
+/// Where P is large it goes in two waves: while the collectives of one wait, the other is orthonormalised.
 /// Homes balance the bytes and the cost of orthonormalisation, and follow from the global shapes alone. Dense
 /// tensors ride along with P, cut so that the parts become as equal as they can (with a rounded wire they are
 /// summed apart). Bytes on the wire are those of two ring all-reduces of B(r).
@@ -120,23 +122,38 @@ class FactorExchange {
   void reset_times() { times_ = {}; }
 
  private:
-  /// Index ranges of the bytes of `outcomes_`: for each matrix its Factorisation, then `dead`.
-  struct Outcomes {
-    std::vector<Index> offset_of;  // by matrix
-    std::vector<Index> counts;     // by home
+  /// Matrices whose P travel together.
+  struct Wave {
+    Index begin = 0;  // of the elements of left_.all_owned
+    Index elements = 0;
+    std::vector<Index> counts;  // by replica
+    std::vector<PayloadShare> shares;
+    Index orthonormalised = 0;  // matrices of this home that must be so before this wave is gathered
   };
 
   static constexpr bool kCanRound = std::is_same_v<Real, float>;
   bool rounds() const { return options_.wire == FactorWire::kBF16; }
 
+  void cut_waves();
   void sum_dense();
-  void orthonormalise();
-  void share_outcomes();
-  /// The two halves of a reduction over replicas of `all`, cut into `counts`: with a rounded wire, `wire_`
-  /// then holds what this process sent, and what it received.
-  void reduce(std::span<Real> all, std::span<const Index> counts, std::span<const PayloadShare> shares);
-  void gather(std::span<Real> all, std::span<const Index> counts, std::span<const PayloadShare> shares);
+  /// The two halves for one wave; the first `orthonormalisable` matrices of this home are orthonormalised in
+  /// passing.
+  void reduce_wave(std::size_t w, Index orthonormalisable);
+  void gather_wave(std::size_t w, Index orthonormalisable);
+  void orthonormalise(Index count);
+  void place_outcomes();
+  void write_outcomes(std::size_t w);
+  void read_outcomes();
+  /// The two halves of a reduction over replicas of the elements of `owned` from `begin` on, cut into
+  /// `counts`: with a rounded wire, the same range of `wire_` then holds what this process sent, and what it
+  /// received.
+  void reduce(std::span<Real> owned, Index begin, std::span<const Index> counts,
+              std::span<const PayloadShare> shares);
+  void gather(std::span<Real> owned, Index begin, std::span<const Index> counts,
+              std::span<const PayloadShare> shares);
+  /// What this replica sent of R, copied piece by piece: while its sum is on the way, where that is possible.
   void keep_what_was_sent();
+  bool keep_a_piece();
   void keep_rounding_error();
   void finish_right();
   /// Calls visit(elements of slice, offset of the same elements in tensor k).
@@ -148,19 +165,22 @@ class FactorExchange {
   FactorGroups groups_;
   FactorExchangeOptions options_;
   std::vector<int> homes_;
+  std::vector<Wave> waves_;
+  std::vector<int> wave_of_;  // by matrix
   std::vector<DenseTensor> dense_tensors_;
   std::vector<Index> dense_offsets_;
-  FactorRows<Real> left_;  // by home; slices of the dense tensors are its guests, save for a rounded wire
+  FactorRows<Real> left_;  // by wave and home; slices of the dense tensors are guests of the first wave
   FactorRows<Real> right_;
   std::optional<FactorRows<Real>> own_right_;  // absent where it would equal right_: one replica, or not kept
   std::vector<Index> at_home_;                 // the matrices of this home
   Orthonormaliser<Real> orthonormaliser_;      // of at_home_
-  Outcomes outcome_places_;
-  Buffer<std::uint8_t> outcomes_;  // by home
-  std::vector<PayloadShare> left_shares_;
+  std::vector<Index> outcomes_of_part_;        // elements, by part of left_
+  std::vector<std::span<Real>> outcome_numbers_;  // by matrix, in left_: its Factorisation, then `dead`
+  Buffer<std::uint8_t> outcomes_;                 // the same, of all matrices one after the other
   std::vector<PayloadShare> dense_shares_;
   Buffer<Real> dense_;                         // with a rounded wire: all dense tensors
   std::vector<std::span<Real>> dense_slices_;  // consecutive, all dense tensors together
+  Index kept_ = 0;                             // elements of what was sent, in this exchange
   std::vector<Index> even_counts_;             // of the owned rows of R, by replica
   Buffer<BFloat16> wire_;                      // with a rounded wire: the owned rows of P or of R
   std::vector<Index> norm_offsets_;

@@ -110,28 +110,47 @@ Orthonormaliser<Real>::Orthonormaliser(Communicator& group, std::vector<MatrixVi
 // The second G measures how far the first pass was off: P^T P = I + E becomes I + O(|E| u). Where it was too
 // far off, P is restored and factorised by Householder reflections.
 template <class Real>
-void Orthonormaliser<Real>::run() {
-  scale_to_unit();
+void Orthonormaliser<Real>::run_together(std::span<Block> blocks) {
+  scale_to_unit(blocks);
   for (const bool second : {false, true}) {
-    sum_grams();
-    for (Block& block : blocks_) {
+    sum_grams(blocks);
+    for (Block& block : blocks) {
       if (block.factorisable() && block.accurate) cholesky_pass(block, second);
     }
   }
-  for (Block& block : blocks_) {
+  for (Block& block : blocks) {
     if (!block.accurate) householder(block);
   }
 }
 
 template <class Real>
-void Orthonormaliser<Real>::scale_to_unit() {
-  for (std::size_t i = 0; i < blocks_.size(); ++i)
-    largest_[static_cast<Index>(i)] = largest_magnitude<Real>(blocks_[i].p);
-  if (group_->size() > 1) group_->all_reduce(largest_.span(), Reduction::kMax, {Purpose::kControl});
+void Orthonormaliser<Real>::run(Index count) {
+  if (group_->size() == 1) {
+    while (run_next(count)) continue;
+  } else if (next_ < count) {
+    run_together(
+        std::span(blocks_).subspan(static_cast<std::size_t>(next_), static_cast<std::size_t>(count - next_)));
+    next_ = count;
+  }
+}
 
-  for (std::size_t i = 0; i < blocks_.size(); ++i) {
-    Block& block = blocks_[i];
-    const double largest = largest_[static_cast<Index>(i)];
+template <class Real>
+bool Orthonormaliser<Real>::run_next(Index count) {
+  if (group_->size() > 1 || next_ >= count) return false;
+  run_together(std::span(blocks_).subspan(static_cast<std::size_t>(next_), 1));
+  ++next_;
+  return true;
+}
+
+template <class Real>
+void Orthonormaliser<Real>::scale_to_unit(std::span<Block> blocks) {
+  const std::span<double> all_largest = largest_.span(0, static_cast<Index>(blocks.size()));
+  for (std::size_t i = 0; i < blocks.size(); ++i) all_largest[i] = largest_magnitude<Real>(blocks[i].p);
+  if (group_->size() > 1) group_->all_reduce(all_largest, Reduction::kMax, {Purpose::kControl});
+
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    Block& block = blocks[i];
+    const double largest = all_largest[i];
     const bool zero = largest == 0;
     block.factorisation = zero                  ? Factorisation::kZero
                           : std::isinf(largest) ? Factorisation::kNonFinite
@@ -151,9 +170,9 @@ void Orthonormaliser<Real>::scale_to_unit() {
 }
 
 template <class Real>
-void Orthonormaliser<Real>::sum_grams() {
+void Orthonormaliser<Real>::sum_grams(std::span<Block> blocks) {
   if (group_->size() == 1) return;  // each pass computes its own
-  for (const Block& block : blocks_) {
+  for (const Block& block : blocks) {
     const Index r = block.p.cols;
     double* triangle = triangles_.data() + block.triangle_offset;
     if (!block.factorisable() || !block.accurate) {

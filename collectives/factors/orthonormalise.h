@@ -41,8 +41,13 @@ class Orthonormaliser {
   /// Throws: InvalidArgument, on all processes, when a matrix is wider than tall.
   Orthonormaliser(Communicator& group, std::vector<MatrixView<Real>> blocks);
 
-  /// Replaces the blocks. Collective.
-  void run();
+  /// A new set of inputs is in the blocks, or comes there before it is its turn.
+  void begin() { next_ = 0; }
+  /// Replaces all blocks up to `count` that are not done since `begin`. Collective.
+  void run(Index count);
+  /// Replaces one more block of the first `count`, in a group of one; false when there is none.
+  bool run_next(Index count);
+  void run() { begin(), run(static_cast<Index>(blocks_.size())); }
 
   /// Of the last run; equal on all processes.
   Factorisation factorisation(Index i) const { return at(i).factorisation; }
@@ -63,13 +68,15 @@ class Orthonormaliser {
   };
   const Block& at(Index i) const { return blocks_[static_cast<std::size_t>(i)]; }
 
-  void scale_to_unit();
-  void sum_grams();
+  void run_together(std::span<Block> blocks);
+  void scale_to_unit(std::span<Block> blocks);
+  void sum_grams(std::span<Block> blocks);
   void cholesky_pass(Block& block, bool check_deviation);
   void householder(Block& block);
 
   Communicator* group_;
   std::vector<Block> blocks_;
+  Index next_ = 0;            // the first block that is not done
   Buffer<double> largest_;    // max |P| of each matrix, infinity when it is not finite
   Buffer<double> triangles_;  // upper triangles of all Gram matrices, one after the other
   Buffer<double> square_;     // one Gram matrix

@@ -55,17 +55,17 @@ TEST_P(Processes, BytesAreThoseOfTheProfilesAndNothingIsWrong) {
     // sum of r (m + n), formed anew
     Index payload = 0;
     Index dense = 0;
-    Index outcome_bytes = 0;
+    Index outcomes = 0;
     for (std::size_t l = 0; l < profile.matrices.size(); ++l) {
       payload += profile.factor_ranks[l] * (profile.matrices[l].rows + profile.matrices[l].cols);
       dense += profile.matrices[l].rows * profile.matrices[l].cols;
-      outcome_bytes += 1 + profile.factor_ranks[l];
+      outcomes += 1 + profile.factor_ranks[l];
     }
     EXPECT_EQ(line.payload_bytes(), payload * element_bytes);
     EXPECT_EQ(line.dense_bytes(), dense * element_bytes);
     EXPECT_DOUBLE_EQ(line.dense_over_payload(), static_cast<double>(dense) / static_cast<double>(payload));
-    // Two rings of the payload, and one gathering of outcomes.
-    EXPECT_EQ(line.control_wire_bytes(), (n - 1) * outcome_bytes);
+    // Two rings of the payload, with which the outcomes ride.
+    EXPECT_EQ(line.control_wire_bytes(), 2 * (n - 1) * outcomes * element_bytes);
     EXPECT_EQ(line.modelled_wire_bytes(), 2 * (n - 1) * line.payload_bytes() + line.control_wire_bytes());
     EXPECT_EQ(line.transport_bytes(), line.modelled_wire_bytes());
     EXPECT_EQ(line.transport_deviation_percent(), 0);
