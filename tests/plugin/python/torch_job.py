@@ -1,6 +1,8 @@
 """What `lowband.torch` promises, on the processes of torchrun: with real torch, gloo and DDP.
 
     torchrun --nproc-per-node 2 tests/plugin/python/torch_job.py [name of a test ...]
+
+Those that say nothing of process 1 run on any number of processes.
 """
 
 import contextlib
@@ -183,22 +185,31 @@ def test_adamw_is_that_of_torch_under_ddp():
     optimizer.close()
 
 
-def test_a_single_process_with_all_data_takes_the_same_steps():
-    # Dense exchange within rounding of one process that sees both batches.
+def test_every_mesh_takes_the_steps_of_one_process_with_all_data():
+    processes = dist.get_world_size()
+    settings = dict(lr=0.02, profile=lowband.uniform(RANK), aggregated_residual=True)
     alone = network()
-    group = [dist.new_group([p]) for p in range(dist.get_world_size())][dist.get_rank()]
-    settings = dict(lr=0.02, profile=lowband.uniform(RANK))
-    one = lowband.torch.Optimizer(alone.parameters(), process_group=group, aggregated_residual=True, **settings)
-    model = network()
-    many = lowband.torch.Optimizer(model.parameters(), aggregated_residual=True, **settings)
+    group = [dist.new_group([p]) for p in range(processes)][dist.get_rank()]
+    optimizer = lowband.torch.Optimizer(alone.parameters(), process_group=group, **settings)
     for step in range(50):
-        one.zero_grad()
-        sum(loss_of(alone, step, p) for p in range(dist.get_world_size())).div(dist.get_world_size()).backward()
-        one.step()
-    train(model, many, 50)
-    expect_close(flat(model), flat(alone), 1e-4)
-    one.close()
-    many.close()
+        optimizer.zero_grad()
+        sum(loss_of(alone, step, p) for p in range(processes)).div(processes).backward()
+        optimizer.step()
+    optimizer.close()
+
+    for mesh in (lowband.Mesh(), lowband.Mesh(shard=2), lowband.Mesh(replica=1, shard=processes)):
+        model = DistributedDataParallel(network())
+        optimizer = lowband.torch.Optimizer(model.parameters(), mesh=mesh, **settings)
+        lowband.torch.attach_ddp(model, optimizer)
+        train(model, optimizer, 50)
+        expect_close(flat(model), flat(alone), 1e-4)
+        expect_equal_replicas(model)
+        # Planned are the bytes of one replica, whose shards send one piece each.
+        counted = torch.tensor([optimizer.step_bytes(purpose, "replica").payload_bytes for purpose in ("factor", "dense")])
+        dist.all_reduce(counted)
+        replicas = processes // mesh.shard
+        assert counted.tolist() == [replicas * planned for planned in optimizer.planned_bytes()], (mesh, counted)
+        optimizer.close()
 
 
 def test_no_sync_accumulates():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs what needs real torch on two processes, and the example; exits with 77 where torch cannot be imported.
+# Runs what needs real torch on two and four processes, and the example; exits with 77 where torch cannot be imported.
 #
 # Usage: torch_test.sh REPOSITORY_ROOT LIBRARY
 # Python is LOWBAND_PYTHON, else the repository's .venv (tests/run --with-torch makes it), else python3.
@@ -12,9 +12,11 @@ python=${LOWBAND_PYTHON:-.venv/bin/python}
   echo "skipped: $python cannot import torch (tests/run --with-torch installs it)"
   exit 77
 }
-job() { "$python" -m torch.distributed.run --standalone --nproc-per-node 2 "$@"; }
-job tests/plugin/python/torch_job.py
-output=$(job plugin/example/ddp.py)
+job() { "$python" -m torch.distributed.run --standalone --nproc-per-node "$@"; }
+job 2 tests/plugin/python/torch_job.py
+job 4 tests/plugin/python/torch_job.py test_ddp_sends_nothing_but_factors \
+  test_every_mesh_takes_the_steps_of_one_process_with_all_data
+output=$(job 2 plugin/example/ddp.py)
 grep -q '20480 bytes of factors, 1280 of biases, instead of 132352' <<<"$output" || {
   echo "$output"
   exit 1
