@@ -125,7 +125,7 @@ bool travels_dense(const ReplicaTraffic& traffic, Index rows, Index cols, Index 
     case ExchangeChoice::kDense:
       return true;
     case ExchangeChoice::kAuto:
-      return factor_rank * (rows + cols) * traffic.factor_element_bytes >
+      return factor_rank * (rows + cols) * traffic.factor_element_bytes >=
              rows * cols * traffic.dense_element_bytes;
   }
   return false;

@@ -35,7 +35,7 @@ enum class ExchangeChoice : std::uint8_t {
   kFactors,  // P and R, r (m + n) elements
   kDense,    // the matrix itself, m n elements; P and R are computed from the mean, with the same result to
              // rounding
-  kAuto,     // whichever is fewer bytes, factors when equal
+  kAuto,     // whichever is fewer bytes, dense when equal
 };
 
 /// How layer matrices cross the replica axis, and what an element of it costs.
@@ -46,8 +46,8 @@ struct ReplicaTraffic {
 };
 /// Whether a matrix of this shape and factor rank travels dense.
 bool travels_dense(const ReplicaTraffic& traffic, Index rows, Index cols, Index factor_rank);
-/// r_be = mn / (m + n) x dense_element_bytes / factor_element_bytes: factors of a higher rank cost more bytes
-/// than the dense matrix.
+/// r_be = mn / (m + n) x dense_element_bytes / factor_element_bytes: factors of this rank or a higher one
+/// save nothing.
 double break_even_rank(const ReplicaTraffic& traffic, Index rows, Index cols);
 
 /// B(r) in elements: sum of r_l (m_l + n_l).  Reference: Rank Allocation, eq. 3.

@@ -49,16 +49,16 @@ TEST(MatrixBytes, CountsWhatTravelsInTheTypeItTravelsIn) {
   const MatrixBytes dense = matrix_bytes(profile, {ExchangeChoice::kDense, 4, 8});
   EXPECT_EQ(dense.factor, 0);
   EXPECT_EQ(dense.dense, (60 + 84 + 100) * 8);
-  // Below break-even, above it, and at it, where factors are taken.
+  // Below break-even, above it, and at it, where factors save nothing.
   const MatrixBytes chosen = matrix_bytes(profile, {ExchangeChoice::kAuto, 4, 4});
-  EXPECT_EQ(chosen.factor, (3 * 16 + 5 * 20) * 4);
-  EXPECT_EQ(chosen.dense, 84 * 4);
+  EXPECT_EQ(chosen.factor, 3 * 16 * 4);
+  EXPECT_EQ(chosen.dense, (84 + 100) * 4);
   EXPECT_EQ(matrix_bytes(profile, kAutoBF16).factor, (3 * 16 + 5 * 20 + 5 * 20) * 2);
   EXPECT_EQ(matrix_bytes(profile, kAutoBF16).dense, 0);
 }
 
 // 10 x 10: an element of a factor costs as much as one of the matrix, half of it, or a quarter.
-TEST(TravelsDense, AboveTheBreakEvenRankByBytes) {
+TEST(TravelsDense, FromTheBreakEvenRankByBytes) {
   struct Case {
     ReplicaTraffic traffic;
     Index break_even;
@@ -66,8 +66,8 @@ TEST(TravelsDense, AboveTheBreakEvenRankByBytes) {
   for (const auto& [traffic, break_even] : {Case{{ExchangeChoice::kAuto, 4, 4}, 5}, Case{kAutoBF16, 10},
                                             Case{{ExchangeChoice::kAuto, 2, 8}, 20}}) {
     EXPECT_EQ(break_even_rank(traffic, 10, 10), static_cast<double>(break_even));
-    EXPECT_FALSE(travels_dense(traffic, 10, 10, break_even)) << "as many bytes";
-    EXPECT_TRUE(travels_dense(traffic, 10, 10, break_even + 1));
+    EXPECT_FALSE(travels_dense(traffic, 10, 10, break_even - 1));
+    EXPECT_TRUE(travels_dense(traffic, 10, 10, break_even)) << "as many bytes";
     // 6 x 14 breaks even between two ranks: at 4.2, 8.4, 16.8.
     const auto below = static_cast<Index>(break_even_rank(traffic, 6, 14));
     EXPECT_FALSE(travels_dense(traffic, 6, 14, below));

@@ -143,11 +143,11 @@ TEST(Plan, BreaksEvenByBytes) {
     const char *wire, *rank, *square_cheaper, *square_choice, *gate_cheaper, *gate_choice;
   };
   for (const auto& [wire, rank, square_cheaper, square_choice, gate_cheaper, gate_choice] :
-       {Case{"optimizer.wire=AS_COMPUTED", "profile.rank=384", "dense", "factors", "factors", "factors"},
+       {Case{"optimizer.wire=AS_COMPUTED", "profile.rank=384", "dense", "dense", "factors", "factors"},
         Case{"optimizer.wire=AS_COMPUTED", "profile.rank=385", "dense", "dense", "factors", "factors"},
         Case{"optimizer.wire=AS_COMPUTED", "profile.rank=559", "dense", "dense", "dense", "dense"},
         Case{"optimizer.wire=BF16", "profile.rank=559", "factors", "factors", "factors", "factors"},
-        Case{"optimizer.wire=BF16", "profile.rank=768", "dense", "factors", "factors", "factors"}}) {
+        Case{"optimizer.wire=BF16", "profile.rank=768", "dense", "dense", "factors", "factors"}}) {
     SCOPED_TRACE(cat(wire, " ", rank));
     const RunConfig config =
         rank166m_with({"profile={kind: UNIFORM rank: 1}",
