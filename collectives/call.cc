@@ -40,6 +40,7 @@ std::string describe(const Call& call) {
       text = cat(sized(reduced), ", counts ", std::hex, call.counts_hash);
       break;
     case Operation::kAllGather:
+    case Operation::kAllToAll:
       text = cat(sized(""), ", counts ", std::hex, call.counts_hash);
       break;
     case Operation::kBroadcast:

@@ -89,7 +89,7 @@ auto Communicator::break_on_failure(Action action) {
 }
 
 template <class Move>
-void Communicator::perform(Call call, const Tag& tag, Move move) {
+void Communicator::perform(Call call, const Tag& tag, Move move, std::optional<Index> wire_bytes) {
   throw_if_broken();
   check_shares(tag, call.elements);
   call.purpose = tag.purpose;
@@ -99,7 +99,8 @@ void Communicator::perform(Call call, const Tag& tag, Move move) {
                     .purpose = call.purpose,
                     .operation = call.operation,
                     .payload_bytes = buffer_bytes,
-                    .modelled_wire_bytes = wire_bytes_model(call.operation, buffer_bytes, size_),
+                    .modelled_wire_bytes = wire_bytes ? static_cast<double>(*wire_bytes)
+                                                      : wire_bytes_model(call.operation, buffer_bytes, size_),
                     .second_half = tag.second_half};
   budget_->check(*ledger_, transfer, tag.shares, element_bytes);
   call.sequence = ++calls_;
@@ -164,6 +165,40 @@ void Communicator::all_gather(std::span<const T> send, std::span<T> receive, std
 }
 
 template <class T>
+void Communicator::all_to_all(std::span<const T> send, std::span<T> receive, std::span<const Index> counts,
+                              const Tag& tag) {
+  LB_EXPECTS(size_of(counts) == Index{size_} * size_, "all_to_all: ", counts.size(),
+             " counts, expected one for each pair of ", size_, " processes");
+  Index total = 0, sent = 0, received = 0;
+  for (int from = 0; from < size_; ++from) {
+    for (int to = 0; to < size_; ++to) {
+      const Index count = counts[static_cast<std::size_t>(from * size_ + to)];
+      LB_EXPECTS(count >= 0, "all_to_all: count ", count, ", expected a non-negative number of elements");
+      total += count;
+      if (from == process_) sent += count;
+      if (to == process_) received += count;
+    }
+  }
+  LB_EXPECTS(size_of(send) == sent, "all_to_all: process ", process_, " sends ", send.size(),
+             " elements, expected ", sent, ", the sum of its counts");
+  LB_EXPECTS(size_of(receive) == received, "all_to_all: process ", process_, " receives ", receive.size(),
+             " elements, expected ", received, ", the sum of the counts for it");
+  const Call call{.elements = total,
+                  .counts_hash = hash_counts(counts),
+                  .operation = Operation::kAllToAll,
+                  .dtype = dtype_of<T>};
+  const Index kept = counts[static_cast<std::size_t>(process_ * size_ + process_)];
+  perform(
+      call, tag,
+      [&](const Call& checked) -> Index {
+        if (size_ > 1) return do_all_to_all(checked, send.data(), receive.data(), counts);
+        std::ranges::copy(send, receive.begin());
+        return 0;
+      },
+      (sent - kept) * dtype_bytes(call.dtype));
+}
+
+template <class T>
 void Communicator::broadcast(std::span<T> data, int root, const Tag& tag) {
   LB_EXPECTS(0 <= root && root < size_, "broadcast: root ", root, ", expected a process of 0 to ", size_ - 1);
   const Call call{
@@ -216,6 +251,8 @@ void Communicator::abort(std::string_view reason) {
   template void Communicator::reduce_scatter<T>(std::span<const T>, std::span<SumOf<T>>,              \
                                                 std::span<const Index>, Reduction, const Tag&);       \
   template void Communicator::all_gather<T>(std::span<const T>, std::span<T>, std::span<const Index>, \
+                                            const Tag&);                                              \
+  template void Communicator::all_to_all<T>(std::span<const T>, std::span<T>, std::span<const Index>, \
                                             const Tag&);                                              \
   template void Communicator::broadcast<T>(std::span<T>, int, const Tag&);
 LB_INSTANTIATE(float)

@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -119,6 +120,14 @@ class Communicator {
   void all_gather(std::span<const T> send, std::span<T> receive, std::span<const Index> counts,
                   const Tag& tag);
 
+  /// Every process sends a part to every process: `counts[p * size() + q]` elements go from p to q. `send` is
+  /// the concatenation over q of what this process sends, `receive` over p of what it receives; they may not
+  /// overlap. Counts are equal on all processes; zero is legal. The payload is what all send together, parts
+  /// that stay included; wire bytes are those that this process sends to others.
+  template <class T>
+  void all_to_all(std::span<const T> send, std::span<T> receive, std::span<const Index> counts,
+                  const Tag& tag);
+
   /// data <- data of process `root`.
   template <class T>
   void broadcast(std::span<T> data, int root, const Tag& tag);
@@ -151,6 +160,8 @@ class Communicator {
                                   std::span<const Index> counts) = 0;
   virtual Index do_all_gather(const Call& call, const void* send, void* receive,
                               std::span<const Index> counts) = 0;
+  virtual Index do_all_to_all(const Call& call, const void* send, void* receive,
+                              std::span<const Index> counts) = 0;
   virtual Index do_broadcast(const Call& call, void* data) = 0;
   virtual void do_barrier(const Call& call) = 0;
   /// The group of `members`, process numbers of this group in the order of the new one; this process is one.
@@ -162,9 +173,10 @@ class Communicator {
   /// Lets go of every buffer of the call that failed, on the thread that made it, after do_abort. Quiet.
   virtual void do_let_go() {}
 
-  /// Runs one collective: sequence number, timeline, ledger.
+  /// Runs one collective: sequence number, timeline, ledger. `wire_bytes` where they do not follow from the
+  /// size of the buffer.
   template <class Move>
-  void perform(Call call, const Tag& tag, Move move);
+  void perform(Call call, const Tag& tag, Move move, std::optional<Index> wire_bytes = std::nullopt);
   /// Runs `action`; when it throws, the group is broken from then on.
   template <class Action>
   auto break_on_failure(Action action);

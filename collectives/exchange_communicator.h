@@ -24,6 +24,8 @@ namespace lowband {
 /// |                | little data goes from its owner to everybody                          |             |
 /// | all_reduce     | both, on parts cut evenly by elements; two processes with little data | 2 (n-1) S   |
 /// |                | swap all of it and reduce twice                                       |             |
+/// | all_to_all     | every part from its sender to its receiver, ahead(k), k = 1..n-1      | S less what |
+/// |                |                                                                       | stays       |
 /// | broadcast      | chain root, root+1, ..., in pieces that overlap                       | (n-1) S     |
 /// | barrier        | calls to ahead(1), ahead(2), ahead(4), ...                            | 0           |
 ///
@@ -64,6 +66,7 @@ class ExchangeCommunicator : public Communicator {
   Index do_reduce_scatter(const Call& call, const void* send, void* receive,
                           std::span<const Index> counts) final;
   Index do_all_gather(const Call& call, const void* send, void* receive, std::span<const Index> counts) final;
+  Index do_all_to_all(const Call& call, const void* send, void* receive, std::span<const Index> counts) final;
   Index do_broadcast(const Call& call, void* data) final;
   void do_barrier(const Call& call) final;
   Determinism do_set_determinism(Determinism asked) final;

@@ -16,6 +16,8 @@ std::string_view purpose_name(Purpose purpose) {
       return "gradient";
     case Purpose::kWeight:
       return "weight";
+    case Purpose::kUpdate:
+      return "update";
     case Purpose::kActivation:
       return "activation";
     case Purpose::kControl:
@@ -34,6 +36,8 @@ std::string_view operation_name(Operation operation) {
       return "reduce_scatter";
     case Operation::kAllGather:
       return "all_gather";
+    case Operation::kAllToAll:
+      return "all_to_all";
     case Operation::kBroadcast:
       return "broadcast";
     case Operation::kBarrier:
@@ -55,6 +59,8 @@ double wire_bytes_model(Operation operation, Index payload_bytes, int processes)
     case Operation::kAllGather:
     case Operation::kBroadcast:
       return pass;
+    case Operation::kAllToAll:
+      return pass / processes;
     case Operation::kBarrier:
       return 0;
   }

@@ -21,16 +21,24 @@ enum class Purpose : std::uint8_t {
   kDense,       // gradients of what is not compressed
   kGradient,    // dense gradient reduction inside a replica (shard axis)
   kWeight,      // updated weights gathered inside a replica
+  kUpdate,      // updates formed from whole matrices: assembled and spread inside a replica
   kActivation,  // tensor-parallel activations and their gradients
   kControl,     // norms, flags, Gram matrices, hashes, checks
   kPeriodic,    // what is exchanged every so many steps: diagnostics, resyncs
 };
-inline constexpr std::array kPurposes{Purpose::kFactor,  Purpose::kDense,      Purpose::kGradient,
-                                      Purpose::kWeight,  Purpose::kActivation, Purpose::kControl,
-                                      Purpose::kPeriodic};
+inline constexpr std::array kPurposes{Purpose::kFactor,  Purpose::kDense,   Purpose::kGradient,
+                                      Purpose::kWeight,  Purpose::kUpdate,  Purpose::kActivation,
+                                      Purpose::kControl, Purpose::kPeriodic};
 std::string_view purpose_name(Purpose purpose);
 
-enum class Operation : std::uint8_t { kAllReduce, kReduceScatter, kAllGather, kBroadcast, kBarrier };
+enum class Operation : std::uint8_t {
+  kAllReduce,
+  kReduceScatter,
+  kAllGather,
+  kAllToAll,
+  kBroadcast,
+  kBarrier
+};
 std::string_view operation_name(Operation operation);
 
 /// The part of one transfer that belongs to one parameter, and why it moves when that is not the reason of
@@ -60,7 +68,7 @@ PurposeBytes payload_by_purpose(const Transfer& transfer, std::span<const Payloa
 
 /// Ring traffic sent by one of `processes` processes for a logical buffer of `payload_bytes`:
 /// all-reduce 2(n-1)/n, reduce-scatter and all-gather (n-1)/n, broadcast (n-1)/n averaged over processes,
-/// barrier 0.
+/// all-to-all (n-1)/n^2 for equal parts, barrier 0.
 double wire_bytes_model(Operation operation, Index payload_bytes, int processes);
 
 /// Sums over any set of transfers.

@@ -1,6 +1,7 @@
 #include "optimizers/bucket.h"
 
 #include "optimizers/dion.h"
+#include "optimizers/muon.h"
 #include "optimizers/power_sgd.h"
 #include "runtime/linalg.h"
 
@@ -65,16 +66,17 @@ bool is_usable_gradient(MatrixView<const Real> gradient) {
 }  // namespace
 
 template <class Real>
-Bucket<Real>::Bucket(ProcessMesh& mesh, Communicator& alone, std::span<const Parameter<Real>> parameters,
-                     std::vector<Member> members, const OptimizerOptions& options)
-    : mesh_(&mesh),
+Bucket<Real>::Bucket(ProcessMesh& exchange_mesh, ProcessMesh& update_mesh, Communicator& alone,
+                     std::span<const Parameter<Real>> parameters, std::vector<Member> members,
+                     const OptimizerOptions& options)
+    : mesh_(&exchange_mesh),
       options_(options),
       members_(std::move(members)),
       parameters_(selected(parameters, members_)),
       matrices_(positions(members_, &Member::is_matrix)),
       elementwise_(positions(members_, std::not_fn(&Member::is_matrix))),
       dense_(positions(members_, [](const Member& member) { return member.factor_rank == 0; })),
-      shards_(mesh, parameters_, are_matrices(members_)),
+      shards_(exchange_mesh, parameters_, are_matrices(members_)),
       elementwise_optimizer_(make_elementwise<Real>(
           elementwise_kind(options), elementwise_pieces(parameters_, elementwise_, shards_), options)),
       unusable_(static_cast<Index>(members_.size())),
@@ -83,17 +85,23 @@ Bucket<Real>::Bucket(ProcessMesh& mesh, Communicator& alone, std::span<const Par
   for (const Index i : dense_) tensors.push_back({info(i).name, shards_.gradient(i).elements()});
   if (factors_wait(options) || !exchanges_factors(options.kind)) {
     dense_exchange_.emplace(
-        FactorGroups{.replica = &mesh.replica(), .within_replica = &mesh.within_replica()},
+        FactorGroups{.replica = &mesh_->replica(), .within_replica = &mesh_->within_replica()},
         std::vector<FactorShape>{}, tensors, FactorExchangeOptions{});
     tensors.clear();
   }
-  make_matrix_optimizer(alone, std::move(tensors));
+  make_matrix_optimizer(update_mesh, alone, std::move(tensors));
 }
 
 template <class Real>
-void Bucket<Real>::make_matrix_optimizer(Communicator& alone, std::vector<DenseTensor> riders) {
+void Bucket<Real>::make_matrix_optimizer(ProcessMesh& update_mesh, Communicator& alone,
+                                         std::vector<DenseTensor> riders) {
   std::vector<LayerMatrix> definitions;
-  for (const Index i : matrices_) definitions.push_back({info(i), members_[at(i)].factor_rank});
+  std::vector<ParameterInfo> infos;
+  for (const Index i : matrices_) {
+    definitions.push_back({info(i), members_[at(i)].factor_rank});
+    infos.push_back(info(i));
+  }
+  const Index rotation = members_.empty() ? 0 : members_.front().parameter;
   const auto make_factored = [&]<class Factored>() {
     auto made = std::make_unique<Factored>(*mesh_, alone, definitions, riders, options_);
     factored_ = made.get();
@@ -104,6 +112,9 @@ void Bucket<Real>::make_matrix_optimizer(Communicator& alone, std::vector<DenseT
       return make_factored.template operator()<Dion<Real>>();
     case OptimizerKind::kPowerSgd:
       return make_factored.template operator()<PowerSgd<Real>>();
+    case OptimizerKind::kMuon:
+      matrix_optimizer_ = std::make_unique<Muon<Real>>(update_mesh, std::move(infos), options_, rotation);
+      return;
     case OptimizerKind::kAdamW:
     case OptimizerKind::kSgd:
     case OptimizerKind::kLion:
@@ -225,6 +236,15 @@ Index Bucket<Real>::dense_elements() const {
   for (const Index i : dense_)
     elements += info(i).elements() * (info(i).cut == TensorCut::kNone ? mesh_->shape().tensor : 1);
   return elements;
+}
+
+template <class Real>
+Index Bucket<Real>::update_bytes() const {
+  Index bytes = 0;
+  if (!takes_signs(options_.kind)) return bytes;
+  for (const Index i : matrices_)
+    bytes += sign_bytes(info(i), mesh_->shape(), options_.sign, dtype_bytes(dtype_of<Real>));
+  return bytes;
 }
 
 template class Bucket<float>;

@@ -21,15 +21,17 @@ struct Member {
 
 /// Parameters that are exchanged together: their gradients, from this process's own to what updates need.
 ///
-/// `exchange_gradients` (and `exchange_factors`) and `gather_weights` talk to other processes, on the mesh of
-/// the constructor; everything else does not.
+/// `exchange_gradients` (and `exchange_factors`) and `gather_weights` talk to other processes on
+/// `exchange_mesh`, `update` on `update_mesh`; everything else does not. So the first may run on another
+/// thread than the second.
 template <class Real>
 class Bucket {
  public:
   /// Collective, as every exchange: all processes of the mesh, equal arguments apart from memory. `alone` is
   /// a group of this process.
-  Bucket(ProcessMesh& mesh, Communicator& alone, std::span<const Parameter<Real>> parameters,
-         std::vector<Member> members, const OptimizerOptions& options);
+  Bucket(ProcessMesh& exchange_mesh, ProcessMesh& update_mesh, Communicator& alone,
+         std::span<const Parameter<Real>> parameters, std::vector<Member> members,
+         const OptimizerOptions& options);
 
   /// The memory of member i from now on; not between exchange_gradients and gather_weights.
   void rebind(Index i, Real* weight, Real* gradient) { shards_.rebind(i, weight, gradient); }
@@ -61,7 +63,8 @@ class Bucket {
   };
   /// New states and weights, of this process's pieces. `update_scale` multiplies dense gradients, and the one
   /// that PowerSGD decompressed.
-  /// With a diagnosis (equal on all processes) it is collective, on the mesh of that.
+  /// Collective where matrices are signed, and with a diagnosis (equal on all processes), on the mesh of
+  /// that.
   Outcome update(double update_scale, const StepInfo& info, Diagnosis<Real>* diagnosis);
   /// Every shard's piece of every weight, to all.
   void gather_weights() { shards_.gather_weights(); }
@@ -74,11 +77,13 @@ class Bucket {
   /// Payload elements on the replica axis, over the processes of one replica.
   Index factor_elements() const { return factored_ != nullptr ? factored_->factor_elements() : 0; }
   Index dense_elements() const;
+  /// Payload bytes of `update` on axis within_replica, as each of its processes counts them.
+  Index update_bytes() const;
   Index diagnosed_elements() const { return factored_ != nullptr ? factored_->diagnosed_elements() : 0; }
 
  private:
   const ParameterInfo& info(Index i) const { return parameters_[static_cast<std::size_t>(i)].info; }
-  void make_matrix_optimizer(Communicator& alone, std::vector<DenseTensor> riders);
+  void make_matrix_optimizer(ProcessMesh& update_mesh, Communicator& alone, std::vector<DenseTensor> riders);
   void agree_on_usable_gradients();
   double learning_rate(Index i, const StepInfo& step) const;
   bool is_usable(Index i) const { return unusable_[i] == 0; }

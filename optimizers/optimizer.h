@@ -80,6 +80,9 @@ class Optimizer {
   virtual Index planned_dense_bytes() const = 0;
   /// The same for what a diagnosed step sends in addition.
   virtual Index planned_periodic_bytes() const = 0;
+  /// Payload bytes that assembling whole matrices costs in one step on axis within_replica, as each of its
+  /// processes counts them.
+  virtual Index planned_update_bytes() const = 0;
 };
 
 }  // namespace lowband

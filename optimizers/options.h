@@ -9,7 +9,7 @@ namespace lowband {
 
 /// What updates the layer matrices. Everything else (embedding, head, norm gains) is updated by an
 /// elementwise optimizer.
-enum class OptimizerKind : std::uint8_t { kDion, kPowerSgd, kAdamW, kSgd, kLion };
+enum class OptimizerKind : std::uint8_t { kDion, kPowerSgd, kAdamW, kSgd, kLion, kMuon };
 
 /// What updates parameters element by element.
 enum class ElementwiseKind : std::uint8_t { kAdamW, kSgd, kLion };
@@ -28,10 +28,29 @@ enum class NormEstimator : std::uint8_t {
   kTrueNorm,  // exact; needs a dense exchange or a single replica
 };
 
+/// The polynomials whose iteration is taken for the sign of a matrix, and where they send singular values of
+/// 0.001 to 1 times the Frobenius norm.
+enum class SignPolynomial : std::uint8_t {
+  kNewtonSchulz5,  // 0.47 to 1.20, five equal steps
+  kPolarExpress5,  // 0.85 to 1.14, five steps
+  kPolarExpress8,  // 1 to four digits, eight steps
+};
+
+/// What an orthonormal update of an m x n matrix is multiplied by, besides the learning rate; m rows.
+enum class UpdateScale : std::uint8_t {
+  kRmsToRms,  // sqrt(m / n): the step's RMS-to-RMS operator norm is the rate
+  kAdamRms,   // 0.2 sqrt(max(m, n)): its entries have a root mean square of 0.2 times the rate
+  kShape,     // sqrt(max(1, m / n)), as in the first Muon
+  kNone,      // 1: its spectral norm is the rate
+};
+
 struct OptimizerOptions {
   OptimizerKind kind = OptimizerKind::kDion;
-  double mu = 0.95;     // momentum of Dion
-  double lambda = 0.9;  // momentum of PowerSGD, after decompression
+  double mu = 0.95;       // momentum of Dion and Muon
+  double lambda = 0.9;    // momentum of PowerSGD, after decompression
+  bool nesterov = false;  // Muon looks ahead: its update is made of G + mu M
+  SignPolynomial sign = SignPolynomial::kPolarExpress5;
+  UpdateScale update_scale = UpdateScale::kRmsToRms;
   Residual residual = Residual::kLocal;
   double weight_decay = 0.01;  // decoupled, of every parameter but norm gains
   /// Of what is not a layer matrix, beside an optimizer of matrices; an elementwise `kind` takes everything.
@@ -61,8 +80,13 @@ constexpr bool exchanges_factors(OptimizerKind kind) {
   return kind == OptimizerKind::kDion || kind == OptimizerKind::kPowerSgd;
 }
 
+/// Whether the mean gradient of a layer matrix is exchanged, and the matrix signed as a whole.
+constexpr bool takes_signs(OptimizerKind kind) { return kind == OptimizerKind::kMuon; }
+
 /// Whether layer matrices are updated as matrices, otherwise element by element like everything else.
-constexpr bool has_matrix_optimizer(OptimizerKind kind) { return exchanges_factors(kind); }
+constexpr bool has_matrix_optimizer(OptimizerKind kind) {
+  return exchanges_factors(kind) || takes_signs(kind);
+}
 
 /// What updates everything that is not a layer matrix; nothing else where `kind` is elementwise.
 constexpr ElementwiseKind elementwise_kind(const OptimizerOptions& options) {

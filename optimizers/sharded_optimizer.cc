@@ -86,7 +86,8 @@ void ShardedOptimizer<Real>::make_buckets(const Ranks& ranks) {
     if (i > 0 && !(options_.overlap && elements >= options_.bucket_elements)) continue;
     std::ranges::reverse(members);
     Stage stage;
-    stage.bucket = std::make_unique<Bucket<Real>>(exchange_mesh(), *alone_, parameters_, members, options_);
+    stage.bucket =
+        std::make_unique<Bucket<Real>>(exchange_mesh(), *mesh_, *alone_, parameters_, members, options_);
     stage.missing = static_cast<Index>(members.size());
     stages_.push_back(std::move(stage));
     members.clear();
@@ -278,6 +279,13 @@ Index ShardedOptimizer<Real>::planned_periodic_bytes() const {
   Index elements = 0;
   for (const Stage& stage : stages_) elements += stage.bucket->diagnosed_elements();
   return elements * dtype_bytes(dtype_of<Real>);
+}
+
+template <class Real>
+Index ShardedOptimizer<Real>::planned_update_bytes() const {
+  Index bytes = 0;
+  for (const Stage& stage : stages_) bytes += stage.bucket->update_bytes();
+  return bytes;
 }
 
 template class ShardedOptimizer<float>;

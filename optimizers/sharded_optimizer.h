@@ -64,6 +64,7 @@ class ShardedOptimizer final : public Optimizer<Real> {
   Index planned_factor_bytes() const override;
   Index planned_dense_bytes() const override;
   Index planned_periodic_bytes() const override;
+  Index planned_update_bytes() const override;
 
  private:
   /// One bucket and how far it is in this step.

@@ -2,6 +2,7 @@
 
 #include "collectives/factors/factor_rows.h"
 #include "optimizers/diagnosis.h"
+#include "optimizers/distributed_sign.h"
 #include "optimizers/gradient_sketch.h"
 #include "sharding/layout.h"
 
@@ -80,6 +81,25 @@ Index control_bytes(const RunConfig& config, const std::vector<ParameterInfo>& p
   return bytes;
 }
 
+/// Whether the matrix is signed as a whole.
+bool is_signed(const ParameterInfo& info, const OptimizerOptions& options) {
+  return takes_signs(options.kind) && is_layer_matrix(info.role);
+}
+
+void plan_signs(BytePlan& plan, const RunConfig& config, const std::vector<ParameterInfo>& parameters) {
+  const OptimizerOptions options = optimizer_options(config);
+  const Index element_bytes = replica_traffic(config).dense_element_bytes;
+  const auto steps = static_cast<Index>(sign_iteration(options.sign).steps.size());
+  std::map<Assembly, int> matrices;
+  for (const ParameterInfo& info : parameters) {
+    if (!is_signed(info, options)) continue;
+    plan.update_bytes += sign_bytes(info, mesh_shape(config), options.sign, element_bytes);
+    ++matrices[choose_assembly(info, mesh_shape(config), steps)];
+  }
+  for (const auto& [assembly, count] : matrices)
+    plan.assemblies += cat(plan.assemblies.empty() ? "" : ", ", assembly_name(assembly), " ", count);
+}
+
 }  // namespace
 
 BytePlan byte_plan(const RunConfig& config) {
@@ -102,6 +122,7 @@ BytePlan byte_plan(const RunConfig& config) {
       plan.matrices.dense += bytes;
     }
   }
+  plan_signs(plan, config, parameters);
   plan.control_bytes = control_bytes(config, parameters);
   plan.weight_hashes = {.bytes = dtype_bytes(DType::kI64) * mesh_shape(config).processes(),
                         .interval_steps = config.hash_interval_steps()};
@@ -112,16 +133,23 @@ void allow_planned(ByteBudget& budget, const RunConfig& config, const MeshPositi
   const std::vector<ParameterInfo> parameters = parameter_table(model_config(config));
   const std::map<std::string, Index> ranks = factor_ranks(config, parameters);
   const ReplicaTraffic traffic = replica_traffic(config);
+  const OptimizerOptions options = optimizer_options(config);
   const MeshShape mesh = mesh_shape(config);
   budget.allow("replica", Purpose::kFactor, 0);
   budget.allow("replica", Purpose::kDense, 0);
+  budget.allow("within_replica", Purpose::kUpdate, 0);
   Index diagnosed_bytes = 0;
   for (const ParameterInfo& info : parameters) {
     const Piece piece(info, mesh, position);
     const auto factor_rank = ranks.find(info.name);
     if (factor_rank == ranks.end()) {
-      budget.allow("replica", Purpose::kDense, piece.consecutive_elements() * traffic.dense_element_bytes,
-                   info.name);
+      const bool whole = is_signed(info, options);
+      const Index elements = whole ? piece.block_elements() : piece.consecutive_elements();
+      budget.allow("replica", Purpose::kDense, elements * traffic.dense_element_bytes, info.name);
+      if (whole) {
+        budget.allow("within_replica", Purpose::kUpdate,
+                     sign_bytes(info, mesh, options.sign, traffic.dense_element_bytes), info.name);
+      }
       continue;
     }
     if (travels_dense(traffic, info.rows, info.cols, factor_rank->second)) {

@@ -4,10 +4,12 @@
 #include "sharding/process_mesh.h"
 #include "trainer/config/run_config.h"
 
+#include <string>
+
 namespace lowband {
 
 /// Numbers that all processes add up after each step: loss, stop, and bytes counted.
-inline constexpr Index kStepSums = 6;
+inline constexpr Index kStepSums = 7;
 
 /// What is sent every so many steps, for as long as the run lasts; never where the interval is 0.
 struct PeriodicBytes {
@@ -26,16 +28,18 @@ struct BytePlan {
   Index other_dense_bytes = 0;  // everything else; norm gains once per process of the tensor axis
   PeriodicBytes diagnostics;
   // Of every process.
-  Index control_bytes = 0;      // replica and world axis: flags, norms, sums
+  Index update_bytes = 0;   // within_replica axis: signs of matrices that are cut
+  std::string assemblies;   // how they are brought together, "owner 13, gram 1"; empty where none are signed
+  Index control_bytes = 0;  // replica and world axis: flags, norms, sums
   PeriodicBytes weight_hashes;  // world axis
 };
 
 /// `config` must be valid. Bytes of AdamW's layer matrices count as dense matrices.
 BytePlan byte_plan(const RunConfig& config);
 
-/// Allows what the process at `position` will send on the replica axis, exactly: factors and dense tensors by
-/// parameter, and nothing else for those purposes; diagnostics and weight hashes at their intervals.
-/// Control is not limited.
+/// Allows what the process at `position` will send, exactly. On the replica axis: factors and dense tensors
+/// by parameter, and nothing else for those purposes; diagnostics and weight hashes at their intervals. On
+/// the within_replica axis: signs, by matrix. Control is not limited.
 void allow_planned(ByteBudget& budget, const RunConfig& config, const MeshPosition& position);
 
 }  // namespace lowband

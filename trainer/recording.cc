@@ -1,6 +1,7 @@
 #include "collectives/agreement.h"
 #include "runtime/cpu.h"
 #include "runtime/version.h"
+#include "trainer/byte_plan.h"
 #include "trainer/trainer_state.h"
 
 #include <array>
@@ -79,6 +80,8 @@ void Trainer<Real>::State::record_start() {
   start.set_parameters(total_elements(model_shape));
   start.set_planned_factor_bytes(optimizer->planned_factor_bytes());
   start.set_planned_dense_bytes(optimizer->planned_dense_bytes());
+  start.set_planned_update_bytes(optimizer->planned_update_bytes());
+  start.set_assemblies(byte_plan(config).assemblies);
   start.set_dense_gradient_bytes(dense_elements(profile) * dtype_bytes(dtype_of<Real>));
   start.set_optimizer(RunConfig::Optimizer::Kind_Name(config.optimizer().kind()));
   start.set_exchange(exchange_name(config));
@@ -107,6 +110,9 @@ void Trainer<Real>::State::announce() {
             static_cast<double>(factor_elements(profile)) / static_cast<double>(dense_elements(profile)),
             " of the dense gradient"));
   }
+  if (const BytePlan plan = byte_plan(config); !plan.assemblies.empty())
+    say(cat("signs of whole matrices: ", plan.assemblies, "; ",
+            format_quantity(static_cast<double>(plan.update_bytes), "B"), " per step within a replica"));
   if (step > 0) say(cat("continues after step ", step));
 }
 

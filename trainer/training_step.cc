@@ -94,10 +94,16 @@ auto Trainer<Real>::State::agree_on_step(double loss_sum, bool diagnosed) -> Ste
   };
   double replica_axis_bytes = 0;
   for (const Purpose purpose : kPurposes) replica_axis_bytes += counted(purpose);
+  const auto update_bytes =
+      static_cast<double>(ledger.step_sum("within_replica", Purpose::kUpdate).payload_bytes);
   const bool stop = session.stop_requested != nullptr && session.stop_requested->load();
-  std::array<double, kStepSums> sums{loss_sum / mesh->shape().tensor, stop ? 1.0 : 0.0,
-                                     counted(Purpose::kFactor),       counted(Purpose::kDense),
-                                     counted(Purpose::kPeriodic),     replica_axis_bytes};
+  std::array<double, kStepSums> sums{loss_sum / mesh->shape().tensor,
+                                     stop ? 1.0 : 0.0,
+                                     counted(Purpose::kFactor),
+                                     counted(Purpose::kDense),
+                                     counted(Purpose::kPeriodic),
+                                     replica_axis_bytes,
+                                     update_bytes};
   world.all_reduce<double>(sums, Reduction::kSum, {Purpose::kControl});
   const auto of_a_replica = [&](double sum) { return static_cast<Index>(sum) / mesh->shape().replica; };
   const StepSums result{.loss = sums[0] / static_cast<double>(tokens_per_step()),
@@ -108,12 +114,14 @@ auto Trainer<Real>::State::agree_on_step(double loss_sum, bool diagnosed) -> Ste
                         .replica_axis_bytes = of_a_replica(sums[5])};
   const auto expect_planned = [&](std::string_view what, Index found, Index planned) {
     if (found == planned) return;
-    throw Error(cat("step ", step, ": found ", found, " bytes of ", what,
-                    " counted on the replica axis, expected ", planned, " as planned"));
+    throw Error(cat("step ", step, ": found ", found, " bytes of ", what, " counted, expected ", planned,
+                    " as planned"));
   };
   expect_planned("factors", result.factor_bytes, optimizer->planned_factor_bytes());
   expect_planned("dense tensors", result.dense_bytes, optimizer->planned_dense_bytes());
   expect_planned("diagnostics", result.periodic_bytes, diagnosed ? optimizer->planned_periodic_bytes() : 0);
+  expect_planned("signs of matrices", static_cast<Index>(sums[6]),
+                 world.size() * optimizer->planned_update_bytes());
   return result;
 }
 

@@ -189,6 +189,48 @@ void all_gather_takes_uneven_counts(Communicator& group) {
   check_all_gather<float>(group, many);
 }
 
+/// Elements from p to q: uneven, some zero, the largest beyond what is sent at once.
+std::vector<Index> counts_of_pairs(int processes, Index scale) {
+  std::vector<Index> counts;
+  for (int from = 0; from < processes; ++from) {
+    for (int to = 0; to < processes; ++to) counts.push_back((from * 5 + to * 3) % 4 * scale);
+  }
+  return counts;
+}
+
+template <class T>
+void check_all_to_all(Communicator& group, Index scale) {
+  const int n = group.size();
+  const std::vector<Index> counts = counts_of_pairs(n, scale);
+  const auto count = [&](int from, int to) { return counts[at(Index{from} * n + to)]; };
+  std::vector<T> send, expected;
+  Index payload = 0;
+  for (int p = 0; p < n; ++p) {
+    for (Index e = 0; e < count(group.process(), p); ++e)
+      send.push_back(as<T>(value(group.process(), 10 * p + e)));
+    for (Index e = 0; e < count(p, group.process()); ++e)
+      expected.push_back(as<T>(value(p, 10 * group.process() + e)));
+    for (int q = 0; q < n; ++q) payload += count(p, q);
+  }
+  std::vector<T> receive(expected.size());
+  group.ledger().begin_step();
+  group.all_to_all<T>(send, receive, counts, kDense);
+  EXPECT_EQ(receive, expected);
+  const TransferTotals sent = group.ledger().step_sum(group.axis(), Purpose::kDense);
+  const Index own = std::ssize(send) - count(group.process(), group.process());
+  EXPECT_EQ(sent.payload_bytes, payload * dtype_bytes(dtype_of<T>));
+  EXPECT_EQ(sent.transport_bytes, own * dtype_bytes(dtype_of<T>));
+  EXPECT_EQ(sent.modelled_wire_bytes, static_cast<double>(sent.transport_bytes));
+}
+
+void all_to_all_takes_uneven_counts(Communicator& group) {
+  for (const Index scale : {Index{1}, Index{17}, Index{40'000}}) {
+    check_all_to_all<float>(group, scale);
+    check_all_to_all<double>(group, scale);
+    check_all_to_all<BFloat16>(group, scale);
+  }
+}
+
 void parts_may_lie_in_place(Communicator& group) {
   const std::vector<Index> counts = uneven_counts(group.size());
   const Index total = std::accumulate(counts.begin(), counts.end(), Index{0});
@@ -926,6 +968,7 @@ constexpr CommunicatorCase kCases[] = {
     {"a_maximum_with_a_nan_is_nan", a_maximum_with_a_nan_is_nan},
     {"reduce_scatter_takes_uneven_counts", reduce_scatter_takes_uneven_counts},
     {"all_gather_takes_uneven_counts", all_gather_takes_uneven_counts},
+    {"all_to_all_takes_uneven_counts", all_to_all_takes_uneven_counts},
     {"parts_may_lie_in_place", parts_may_lie_in_place},
     {"broadcast_reaches_everyone_from_every_root", broadcast_reaches_everyone_from_every_root},
     {"a_barrier_waits_for_the_last", a_barrier_waits_for_the_last},

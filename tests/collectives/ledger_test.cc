@@ -17,10 +17,11 @@ TEST(WireBytesModel, IsTheTrafficOfARing) {
   EXPECT_EQ(wire_bytes_model(Operation::kAllReduce, 1200, 4), 1800);  // 2 * 3/4 * 1200
   EXPECT_EQ(wire_bytes_model(Operation::kReduceScatter, 1200, 4), 900);
   EXPECT_EQ(wire_bytes_model(Operation::kAllGather, 1200, 3), 800);
+  EXPECT_EQ(wire_bytes_model(Operation::kAllToAll, 1200, 4), 225);  // 3/4 of the quarter it holds
   EXPECT_EQ(wire_bytes_model(Operation::kBroadcast, 1200, 2), 600);
   EXPECT_EQ(wire_bytes_model(Operation::kBarrier, 0, 7), 0);
   for (const Operation operation : {Operation::kAllReduce, Operation::kReduceScatter, Operation::kAllGather,
-                                    Operation::kBroadcast, Operation::kBarrier}) {
+                                    Operation::kAllToAll, Operation::kBroadcast, Operation::kBarrier}) {
     EXPECT_EQ(wire_bytes_model(operation, 1200, 1), 0) << operation_name(operation);
   }
   EXPECT_THROW(wire_bytes_model(Operation::kAllReduce, -1, 2), InvalidArgument);

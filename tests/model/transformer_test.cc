@@ -433,6 +433,7 @@ class DroppingCommunicator : public Communicator {
   }
   // The model uses none of these.
   Index do_reduce_scatter(const Call&, const void*, void*, std::span<const Index>) override { std::abort(); }
+  Index do_all_to_all(const Call&, const void*, void*, std::span<const Index>) override { std::abort(); }
   Index do_broadcast(const Call&, void*) override { std::abort(); }
   void do_barrier(const Call&) override { std::abort(); }
   std::unique_ptr<Communicator> do_split(std::span<const int>, std::string) override { std::abort(); }

@@ -28,6 +28,8 @@ const Named kOptimizers[] = {
     {"Sgd", {.kind = OptimizerKind::kSgd}},
     {"SgdNesterov", {.kind = OptimizerKind::kSgd, .sgd_nesterov = true}},
     {"Lion", {.kind = OptimizerKind::kLion}},
+    {"Muon", {.kind = OptimizerKind::kMuon}},
+    {"MuonNesterov", {.kind = OptimizerKind::kMuon, .nesterov = true}},
 };
 
 const MeshShape kMeshes[] = {{1, 1, 2}, {1, 2, 1}, {2, 1, 1}, {2, 2, 2}, {1, 3, 1}, {3, 1, 1}, {1, 2, 2}};

@@ -126,7 +126,8 @@ TEST_P(OverlapOn, ChangesNoBit) {
   const Case cases[] = {{OptimizerKind::kDion, 0, ExchangeChoice::kFactors},
                         {OptimizerKind::kDion, 3, ExchangeChoice::kAuto},
                         {OptimizerKind::kPowerSgd, 3, ExchangeChoice::kAuto},
-                        {OptimizerKind::kAdamW, 3, ExchangeChoice::kFactors}};
+                        {OptimizerKind::kAdamW, 3, ExchangeChoice::kFactors},
+                        {OptimizerKind::kMuon, 3, ExchangeChoice::kFactors}};
   for (const auto& [kind, clip_norm, exchange] : cases) {
     RunPlan plan = plan_for(GetParam(), kind, clip_norm);
     plan.options.exchange = exchange;

@@ -179,6 +179,44 @@ void ReferenceAdamW::step(const Dense& gradient, double learning_rate) {
   }
 }
 
+Dense reference_sign(const Dense& u, SignPolynomial polynomial) {
+  struct Abc {
+    double a, b, c;
+  };
+  std::vector<Abc> steps(5, {3.4445, -4.7750, 2.0315});
+  double divisor = norm(u) + 1e-7;
+  if (polynomial == SignPolynomial::kPolarExpress5) {
+    steps = {{8.156554524902461, -22.48329292557795, 15.878769915207462},
+             {4.042929935166739, -2.808917465908714, 0.5000178451051316},
+             {3.8916678022926607, -2.772484153217685, 0.5060648178503393},
+             {3.285753657755655, -2.3681294933425376, 0.46449024233003106},
+             {2.3465413258596377, -1.7097828382687081, 0.42323551169305323}};
+    divisor = 1.02 * norm(u) + 1e-8;
+  } else if (polynomial == SignPolynomial::kPolarExpress8) {
+    steps = {{8.2051, -22.9019, 16.4607}, {4.0664, -2.8612, 0.5184}, {3.9096, -2.8234, 0.5250},
+             {3.2856, -2.4153, 0.4853},   {2.2779, -1.6198, 0.3985}, {1.8726, -1.2307, 0.3585},
+             {1.8564, -1.2132, 0.3568},   {1.8750, -1.2500, 0.3750}};
+    divisor = norm(u) + 1e-15;
+  }
+  Dense X = (1 / divisor) * u;
+  for (const auto& [a, b, c] : steps) {
+    const Dense A = X * transpose(X);
+    X = a * X + (b * A + c * (A * A)) * X;
+  }
+  return X;
+}
+
+void ReferenceMuon::step(const Dense& gradient, double learning_rate) {
+  M = mu * M + gradient;
+  const double m = static_cast<double>(W.rows), n = static_cast<double>(W.cols);
+  double c = 1;
+  if (scale == UpdateScale::kRmsToRms) c = std::sqrt(m / n);
+  if (scale == UpdateScale::kAdamRms) c = 0.2 * std::sqrt(std::max(m, n));
+  if (scale == UpdateScale::kShape) c = std::sqrt(std::max(1.0, m / n));
+  const Dense U = reference_sign(nesterov ? gradient + mu * M : M, polynomial);
+  W = (1 - learning_rate * weight_decay) * W - learning_rate * c * U;
+}
+
 void ReferenceSgd::step(const Dense& gradient, double learning_rate) {
   v = mu * v + gradient;
   W = (1 - learning_rate * weight_decay) * W - learning_rate * (nesterov ? gradient + mu * v : v);

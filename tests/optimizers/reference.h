@@ -1,5 +1,6 @@
 #pragma once
 
+#include "optimizers/options.h"
 #include "sharding/parameter.h"
 
 #include <cstdint>
@@ -75,6 +76,21 @@ struct ReferencePowerSgd : ReferenceFactors {
   double weight_decay = 0;
   Kept kept = Kept::kLocal;
   Dense u;
+};
+
+/// p(p(... U ...)), p(X) = a X + (b A + c A^2) X with A = X X^T, from U / (safety |U| + eps).
+Dense reference_sign(const Dense& u, SignPolynomial polynomial);
+
+/// Muon on one matrix, algorithms.md 2.4
+struct ReferenceMuon {
+  explicit ReferenceMuon(Dense weight) : W(weight), M(weight.rows, weight.cols) {}
+  void step(const Dense& gradient, double learning_rate);
+
+  double mu = 0.95, weight_decay = 0;
+  bool nesterov = false;
+  SignPolynomial polynomial = SignPolynomial::kPolarExpress5;
+  UpdateScale scale = UpdateScale::kRmsToRms;
+  Dense W, M;
 };
 
 /// AdamW on one array.

@@ -190,8 +190,16 @@ std::vector<Snapshot> run(const RunPlan& plan) {
       snapshot.planned_factor_bytes = optimizer.planned_factor_bytes();
       snapshot.planned_dense_bytes = optimizer.planned_dense_bytes();
       snapshot.planned_periodic_bytes = optimizer.planned_periodic_bytes();
+      snapshot.planned_update_bytes = optimizer.planned_update_bytes();
       const Ledger& ledger = world.ledger();
-      if (world.process() == 0) snapshot.calls = ledger.step_sum().calls;
+      snapshot.update_bytes = ledger.step_sum("within_replica", Purpose::kUpdate).payload_bytes;
+      EXPECT_EQ(snapshot.update_bytes, snapshot.planned_update_bytes) << "process " << world.process();
+      if (world.process() == 0) {
+        snapshot.calls = ledger.step_sum().calls;
+        for (const auto& [key, bytes] : ledger.step_parameters()) {
+          if (key.purpose == Purpose::kUpdate) snapshot.update_bytes_of[key.parameter] += bytes;
+        }
+      }
       if (position.replica == 0) {
         snapshot.factor_bytes += ledger.step_sum("replica", Purpose::kFactor).payload_bytes;
         snapshot.dense_bytes += ledger.step_sum("replica", Purpose::kDense).payload_bytes;

@@ -47,6 +47,9 @@ struct Snapshot {
   std::map<std::string, Index> dense_bytes_of;
   Index planned_factor_bytes = 0;
   Index planned_dense_bytes = 0;
+  Index update_bytes = 0;  // on axis within_replica; equal on all processes
+  Index planned_update_bytes = 0;
+  std::map<std::string, Index> update_bytes_of;
   Index periodic_bytes = 0;
   Index planned_periodic_bytes = 0;
   Index calls = 0;  // collectives of process 0

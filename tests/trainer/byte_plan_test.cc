@@ -66,6 +66,7 @@ TEST_P(ByteBudgetOfARun, CountsTheStepAsPlanned) {
   run_world(mesh.processes(), [&](Communicator& world) {
     Trainer<float> trainer(config, world, {});
     trainer.step();
+    EXPECT_EQ(world.ledger().step_sum("within_replica", Purpose::kUpdate).payload_bytes, plan.update_bytes);
     const auto payload = [&](const char* axis, Purpose purpose) {
       return world.ledger().step_sum(axis, purpose).payload_bytes;
     };
@@ -90,7 +91,12 @@ INSTANTIATE_TEST_SUITE_P(
                          {"optimizer.exchange=AUTO", "profile.rank=12", "optimizer.wire=BF16",
                           "optimizer.overlap=true", "optimizer.bucket_mib=0.01"}},
                     Case{{2, 2, 2}, {"optimizer={kind: ADAMW learning_rate: 0.01}"}},
-                    Case{{2, 2, 1}, {"optimizer={kind: LION learning_rate: 0.001}"}}));
+                    Case{{2, 2, 1}, {"optimizer={kind: LION learning_rate: 0.001}"}},
+                    Case{{2, 1, 1}, {"optimizer={kind: MUON learning_rate: 0.01}"}},
+                    Case{{2, 2, 3}, {"optimizer={kind: MUON learning_rate: 0.01 sign: POLAR_EXPRESS_8}"}},
+                    Case{{1, 3, 1}, {"optimizer={kind: MUON learning_rate: 0.01}"}},
+                    Case{{1, 2, 2},
+                         {"optimizer={kind: MUON learning_rate: 0.01 overlap: true bucket_mib: 0.01}"}}));
 
 TEST(BytePlan, AmortisesWhatIsSentNowAndThen) {
   const ScratchDirectory scratch;

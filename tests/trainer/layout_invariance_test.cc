@@ -139,6 +139,14 @@ INSTANTIATE_TEST_SUITE_P(Elementwise, LayoutInvariance,
                                          Case{{2, 1, 2}, {"optimizer.scalar_optimizer=LION"}}),
                          case_name);
 
+const std::string kMuon = "optimizer={kind: MUON learning_rate: 0.01}";
+INSTANTIATE_TEST_SUITE_P(Muon, LayoutInvariance,
+                         testing::Values(Case{{2, 1, 1}, {kMuon}}, Case{{1, 3, 1}, {kMuon}},
+                                         Case{{1, 1, 3}, {kMuon, "optimizer.nesterov=true"}},
+                                         Case{{2, 2, 2}, {kMuon, "optimizer.scalar_optimizer=LION"}},
+                                         Case{{1, 2, 2}, {kMuon}, {"optimizer.overlap=true"}}),
+                         case_name);
+
 // Rank 12 lies above 10.9, break-even of q, k, v and o (24 x 20), and below 12.7, that of gate, up and down
 // (35 x 20).
 INSTANTIATE_TEST_SUITE_P(

@@ -209,7 +209,8 @@ INSTANTIATE_TEST_SUITE_P(Optimizers, Overlapped,
                          testing::Values(std::vector<const char*>{}, std::vector{"optimizer.kind=POWERSGD"},
                                          std::vector{"optimizer.kind=POWERSGD", "optimizer.exchange=AUTO",
                                                      "profile.rank=12"},
-                                         std::vector{"optimizer={kind: ADAMW learning_rate: 0.01}"}),
+                                         std::vector{"optimizer={kind: ADAMW learning_rate: 0.01}"},
+                                         std::vector{"optimizer={kind: MUON learning_rate: 0.01}"}),
                          case_name);
 
 using Diagnosed = TrainingWith;

@@ -39,6 +39,8 @@ OptimizerKind optimizer_kind(RunConfig::Optimizer::Kind kind) {
       return OptimizerKind::kSgd;
     case RunConfig::Optimizer::LION:
       return OptimizerKind::kLion;
+    case RunConfig::Optimizer::MUON:
+      return OptimizerKind::kMuon;
   }
   throw InvalidArgument(cat("optimizer.kind: found ", static_cast<int>(kind)));
 }
@@ -55,6 +57,32 @@ ElementwiseKind scalar_optimizer(RunConfig::Optimizer::Kind kind) {
       throw InvalidArgument(cat("optimizer.scalar_optimizer: found ", RunConfig::Optimizer::Kind_Name(kind),
                                 ", expected ADAMW, LION or SGD"));
   }
+}
+
+SignPolynomial sign_polynomial(RunConfig::Optimizer::Sign sign) {
+  switch (sign) {
+    case RunConfig::Optimizer::NEWTON_SCHULZ_5:
+      return SignPolynomial::kNewtonSchulz5;
+    case RunConfig::Optimizer::POLAR_EXPRESS_5:
+      return SignPolynomial::kPolarExpress5;
+    case RunConfig::Optimizer::POLAR_EXPRESS_8:
+      return SignPolynomial::kPolarExpress8;
+  }
+  throw InvalidArgument(cat("optimizer.sign: found ", static_cast<int>(sign)));
+}
+
+UpdateScale update_scale_of(RunConfig::Optimizer::UpdateScale scale) {
+  switch (scale) {
+    case RunConfig::Optimizer::RMS_TO_RMS:
+      return UpdateScale::kRmsToRms;
+    case RunConfig::Optimizer::ADAM_RMS:
+      return UpdateScale::kAdamRms;
+    case RunConfig::Optimizer::SHAPE:
+      return UpdateScale::kShape;
+    case RunConfig::Optimizer::NONE:
+      return UpdateScale::kNone;
+  }
+  throw InvalidArgument(cat("optimizer.update_scale: found ", static_cast<int>(scale)));
 }
 
 ExchangeChoice exchange_choice(RunConfig::Optimizer::Exchange exchange) {
@@ -89,6 +117,9 @@ OptimizerOptions optimizer_options(const RunConfig& config) {
       .kind = optimizer_kind(optimizer.kind()),
       .mu = optimizer.mu(),
       .lambda = optimizer.powersgd_momentum(),
+      .nesterov = optimizer.nesterov(),
+      .sign = sign_polynomial(optimizer.sign()),
+      .update_scale = update_scale_of(optimizer.update_scale()),
       .residual = optimizer.residual() == Optimizer::AGGREGATED ? Residual::kAggregated : Residual::kLocal,
       .weight_decay = optimizer.weight_decay(),
       .scalar_optimizer = scalar_optimizer(optimizer.scalar_optimizer()),

@@ -147,8 +147,14 @@ void validate_optimizer(const RunConfig& config) {
   validate_elementwise(optimizer, options);
 
   const std::string with_kind = "with optimizer.kind " + Optimizer::Kind_Name(optimizer.kind());
-  if (optimizer.kind() != Optimizer::DION) {
+  if (optimizer.kind() != Optimizer::DION && !takes_signs(options.kind))
     expect_unset("optimizer.mu", optimizer.has_mu(), with_kind);
+  if (!takes_signs(options.kind)) {
+    expect_unset("optimizer.nesterov", optimizer.has_nesterov(), with_kind);
+    expect_unset("optimizer.sign", optimizer.has_sign(), with_kind);
+    expect_unset("optimizer.update_scale", optimizer.has_update_scale(), with_kind);
+  }
+  if (optimizer.kind() != Optimizer::DION) {
     expect_unset("optimizer.clip_estimator", optimizer.has_clip_estimator(), with_kind);
   }
   if (optimizer.kind() != Optimizer::POWERSGD)

@@ -86,6 +86,9 @@ class CorruptingCommunicator final : public Communicator {
       corrupt(call, all);
     });
   }
+  Index do_all_to_all(const Call&, const void*, void*, std::span<const Index>) override {
+    throw Error("all_to_all: not measured");
+  }
   Index do_broadcast(const Call& call, void* data) override {
     return with_type(call, [&]<class T>(T) {
       inner_.broadcast<T>(values<T>(data, call.elements), call.root, {call.purpose});

@@ -214,9 +214,9 @@ TEST(Plan, ShowsControlAndAmortisesWhatIsPeriodic) {
   RunConfig config =
       rank166m_with({"mesh.replica=2", "hash_interval_steps=1000", "diagnostics.interval_steps=500"});
   const PlanReport report = make_plan(config, parse_profile("structural"));
-  // A flag for each of 18 x 9 + 2 parameters, a norm with a sketch of 4,096 numbers, 6 sums; an outcome and r
+  // A flag for each of 18 x 9 + 2 parameters, a norm with a sketch of 4,096 numbers, 7 sums; an outcome and r
   // flags for each matrix, 3 x 512 + 128 + 3 x 768 of them in a layer.
-  EXPECT_EQ(report.control_bytes(), 164 + 8 * (1 + 4096) + 8 * 6 + 4 * 18 * (7 + 3968));
+  EXPECT_EQ(report.control_bytes(), 164 + 8 * (1 + 4096) + 8 * 7 + 4 * 18 * (7 + 3968));
   EXPECT_EQ(report.diagnostics().bytes(), 2 * 18 * 7'077'888 * 4);
   EXPECT_EQ(report.diagnostics().bytes_per_step(), static_cast<double>(report.diagnostics().bytes()) / 500);
   EXPECT_EQ(report.weight_hashes().bytes(), 2 * 8);

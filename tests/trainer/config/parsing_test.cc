@@ -155,9 +155,9 @@ INSTANTIATE_TEST_SUITE_P(
                 "run.txtpb:1:16: mesh.tensor: found 3000000000, expected an integer of 32 bits"},
         BadText{"seed: -1", "run.txtpb:1:7: seed: found -1, expected a non-negative integer of 64 bits"},
         BadText{"trace: maybe", "run.txtpb:1:13: trace: found maybe, expected true or false"},
-        BadText{
-            "optimizer { kind: ADAM }",
-            "run.txtpb:1:23: optimizer.kind: found ADAM, expected one of DION, ADAMW, POWERSGD, SGD, LION"},
+        BadText{"optimizer { kind: ADAM }",
+                "run.txtpb:1:24: optimizer.kind: found ADAM, expected one of DION, ADAMW, POWERSGD, SGD, "
+                "LION, MUON"},
         BadText{"name: run1", "run.txtpb:1:7: name: found run1, expected a string in quotes"},
         BadText{"data { train: [\"a\", 3] }",
                 "run.txtpb:1:21: data.train: found [\"a\", expected a string in quotes"},
@@ -246,7 +246,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadText{"optimizer.learning_rate=1 } mesh { tensor: 2",
                 "optimizer.learning_rate: found 1 } mesh { tensor: 2, expected a number"},
         BadText{"optimizer.kind=ADAM",
-                "optimizer.kind: found ADAM, expected one of DION, ADAMW, POWERSGD, SGD, LION"},
+                "optimizer.kind: found ADAM, expected one of DION, ADAMW, POWERSGD, SGD, LION, MUON"},
         BadText{"model.layers=2.5", "model.layers: found 2.5, expected an integer of 64 bits"},
         BadText{"model.layers=", "model.layers: found nothing, expected an integer of 64 bits"},
         BadText{"trace=maybe", "trace: found maybe, expected true or false"},

@@ -141,6 +141,18 @@ INSTANTIATE_TEST_SUITE_P(
                "optimizer.sgd_momentum: found 1, expected 0 <= sgd_momentum < 1"},
         BadRun{{"optimizer.scalar_optimizer=SGD", "optimizer.sgd_momentum=0", "optimizer.sgd_nesterov=true"},
                "optimizer.sgd_nesterov: found true with sgd_momentum 0, expected a positive momentum"},
+        BadRun{{"optimizer.nesterov=true"},
+               "optimizer.nesterov: found a value, expected none with optimizer.kind DION"},
+        BadRun{{"optimizer.sign=POLAR_EXPRESS_8"},
+               "optimizer.sign: found a value, expected none with optimizer.kind DION"},
+        BadRun{{"optimizer.update_scale=NONE"},
+               "optimizer.update_scale: found a value, expected none with optimizer.kind DION"},
+        BadRun{{"optimizer={kind: MUON learning_rate: 0.1}", "optimizer.mu=1"},
+               "optimizer.mu: found 1, expected 0 <= mu < 1"},
+        BadRun{{"optimizer={kind: MUON learning_rate: 0.1}", "optimizer.residual=LOCAL"},
+               "optimizer.residual: found a value, expected none with optimizer.kind MUON"},
+        BadRun{{"optimizer={kind: MUON learning_rate: 0.1}"},
+               "profile: found a value, expected none with optimizer.kind MUON"},
         BadRun{{"optimizer={kind: LION learning_rate: 0.1}", "optimizer.lion_beta2=2"},
                "optimizer.lion_beta2: found 2, expected 0 <= lion_beta2 < 1"}));
 
