@@ -1,0 +1,79 @@
+#include "optimizers/state_place.h"
+
+#include <algorithm>
+
+namespace lowband {
+namespace {
+
+Range all(Index extent) { return {0, extent}; }
+
+PiecePlace whole_block(Index rows, Index cols, Range block_rows, Range block_cols) {
+  return {.rows = rows,
+          .cols = cols,
+          .block_rows = block_rows,
+          .block_cols = block_cols,
+          .elements = all(block_rows.size() * block_cols.size())};
+}
+
+/// Calls `visit(in_piece, in_whole, count)` for every run of elements that lie side by side in both.
+template <class Visit>
+void for_each_run(const PiecePlace& place, Visit visit) {
+  const Index width = place.block_cols.size();
+  for (Index k = place.elements.begin; k < place.elements.end;) {
+    const Index row = k / width, col = k % width;
+    const Index count = std::min(width - col, place.elements.end - k);
+    visit(k - place.elements.begin,
+          (place.block_rows.begin + row) * place.cols + place.block_cols.begin + col, count);
+    k += count;
+  }
+}
+
+}  // namespace
+
+PiecePlace parameter_place(const ParameterInfo& info, const MeshShape& mesh, const MeshPosition& position) {
+  const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.tensor, mesh.shard);
+  return whole_block(info.rows, info.cols, layout.tensor_rows(position.tensor),
+                     layout.tensor_cols(position.tensor));
+}
+
+PiecePlace state_place(const ParameterInfo& info, std::string_view letter, Index piece_cols,
+                       const MeshShape& mesh, const MeshPosition& position) {
+  const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.tensor, mesh.shard);
+  const Range rows = layout.owned_rows(position.shard, position.tensor);
+  const Range cols = layout.owned_cols(position.shard, position.tensor);
+  if (letter == "M" || letter == "e" || letter == "u") return whole_block(info.rows, info.cols, rows, cols);
+  if (letter == "Q")
+    return whole_block(std::min(info.rows, info.cols), piece_cols, info.rows >= info.cols ? cols : rows,
+                       all(piece_cols));
+  if (letter == "m" || letter == "v") {
+    PiecePlace place = parameter_place(info, mesh, position);
+    place.elements = split_range(place.elements.size(), mesh.shard, position.shard);
+    return place;
+  }
+  LB_EXPECTS(letter == "t", "optimizer state: found ", info.name, ".", letter,
+             ", expected a letter whose place is known: M, e, u, Q, m, v or t");
+  return whole_block(1, 1, all(1), all(1));
+}
+
+bool differs_between_replicas(std::string_view letter) { return letter == "M" || letter == "e"; }
+
+template <class Real>
+void put_piece(const PiecePlace& place, std::span<const Real> piece, std::span<Real> whole) {
+  for_each_run(place, [&](Index in_piece, Index in_whole, Index count) {
+    std::copy_n(piece.data() + in_piece, count, whole.data() + in_whole);
+  });
+}
+
+template <class Real>
+void take_piece(const PiecePlace& place, std::span<const Real> whole, std::span<Real> piece) {
+  for_each_run(place, [&](Index in_piece, Index in_whole, Index count) {
+    std::copy_n(whole.data() + in_whole, count, piece.data() + in_piece);
+  });
+}
+
+template void put_piece(const PiecePlace&, std::span<const float>, std::span<float>);
+template void put_piece(const PiecePlace&, std::span<const double>, std::span<double>);
+template void take_piece(const PiecePlace&, std::span<const float>, std::span<float>);
+template void take_piece(const PiecePlace&, std::span<const double>, std::span<double>);
+
+}  // namespace lowband
