@@ -21,6 +21,8 @@ class Arguments {
   std::vector<std::string> options(const std::string& name);
   /// Takes the first word away; empty when there is none, or it looks like an option.
   std::string word();
+  /// Adds "--name=value", as if it had been given.
+  void add(const std::string& name, const std::string& value) { words_.push_back("--" + name + "=" + value); }
   /// Everything left over. Throws: InvalidArgument for a leftover that looks like an option.
   std::vector<std::string> positional();
 

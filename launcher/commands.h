@@ -14,6 +14,7 @@ int info_command(Arguments arguments);
 int presets_command(Arguments arguments);
 int compare_command(Arguments arguments);
 int bench_command(Arguments arguments);
+int replay_command(Arguments arguments);
 
 /// Exit codes, after sysexits.h.
 inline constexpr int kExitUsage = 64;         // bad input: configuration, data, arguments

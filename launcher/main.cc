@@ -35,6 +35,16 @@ constexpr const char* kUsage = R"(lowband: communication-efficient training of l
       --with-products                      B Q and B^T P belong to the time
       --interface eth0  --link LABEL       compare with this interface's counter; a label for the header
       --json | --json=FILE  --picture PATH --threads-as-processes N  --set FIELD=VALUE
+  lowband replay FOLDER --out FOLDER       apply an optimizer to recorded gradients (weights.safetensors, step-000000...);
+                                           under lowband-run or mpirun on all processes of the job, else as threads
+      --optimizer dion|powersgd|...        (default: the configuration's, else dion)
+      --profile PROFILE  --set FIELD=VALUE as for train; of the configuration: mesh, optimizer, profile, schedule,
+                                           diagnostics, seed, precision, determinism, threads
+      --replicas N                         recorded replicas (default: as many as the files say)
+      --state FILE                         initial optimizer state, FILE or FILE with .replica-0 ... before its suffix
+      --scalar-parameters PATTERN          matrices that are updated as what is no matrix, may be repeated
+      --config CONFIG | --preset NAME      the run that was recorded: its model, mesh, optimizer and schedule
+      --backend mpi|ucx|local  --json
   lowband presets [NAME | --json]          named configurations that come with the program
   lowband info [--json]                    what is built in, versions, kernels, devices
 
@@ -45,7 +55,7 @@ const std::map<std::string, int (*)(lowband::Arguments)> kCommands{
     {"train", lowband::train_command}, {"plan", lowband::plan_command},
     {"data", lowband::data_command},   {"compare", lowband::compare_command},
     {"info", lowband::info_command},   {"presets", lowband::presets_command},
-    {"bench", lowband::bench_command},
+    {"bench", lowband::bench_command}, {"replay", lowband::replay_command},
 };
 
 int run(const std::vector<std::string>& words) {
@@ -59,7 +69,7 @@ int run(const std::vector<std::string>& words) {
   }
   const auto command = kCommands.find(words[0]);
   LB_EXPECTS(command != kCommands.end(), "found the command '", words[0],
-             "', expected train, plan, data, compare, bench, presets or info (lowband --help)");
+             "', expected train, plan, data, compare, bench, replay, presets or info (lowband --help)");
   return command->second(lowband::Arguments({words.begin() + 1, words.end()}));
 }
 

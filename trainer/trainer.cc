@@ -71,6 +71,11 @@ Trainer<Real>::State::State(const RunConfig& config_, Communicator& world_, cons
   tokens.resize(micro_batch_tokens);
   targets.resize(micro_batch_tokens);
   resume();
+  if (config.has_dump()) {
+    dump.emplace(config.dump().folder(), config.dump().first_step(), config.dump().steps(), *mesh,
+                 std::span<const Parameter<Real>>(model->parameters()));
+    dump->prepare(step);
+  }
   open_record();
 }
 

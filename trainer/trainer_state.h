@@ -6,6 +6,7 @@
 #include "trainer/checkpoint.h"
 #include "trainer/data/token_shards.h"
 #include "trainer/progress.h"
+#include "trainer/replay/gradient_dump.h"
 #include "trainer/run_record.h"
 #include "trainer/trainer.h"
 
@@ -55,6 +56,7 @@ struct Trainer<Real>::State {
   double accumulate_gradients();
   StepSums agree_on_step(double loss_sum, bool diagnosed);
   void check_replicas_agree();
+  void dump_gradients();
   // evaluation.cc
   double validation_loss();
   // resume.cc
@@ -79,6 +81,7 @@ struct Trainer<Real>::State {
   }
   Index tokens_per_step() const { return config.batch().sequences_per_step() * model_shape.sequence; }
   std::filesystem::path checkpoints() const { return directory / "checkpoints"; }
+  bool dumps_step() const { return dump && dump->writes(step); }
   bool at_interval(Index interval) const { return interval > 0 && step % interval == 0; }
   void say(const std::string& line) {
     if (progress) progress->say(line);
@@ -98,6 +101,7 @@ struct Trainer<Real>::State {
   std::optional<ProcessMesh> mesh;
   std::optional<Transformer<Real>> model;
   std::optional<ShardedOptimizer<Real>> optimizer;
+  std::optional<GradientDump<Real>> dump;
   std::optional<RunRecorder> record;          // on process 0
   std::optional<Progress> progress;           // on process 0, with a console
   std::vector<std::int32_t> tokens, targets;  // one micro-batch

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <functional>
 
+#include <google/protobuf/text_format.h>
+
 namespace lowband {
 namespace {
 
@@ -18,7 +20,7 @@ constexpr Index kNonFiniteStepsAllowed = 5;
 }  // namespace
 
 // With the last micro-batch gradients are complete, and nothing here touches them again: from the moment that
-// the optimizer is told they are its own.
+// the optimizer is told they are its own. A step that is recorded tells it only when they have been written.
 template <class Real>
 double Trainer<Real>::State::accumulate_gradients() {
   const Timeline::Range range(&timeline, "forward_backward", 0);
@@ -36,7 +38,7 @@ double Trainer<Real>::State::accumulate_gradients() {
                         std::span(targets).subspan(offset, count));
     }
     std::function<void(Index)> gradient_ready;
-    if (micro_batch + 1 == micro_batches_per_step(config))
+    if (micro_batch + 1 == micro_batches_per_step(config) && !dumps_step())
       gradient_ready = [this](Index parameter) { optimizer->gradient_ready(parameter); };
     loss_sum += model->forward_backward(tokens, targets, per_micro_batch, gradient_scale, gradient_ready);
   }
@@ -51,6 +53,7 @@ auto Trainer<Real>::State::take_step() -> StepSums {
   const double loss_sum = accumulate_gradients();
   StepOutcome outcome;
   outcome.forward_backward_seconds = seconds_since(step_begin);
+  if (dumps_step()) dump_gradients();
 
   const double factor = learning_rate_factor(config.schedule(), step);
   outcome.learning_rate = factor * config.optimizer().learning_rate();
@@ -81,6 +84,14 @@ auto Trainer<Real>::State::take_step() -> StepSums {
                             "optimizer.learning_rate may help"));
   }
   return sums;
+}
+
+template <class Real>
+void Trainer<Real>::State::dump_gradients() {
+  const Timeline::Range range(&timeline, "dump", 0);
+  std::string config_text;
+  google::protobuf::TextFormat::PrintToString(config, &config_text);
+  dump->write(step, optimizer->state(), config_text);
 }
 
 template <class Real>

@@ -242,6 +242,34 @@ void validate_schedule(const RunConfig& config) {
              " steps, expected at most schedule.steps = ", schedule.steps(), " together");
 }
 
+void validate_dump(const RunConfig& config) {
+  if (!config.has_dump()) return;
+  const RunConfig::Dump& dump = config.dump();
+  const Index steps = config.schedule().steps();
+  LB_EXPECTS(!dump.folder().empty(), "dump.folder: found nothing, expected the path of a folder");
+  expect_set("dump.steps", dump.has_steps());
+  expect_count("dump.first_step", dump.first_step(), 0, steps - 1);
+  expect_count("dump.steps", dump.steps(), 1, steps - dump.first_step());
+}
+
+/// Of a process and its waits.
+void validate_limits(const RunConfig& config) {
+  const double deadline = config.collective_deadline_seconds();
+  LB_EXPECTS(deadline >= kShortestDeadlineSeconds && deadline <= kLongestDeadlineSeconds,
+             "collective_deadline_seconds: found ", deadline, ", expected ", kShortestDeadlineSeconds, " to ",
+             kLongestDeadlineSeconds);
+  expect_count("threads", config.threads(), 0, kMostThreads);
+}
+
+/// How gradients become updates. The ranks themselves are checked by `make_profile`.
+void validate_updates(const RunConfig& config) {
+  validate_optimizer(config);
+  if (!has_factor_ranks(config)) return;
+  expect_set("profile", config.has_profile());
+  validate_profile(config.profile(), "profile");
+  expect_count("diagnostics.interval_steps", config.diagnostics().interval_steps(), 0);
+}
+
 void validate_output(const RunConfig& config) {
   LB_EXPECTS(!config.output_dir().empty(), "output_dir: found nothing, expected the path of a folder");
   const std::string& name = config.name();
@@ -253,11 +281,7 @@ void validate_output(const RunConfig& config) {
              "checkpoint.resume: found nothing, expected none, auto or the path of a checkpoint");
   expect_count("log_interval_steps", config.log_interval_steps(), 1);
   expect_count("hash_interval_steps", config.hash_interval_steps(), 0);
-  const double deadline = config.collective_deadline_seconds();
-  LB_EXPECTS(deadline >= kShortestDeadlineSeconds && deadline <= kLongestDeadlineSeconds,
-             "collective_deadline_seconds: found ", deadline, ", expected ", kShortestDeadlineSeconds, " to ",
-             kLongestDeadlineSeconds);
-  expect_count("threads", config.threads(), 0, kMostThreads);
+  validate_limits(config);
 }
 
 }  // namespace
@@ -267,16 +291,19 @@ void validate(const RunConfig& config, int processes) {
   validate(mesh_shape(config), processes);
   validate_data(config);
   validate_batch(config);
-  validate_optimizer(config);
-  if (has_factor_ranks(config)) {
-    expect_set("profile", config.has_profile());
-    validate_profile(config.profile(), "profile");
-    rank_profile(config, parameter_table(model_config(config)));
-    expect_count("diagnostics.interval_steps", config.diagnostics().interval_steps(), 0);
-  }
+  validate_updates(config);
+  if (has_factor_ranks(config)) rank_profile(config, parameter_table(model_config(config)));
   validate_schedule(config);
   validate_output(config);
+  validate_dump(config);
   if (config.has_budget()) validate_budget(config);
+}
+
+void validate_for_replay(const RunConfig& config) {
+  validate(mesh_shape(config));
+  validate_updates(config);
+  if (config.has_schedule()) validate_schedule(config);
+  validate_limits(config);
 }
 
 }  // namespace lowband
