@@ -69,7 +69,7 @@ RecordedSteps find_recorded_steps(const std::filesystem::path& folder, std::opti
   // Without a number of replicas, as many as the first step has.
   const std::set<Replica>& in_first = steps.begin()->second;
   found.numbered = replicas.value_or(1) > 1 || !in_first.contains(std::nullopt);
-  found.replicas = replicas.value_or(found.numbered ? in_first.rbegin()->value() + 1 : 1);
+  found.replicas = replicas ? *replicas : found.numbered ? in_first.rbegin()->value() + 1 : 1;
   std::set<Replica> expected;
   for (int replica = 0; replica < found.replicas; ++replica)
     expected.insert(found.numbered ? Replica(replica) : std::nullopt);

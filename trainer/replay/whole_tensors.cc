@@ -16,11 +16,12 @@ const RecordedParameter& parameter_named(std::span<const RecordedParameter> reco
   return *found;
 }
 
-/// Moments have the shape of their parameter, numbers of updates none, and factors their own.
-std::vector<Index> state_shape(const RecordedParameter& parameter, const PiecePlace& place) {
+/// Moments have the shape of their parameter, and factors their own. A number of updates is a list of one.
+std::vector<Index> state_shape(const RecordedParameter& parameter, std::string_view letter,
+                               const PiecePlace& place) {
   const ParameterInfo& info = parameter.info;
+  if (letter == "t") return {1};
   if (place.rows == info.rows && place.cols == info.cols) return parameter.shape;
-  if (place.rows == 1 && place.cols == 1) return {1};
   return {place.rows, place.cols};
 }
 
@@ -61,10 +62,11 @@ std::vector<TensorPiece<Real>> state_pieces(std::span<const RecordedParameter> r
   for (const StateTensor<Real>& tensor : state) {
     const std::size_t dot = tensor.name.rfind('.');
     const RecordedParameter& parameter = parameter_named(recorded, tensor.name.substr(0, dot));
-    const auto place = [info = parameter.info, letter = tensor.name.substr(dot + 1), cols = tensor.value.cols,
+    const std::string letter = tensor.name.substr(dot + 1);
+    const auto place = [info = parameter.info, letter, cols = tensor.value.cols,
                         mesh](const MeshPosition& p) { return state_place(info, letter, cols, mesh, p); };
     pieces.push_back({.name = tensor.name,
-                      .shape = state_shape(parameter, place({})),
+                      .shape = state_shape(parameter, letter, place({})),
                       .place = place,
                       .elements = tensor.value.flat()});
   }
