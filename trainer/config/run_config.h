@@ -45,9 +45,9 @@ RunConfig::Profile parse_profile(std::string_view text);
 /// Throws: InvalidArgument for the first violation, "optimizer.learning_rate: found -1, expected a positive
 /// number".
 void validate(const RunConfig& config, int processes);
-/// The part of it that concerns how gradients become updates: mesh, optimizer, profile, diagnostics, and the
-/// schedule where there is one. Throws: as above.
-void validate_for_replay(const RunConfig& config);
+/// The part of it that concerns how gradients become updates: mesh, optimizer, profile, diagnostics, the
+/// model when `has_model`, and the schedule where there is one. Throws: as above.
+void validate_for_replay(const RunConfig& config, bool has_model);
 
 // ---- Message to what the parts of a run take; each expects a validated configuration ----
 

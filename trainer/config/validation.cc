@@ -299,8 +299,9 @@ void validate(const RunConfig& config, int processes) {
   if (config.has_budget()) validate_budget(config);
 }
 
-void validate_for_replay(const RunConfig& config) {
+void validate_for_replay(const RunConfig& config, bool has_model) {
   validate(mesh_shape(config));
+  if (has_model) validate_model(config);
   validate_updates(config);
   if (config.has_schedule()) validate_schedule(config);
   validate_limits(config);

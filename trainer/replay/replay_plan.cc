@@ -16,11 +16,11 @@ bool goes_by_role(const RunConfig::Profile& profile) {
 /// Structural and inverted ranks follow from roles, width and head_dim, of which files have none.
 void expect_roles(const RunConfig& config, const std::vector<RecordedParameter>& parameters) {
   if (!goes_by_role(config.profile())) return;
-  for (const bool known : {config.model().has_width(), config.model().has_head_dim()})
-    LB_EXPECTS(
-        known,
-        "profile: found one that follows from the model's width and head_dim, expected both: give a run "
-        "configuration, or --set model.width=... --set model.head_dim=...");
+  const RunConfig::Model& model = config.model();
+  for (const Index extent : {model.width(), model.head_dim()})
+    LB_EXPECTS(extent >= 1, "profile: found ", model.width(), " and ", model.head_dim(),
+               " for the width and head_dim of the model, from which it follows, expected at least 1: give a "
+               "run configuration, or --set model.width=... --set model.head_dim=...");
   for (const RecordedParameter& parameter : parameters)
     LB_EXPECTS(!is_layer_matrix(parameter.info.role) || names_its_role(parameter.info.name),
                "profile: found the matrix ", parameter.info.name,
@@ -52,7 +52,7 @@ ReplayPlan plan_replay(const ReplayRequest& request) {
   plan.steps =
       find_recorded_steps(request.folder, asked ? std::optional(plan.config.mesh().replica()) : std::nullopt);
   plan.config.mutable_mesh()->set_replica(plan.steps.replicas);
-  validate_for_replay(plan.config);
+  validate_for_replay(plan.config, request.has_model);
 
   const SafetensorsFile weights(request.folder / kWeightsFile);
   ModelConfig model{.width = plan.config.model().width(), .head_dim = plan.config.model().head_dim()};

@@ -71,6 +71,10 @@ refused "--set model.width" recording --config run.txtpb --set model.width=3 --o
 refused "optimizer.mu|POWERSGD" recording "${good[@]}" --optimizer powersgd --set optimizer.mu=0.5 --out nothing
 refused "profile|nothing" recording "${rates[@]}" --out nothing
 refused "profile|width and head_dim" recording "${rates[@]}" --profile structural --out nothing
+grep -v '^model' run.txtpb >part.txtpb && echo 'model { width: 32 }' >>part.txtpb
+refused "model.layers|nothing" recording --config part.txtpb --out nothing
+grep -v '^model' run.txtpb >part.txtpb
+refused "model: found nothing in part.txtpb" recording --config part.txtpb --out nothing
 refused "--scalar-parameters|embedding" recording --set optimizer.learning_rate=1 --profile uniform:4 \
   --scalar-parameters embedding --out nothing
 refused "--scalar-parameters|configuration" recording --config run.txtpb --scalar-parameters x --out nothing

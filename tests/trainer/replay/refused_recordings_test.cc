@@ -127,6 +127,7 @@ TEST_F(RefusedRecording, PatternsAndProfilesThatDoNotFit) {
   *request_.config.mutable_profile() = parse_profile("structural");
   expect_refused({"profile", "width and head_dim"});
   set("model.width=8");
+  expect_refused({"profile", "found 8 and 0", "width and head_dim"});
   set("model.head_dim=2");
   expect_refused({"profile", "b.weight", "q_proj"});
   request_.config.mutable_profile()->Clear();
