@@ -27,7 +27,6 @@ constexpr Index kLargestHeaderBytes = 100'000'000;
 constexpr double kLargestInteger = 9007199254740992.0;
 constexpr std::string_view kMetadata = "__metadata__";
 
-using google::protobuf::ListValue;
 using google::protobuf::Struct;
 using google::protobuf::Value;
 

@@ -140,20 +140,27 @@ void write_whole_tensors(ProcessMesh& mesh, const std::filesystem::path& file,
   });
 }
 
-#define LB_INSTANTIATE(Real)                                                                                 \
-  template std::vector<TensorPiece<Real>> weight_pieces(std::span<const RecordedParameter>,                  \
-                                                        std::span<const Parameter<Real>>, const MeshShape&); \
-  template std::vector<TensorPiece<Real>> state_pieces(                                                      \
-      std::span<const RecordedParameter>, const std::vector<StateTensor<Real>>&, const MeshShape&);          \
-  template void expect_tensors(const SafetensorsFile&, std::span<const TensorPiece<Real>>);                  \
-  template void read_pieces(const SafetensorsFile&, std::span<const TensorPiece<Real>>,                      \
-                            const MeshPosition&);                                                            \
-  template std::vector<Real> gather_whole(ProcessMesh&, const TensorPiece<Real>&);                           \
-  template void write_whole_tensors(ProcessMesh&, const std::filesystem::path&,                              \
-                                    std::span<const TensorPiece<Real>>,                                      \
-                                    const std::function<void(std::size_t)>&)
-LB_INSTANTIATE(float);
-LB_INSTANTIATE(double);
-#undef LB_INSTANTIATE
+template std::vector<TensorPiece<float>> weight_pieces(std::span<const RecordedParameter>,
+                                                       std::span<const Parameter<float>>, const MeshShape&);
+template std::vector<TensorPiece<float>> state_pieces(std::span<const RecordedParameter>,
+                                                      const std::vector<StateTensor<float>>&,
+                                                      const MeshShape&);
+template void expect_tensors(const SafetensorsFile&, std::span<const TensorPiece<float>>);
+template void read_pieces(const SafetensorsFile&, std::span<const TensorPiece<float>>, const MeshPosition&);
+template std::vector<float> gather_whole(ProcessMesh&, const TensorPiece<float>&);
+template void write_whole_tensors(ProcessMesh&, const std::filesystem::path&,
+                                  std::span<const TensorPiece<float>>,
+                                  const std::function<void(std::size_t)>&);
+template std::vector<TensorPiece<double>> weight_pieces(std::span<const RecordedParameter>,
+                                                        std::span<const Parameter<double>>, const MeshShape&);
+template std::vector<TensorPiece<double>> state_pieces(std::span<const RecordedParameter>,
+                                                       const std::vector<StateTensor<double>>&,
+                                                       const MeshShape&);
+template void expect_tensors(const SafetensorsFile&, std::span<const TensorPiece<double>>);
+template void read_pieces(const SafetensorsFile&, std::span<const TensorPiece<double>>, const MeshPosition&);
+template std::vector<double> gather_whole(ProcessMesh&, const TensorPiece<double>&);
+template void write_whole_tensors(ProcessMesh&, const std::filesystem::path&,
+                                  std::span<const TensorPiece<double>>,
+                                  const std::function<void(std::size_t)>&);
 
 }  // namespace lowband
