@@ -261,7 +261,7 @@ bool expected_dense(ExchangeChoice choice, Index factor_element_bytes, const Tes
   if (parameter.factor_rank == 0 || choice == ExchangeChoice::kFactors) return false;
   const Index sides = parameter.info.rows + parameter.info.cols;
   return choice == ExchangeChoice::kDense ||
-         parameter.factor_rank * sides * factor_element_bytes > parameter.info.elements() * 4;
+         parameter.factor_rank * sides * factor_element_bytes >= parameter.info.elements() * 4;
 }
 
 // A skipped step is among them. Tolerances as against the references.
