@@ -169,10 +169,14 @@ void Communicator::all_to_all(std::span<const T> send, std::span<T> receive, std
                               const Tag& tag) {
   LB_EXPECTS(size_of(counts) == Index{size_} * size_, "all_to_all: ", counts.size(),
              " counts, expected one for each pair of ", size_, " processes");
+  const auto count_of = [&](int from, int to) {
+    return counts[static_cast<std::size_t>(from) * static_cast<std::size_t>(size_) +
+                  static_cast<std::size_t>(to)];
+  };
   Index total = 0, sent = 0, received = 0;
   for (int from = 0; from < size_; ++from) {
     for (int to = 0; to < size_; ++to) {
-      const Index count = counts[static_cast<std::size_t>(from * size_ + to)];
+      const Index count = count_of(from, to);
       LB_EXPECTS(count >= 0, "all_to_all: count ", count, ", expected a non-negative number of elements");
       total += count;
       if (from == process_) sent += count;
@@ -187,7 +191,7 @@ void Communicator::all_to_all(std::span<const T> send, std::span<T> receive, std
                   .counts_hash = hash_counts(counts),
                   .operation = Operation::kAllToAll,
                   .dtype = dtype_of<T>};
-  const Index kept = counts[static_cast<std::size_t>(process_ * size_ + process_)];
+  const Index kept = count_of(process_, process_);
   perform(
       call, tag,
       [&](const Call& checked) -> Index {

@@ -125,6 +125,7 @@ template <class Real>
 void DistributedSign<Real>::choose_owners(Index rotation) {
   const std::vector<Index> assembled = of(Assembly::kOwner);
   std::vector<LeftExtent> extents;
+  extents.reserve(assembled.size());
   for (const Index i : assembled)
     extents.push_back(
         {.rows = std::max(matrix(i).rows, matrix(i).cols), .factor_rank = short_side(matrix(i))});
