@@ -2,6 +2,7 @@
 
 #include "optimizers/dion.h"
 #include "optimizers/muon.h"
+#include "optimizers/normuon.h"
 #include "optimizers/power_sgd.h"
 #include "runtime/linalg.h"
 
@@ -114,6 +115,9 @@ void Bucket<Real>::make_matrix_optimizer(ProcessMesh& update_mesh, Communicator&
       return make_factored.template operator()<PowerSgd<Real>>();
     case OptimizerKind::kMuon:
       matrix_optimizer_ = std::make_unique<Muon<Real>>(update_mesh, std::move(infos), options_, rotation);
+      return;
+    case OptimizerKind::kNorMuon:
+      matrix_optimizer_ = std::make_unique<NorMuon<Real>>(update_mesh, std::move(infos), options_, rotation);
       return;
     case OptimizerKind::kAdamW:
     case OptimizerKind::kSgd:
@@ -243,7 +247,7 @@ Index Bucket<Real>::update_bytes() const {
   Index bytes = 0;
   if (!takes_signs(options_.kind)) return bytes;
   for (const Index i : matrices_)
-    bytes += sign_bytes(info(i), mesh_->shape(), options_.sign, dtype_bytes(dtype_of<Real>));
+    bytes += lowband::update_bytes(info(i), mesh_->shape(), options_, dtype_bytes(dtype_of<Real>));
   return bytes;
 }
 

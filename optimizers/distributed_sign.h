@@ -50,6 +50,10 @@ class DistributedSign {
   /// This process's block of matrix i, contiguous: before `compute` of U, after it of sign U.
   MatrixView<Real> block(Index i) { return blocks_[static_cast<std::size_t>(i)]; }
 
+  /// Global row and column of the first element of the block.
+  Index first_row(Index i) const { return place(i, group_->process()).rows.begin; }
+  Index first_col(Index i) const { return place(i, group_->process()).cols.begin; }
+
   void compute();
   /// Each block <- its own sign; sends nothing.
   void compute_blocks();

@@ -32,6 +32,7 @@ typename Muon<Real>::Outcome Muon<Real>::update(std::span<const Piece> pieces, R
                                                 const StepInfo& info, Diagnosis<Real>* /*diagnosis*/) {
   for (Index i = 0; i < size(); ++i) accumulate(i, pieces[static_cast<std::size_t>(i)], scale);
   sign_.compute();
+  finish_signs(pieces);
   const double eta = info.learning_rate;
   const auto decay = static_cast<Real>(1 - eta * options_.weight_decay);
   for (Index i = 0; i < size(); ++i) {

@@ -22,7 +22,7 @@ double update_scale(UpdateScale scale, Index rows, Index cols);
 /// Reference: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; conventions of
 /// algorithms.md 2.4.
 template <class Real>
-class Muon final : public MatrixOptimizer<Real> {
+class Muon : public MatrixOptimizer<Real> {
  public:
   using typename MatrixOptimizer<Real>::Piece;
   using typename MatrixOptimizer<Real>::Outcome;
@@ -36,7 +36,12 @@ class Muon final : public MatrixOptimizer<Real> {
   Index size() const override { return sign_.size(); }
   std::vector<StateTensor<Real>> state(Index i) override;
 
+ protected:
+  DistributedSign<Real>& sign() { return sign_; }
+
  private:
+  /// What relatives do to U = sign(M) in the blocks of sign(), before weights are updated. Collective.
+  virtual void finish_signs(std::span<const Piece> /*pieces*/) {}
   void accumulate(Index i, const Piece& piece, Real scale);
 
   OptimizerOptions options_;

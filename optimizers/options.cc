@@ -26,6 +26,7 @@ void validate(const OptimizerOptions& options) {
   expect_fraction("lambda", options.lambda);
   expect_fraction("adamw_beta1", options.adamw_beta1);
   expect_fraction("adamw_beta2", options.adamw_beta2);
+  expect_fraction("normuon_beta2", options.normuon_beta2);
   expect_fraction("sgd_momentum", options.sgd_momentum);
   expect_fraction("lion_beta1", options.lion_beta1);
   expect_fraction("lion_beta2", options.lion_beta2);

@@ -9,7 +9,7 @@ namespace lowband {
 
 /// What updates the layer matrices. Everything else (embedding, head, norm gains) is updated by an
 /// elementwise optimizer.
-enum class OptimizerKind : std::uint8_t { kDion, kPowerSgd, kAdamW, kSgd, kLion, kMuon };
+enum class OptimizerKind : std::uint8_t { kDion, kPowerSgd, kAdamW, kSgd, kLion, kMuon, kNorMuon };
 
 /// What updates parameters element by element.
 enum class ElementwiseKind : std::uint8_t { kAdamW, kSgd, kLion };
@@ -51,6 +51,7 @@ struct OptimizerOptions {
   bool nesterov = false;  // Muon looks ahead: its update is made of G + mu M
   SignPolynomial sign = SignPolynomial::kPolarExpress5;
   UpdateScale update_scale = UpdateScale::kRmsToRms;
+  double normuon_beta2 = 0.95;  // of NorMuon's mean squares of rows
   Residual residual = Residual::kLocal;
   double weight_decay = 0.01;  // decoupled, of every parameter but norm gains
   /// Of what is not a layer matrix, beside an optimizer of matrices; an elementwise `kind` takes everything.
@@ -81,7 +82,9 @@ constexpr bool exchanges_factors(OptimizerKind kind) {
 }
 
 /// Whether the mean gradient of a layer matrix is exchanged, and the matrix signed as a whole.
-constexpr bool takes_signs(OptimizerKind kind) { return kind == OptimizerKind::kMuon; }
+constexpr bool takes_signs(OptimizerKind kind) {
+  return kind == OptimizerKind::kMuon || kind == OptimizerKind::kNorMuon;
+}
 
 /// Whether layer matrices are updated as matrices, otherwise element by element like everything else.
 constexpr bool has_matrix_optimizer(OptimizerKind kind) {

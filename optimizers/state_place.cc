@@ -50,8 +50,9 @@ PiecePlace state_place(const ParameterInfo& info, std::string_view letter, Index
     place.elements = split_range(place.elements.size(), mesh.shard, position.shard);
     return place;
   }
+  if (letter == "row_v") return whole_block(info.rows, 1, rows, all(1));
   LB_EXPECTS(letter == "t", "optimizer state: found ", info.name, ".", letter,
-             ", expected a letter whose place is known: M, e, u, Q, m, v or t");
+             ", expected a letter whose place is known: M, e, u, Q, m, v, row_v or t");
   return whole_block(1, 1, all(1), all(1));
 }
 

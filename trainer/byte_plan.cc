@@ -4,6 +4,7 @@
 #include "optimizers/diagnosis.h"
 #include "optimizers/distributed_sign.h"
 #include "optimizers/gradient_sketch.h"
+#include "optimizers/normuon.h"
 #include "sharding/layout.h"
 
 #include <map>
@@ -93,7 +94,7 @@ void plan_signs(BytePlan& plan, const RunConfig& config, const std::vector<Param
   std::map<Assembly, int> matrices;
   for (const ParameterInfo& info : parameters) {
     if (!is_signed(info, options)) continue;
-    plan.update_bytes += sign_bytes(info, mesh_shape(config), options.sign, element_bytes);
+    plan.update_bytes += update_bytes(info, mesh_shape(config), options, element_bytes);
     ++matrices[choose_assembly(info, mesh_shape(config), steps)];
   }
   for (const auto& [assembly, count] : matrices)
@@ -148,7 +149,7 @@ void allow_planned(ByteBudget& budget, const RunConfig& config, const MeshPositi
       budget.allow("replica", Purpose::kDense, elements * traffic.dense_element_bytes, info.name);
       if (whole) {
         budget.allow("within_replica", Purpose::kUpdate,
-                     sign_bytes(info, mesh, options.sign, traffic.dense_element_bytes), info.name);
+                     update_bytes(info, mesh, options, traffic.dense_element_bytes), info.name);
       }
       continue;
     }

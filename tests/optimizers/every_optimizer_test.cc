@@ -29,6 +29,7 @@ const Named kOptimizers[] = {
     {"SgdNesterov", {.kind = OptimizerKind::kSgd, .sgd_nesterov = true}},
     {"Lion", {.kind = OptimizerKind::kLion}},
     {"Muon", {.kind = OptimizerKind::kMuon}},
+    {"NorMuon", {.kind = OptimizerKind::kNorMuon}},
     {"MuonNesterov", {.kind = OptimizerKind::kMuon, .nesterov = true}},
 };
 

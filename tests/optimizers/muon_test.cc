@@ -38,6 +38,8 @@ void expect_reference(const RunPlan& plan) {
     reference.mu = plan.options.mu;
     reference.nesterov = plan.options.nesterov;
     reference.weight_decay = plan.options.weight_decay;
+    reference.normalises_rows = plan.options.kind == OptimizerKind::kNorMuon;
+    reference.beta2 = plan.options.normuon_beta2;
     reference.polynomial = plan.options.sign;
     reference.scale = plan.options.update_scale;
     for (Index step = 0; step < plan.steps; ++step) {
@@ -70,29 +72,60 @@ TEST_P(MuonOn, EqualsTheReferenceWithEveryOption) {
   }
 }
 
+TEST_P(MuonOn, EqualsTheReferenceWithNormalisedRows) {
+  RunPlan plan = plan_for(GetParam());
+  plan.options.kind = OptimizerKind::kNorMuon;
+  plan.options.normuon_beta2 = 0.9;
+  expect_reference(plan);
+}
+
 // Everything that is sent, from global shapes alone.
 TEST_P(MuonOn, SendsWhatTheFormulaSays) {
-  RunPlan plan = plan_for(GetParam());
+  for (const OptimizerKind kind : {OptimizerKind::kMuon, OptimizerKind::kNorMuon}) {
+    RunPlan plan = plan_for(GetParam());
+    plan.options.kind = kind;
+    plan.steps = 1;
+    const MeshShape& mesh = plan.mesh;
+    const Index processes = Index{mesh.shard} * mesh.tensor;
+    const Snapshot snapshot = run<float>(plan)[0];
+    Index dense = 0, update = 0;
+    for (const TestParameter& parameter : plan.parameters) {
+      const ParameterInfo& info = parameter.info;
+      dense += 4 * info.elements() * (info.cut == TensorCut::kNone ? mesh.tensor : 1);
+      if (!is_layer_matrix(info.role) || processes == 1) continue;
+      // Five Gram matrices (3, 3) and a norm in double, where the only axis cuts the side of 201.
+      const bool gram = (info.name == "wide" && mesh.tensor == 1) || (info.name == "tall" && mesh.shard == 1);
+      const Index rows = kind == OptimizerKind::kNorMuon ? 8 * (info.rows + 1) : 0;
+      const Index expected = rows + (gram ? 5 * 3 * 3 * 4 + 8 : 2 * 4 * info.elements());
+      EXPECT_EQ(snapshot.update_bytes_of.at(info.name), expected) << info.name;
+      update += expected;
+    }
+    EXPECT_EQ(snapshot.dense_bytes, dense);
+    EXPECT_EQ(snapshot.planned_dense_bytes, dense);
+    EXPECT_EQ(snapshot.update_bytes, update);
+    EXPECT_EQ(snapshot.planned_update_bytes, update);
+    EXPECT_EQ(snapshot.factor_bytes, 0);
+  }
+}
+
+// At the first step every row has the same norm.
+TEST(NorMuon, FirstStepHasEqualRows) {
+  RunPlan plan = plan_for({1, 2, 1});
   plan.steps = 1;
-  const MeshShape& mesh = plan.mesh;
-  const Index processes = Index{mesh.shard} * mesh.tensor;
-  const Snapshot snapshot = run<float>(plan)[0];
-  Index dense = 0, update = 0;
+  plan.options.kind = OptimizerKind::kNorMuon;
+  plan.options.weight_decay = 0;
+  const auto snapshots = run<double>(plan);
   for (const TestParameter& parameter : plan.parameters) {
     const ParameterInfo& info = parameter.info;
-    dense += 4 * info.elements() * (info.cut == TensorCut::kNone ? mesh.tensor : 1);
-    if (!is_layer_matrix(info.role) || processes == 1) continue;
-    // Five Gram matrices (3, 3) and a norm in double, where the only axis cuts the side of 201.
-    const bool gram = (info.name == "wide" && mesh.tensor == 1) || (info.name == "tall" && mesh.shard == 1);
-    const Index expected = gram ? 5 * 3 * 3 * 4 + 8 : 2 * 4 * info.elements();
-    EXPECT_EQ(snapshot.update_bytes_of.at(info.name), expected) << info.name;
-    update += expected;
+    if (!is_layer_matrix(info.role)) continue;
+    const Dense step = snapshots[0].weights.at(info.name) - initial_weight(info);
+    for (Index i = 0; i < info.rows; ++i) {
+      double squares = 0;
+      for (Index j = 0; j < info.cols; ++j) squares += step(i, j) * step(i, j);
+      EXPECT_NEAR(std::sqrt(squares), norm(step) / std::sqrt(static_cast<double>(info.rows)), 1e-6)
+          << info.name;
+    }
   }
-  EXPECT_EQ(snapshot.dense_bytes, dense);
-  EXPECT_EQ(snapshot.planned_dense_bytes, dense);
-  EXPECT_EQ(snapshot.update_bytes, update);
-  EXPECT_EQ(snapshot.planned_update_bytes, update);
-  EXPECT_EQ(snapshot.factor_bytes, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Meshes, MuonOn,

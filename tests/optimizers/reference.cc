@@ -213,7 +213,19 @@ void ReferenceMuon::step(const Dense& gradient, double learning_rate) {
   if (scale == UpdateScale::kRmsToRms) c = std::sqrt(m / n);
   if (scale == UpdateScale::kAdamRms) c = 0.2 * std::sqrt(std::max(m, n));
   if (scale == UpdateScale::kShape) c = std::sqrt(std::max(1.0, m / n));
-  const Dense U = reference_sign(nesterov ? gradient + mu * M : M, polynomial);
+  Dense U = reference_sign(nesterov ? gradient + mu * M : M, polynomial);
+  if (normalises_rows) {
+    const double before = norm(U);
+    v.resize(static_cast<std::size_t>(W.rows));
+    for (Index i = 0; i < W.rows; ++i) {
+      double squares = 0;
+      for (Index j = 0; j < W.cols; ++j) squares += U(i, j) * U(i, j);
+      double& mean = v[static_cast<std::size_t>(i)];
+      mean = beta2 * mean + (1 - beta2) * squares / n;
+      for (Index j = 0; j < W.cols; ++j) U(i, j) /= std::sqrt(mean) + 1e-8;
+    }
+    U = (before / norm(U)) * U;
+  }
   W = (1 - learning_rate * weight_decay) * W - learning_rate * c * U;
 }
 

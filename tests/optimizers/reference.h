@@ -88,6 +88,9 @@ struct ReferenceMuon {
 
   double mu = 0.95, weight_decay = 0;
   bool nesterov = false;
+  bool normalises_rows = false;  // NorMuon, algorithms.md 2.6
+  double beta2 = 0.95;
+  std::vector<double> v = {};
   SignPolynomial polynomial = SignPolynomial::kPolarExpress5;
   UpdateScale scale = UpdateScale::kRmsToRms;
   Dense W, M;

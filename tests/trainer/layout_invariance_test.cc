@@ -144,6 +144,7 @@ INSTANTIATE_TEST_SUITE_P(Muon, LayoutInvariance,
                          testing::Values(Case{{2, 1, 1}, {kMuon}}, Case{{1, 3, 1}, {kMuon}},
                                          Case{{1, 1, 3}, {kMuon, "optimizer.nesterov=true"}},
                                          Case{{2, 2, 2}, {kMuon, "optimizer.scalar_optimizer=LION"}},
+                                         Case{{2, 2, 2}, {"optimizer={kind: NORMUON learning_rate: 0.01}"}},
                                          Case{{1, 2, 2}, {kMuon}, {"optimizer.overlap=true"}}),
                          case_name);
 

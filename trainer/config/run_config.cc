@@ -41,6 +41,8 @@ OptimizerKind optimizer_kind(RunConfig::Optimizer::Kind kind) {
       return OptimizerKind::kLion;
     case RunConfig::Optimizer::MUON:
       return OptimizerKind::kMuon;
+    case RunConfig::Optimizer::NORMUON:
+      return OptimizerKind::kNorMuon;
   }
   throw InvalidArgument(cat("optimizer.kind: found ", static_cast<int>(kind)));
 }
@@ -120,6 +122,7 @@ OptimizerOptions optimizer_options(const RunConfig& config) {
       .nesterov = optimizer.nesterov(),
       .sign = sign_polynomial(optimizer.sign()),
       .update_scale = update_scale_of(optimizer.update_scale()),
+      .normuon_beta2 = optimizer.normuon_beta2(),
       .residual = optimizer.residual() == Optimizer::AGGREGATED ? Residual::kAggregated : Residual::kLocal,
       .weight_decay = optimizer.weight_decay(),
       .scalar_optimizer = scalar_optimizer(optimizer.scalar_optimizer()),

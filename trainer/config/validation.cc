@@ -149,6 +149,8 @@ void validate_optimizer(const RunConfig& config) {
   const std::string with_kind = "with optimizer.kind " + Optimizer::Kind_Name(optimizer.kind());
   if (optimizer.kind() != Optimizer::DION && !takes_signs(options.kind))
     expect_unset("optimizer.mu", optimizer.has_mu(), with_kind);
+  if (optimizer.kind() != Optimizer::NORMUON)
+    expect_unset("optimizer.normuon_beta2", optimizer.has_normuon_beta2(), with_kind);
   if (!takes_signs(options.kind)) {
     expect_unset("optimizer.nesterov", optimizer.has_nesterov(), with_kind);
     expect_unset("optimizer.sign", optimizer.has_sign(), with_kind);
