@@ -24,6 +24,7 @@ PiecePlace parameter_place(const ParameterInfo& info, const MeshShape& mesh, con
 ///   M, e, u   (m, n), the owned block of a matrix
 ///   Q         (min(m, n), r), the rows that the owned block multiplies; r is `piece_cols`
 ///   m, v      (m, n), of an elementwise optimizer: consecutive elements of the tensor-axis piece
+///   row_v     (m, 1), of NorMuon: the rows of the owned block
 ///   t         (1, 1)
 /// Throws: InvalidArgument for another letter.
 PiecePlace state_place(const ParameterInfo& info, std::string_view letter, Index piece_cols,
