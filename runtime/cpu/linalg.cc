@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <utility>
 #include <vector>
 
 namespace lowband {
@@ -94,6 +93,14 @@ void triangular_solve(MatrixView<double> p, const Buffer<double>& u) {
   dtrsm_("L", "L", "N", "N", &columns, &rows, &one, u.data(), &columns, p.data, &ld_p);
 }
 
+// G <- P^T P by the BLAS, for processors without AVX2.
+template <class Real>
+void library_gram(MatrixView<const Real> p, MatrixView<double> g) {
+  std::vector<double> rows = columns_of<Real>(p);
+  const MatrixView<const double> p_t{rows.data(), p.cols, p.rows};
+  gemm<double>(Op::kNone, Op::kTranspose, 1, p_t, p_t, 0, g);
+}
+
 }  // namespace
 
 template <class Real>
@@ -114,14 +121,6 @@ void gemm(Op op_a, Op op_b, Real alpha, MatrixView<const Real> a, MatrixView<con
     return;
   }
   library_gemm(op_a, op_b, alpha, a, b, beta, c, inner);
-}
-
-// The same by the BLAS, for processors without AVX2.
-template <class Real>
-void library_gram(MatrixView<const Real> p, MatrixView<double> g) {
-  std::vector<double> rows = columns_of<Real>(p);
-  const MatrixView<const double> p_t{rows.data(), p.cols, p.rows};
-  gemm<double>(Op::kNone, Op::kTranspose, 1, p_t, p_t, 0, g);
 }
 
 template <class Real>

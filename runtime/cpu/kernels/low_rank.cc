@@ -257,6 +257,7 @@ void add_gram(const Real* p, Index stride, Index rows, Index cols, double* wide,
 // so far lies in `done`, at a row stride that is known to the compiler.
 template <std::size_t kRows, class Real>
 LB_INLINE void solve_rows(Real* p, Index stride, Index cols, const Real* blocks, Real* done) {
+  static_assert(kSolveBlock == kLanes && kMostSolvedColumns % kLanes == 0);
   constexpr auto kStep = static_cast<std::size_t>(kMostSolvedColumns);
   for_packs(cols, [&](Index j, auto lanes) LB_INLINE_LAMBDA {
     const auto keep_done = [&]() LB_INLINE_LAMBDA {
