@@ -19,13 +19,30 @@ void require(Index spent, Index asked, Index planned, const Ledger& ledger, std:
 }  // namespace
 
 void ByteBudget::allow(std::string_view axis, Purpose purpose, Index bytes_per_step,
-                       std::string_view parameter) {
+                       std::string_view parameter, StepPhase phase) {
   LB_EXPECTS(purpose != Purpose::kPeriodic,
              "byte budget: found periodic bytes by step, expected allow_every");
   LB_EXPECTS(bytes_per_step >= 0, "byte budget: found ", bytes_per_step, " bytes, expected at least 0");
+  LB_EXPECTS(phase.period >= 0 && phase.offset >= 0, "byte budget: found steps ", phase.offset, " + k ",
+             phase.period, ", expected numbers of at least 0");
   Line& line = lines_[{std::string(axis), purpose}];
-  line.bytes_per_step += bytes_per_step;
-  if (!parameter.empty()) line.of_parameter[std::string(parameter)] += bytes_per_step;
+  line.all.add(bytes_per_step, phase);
+  if (!parameter.empty()) line.of_parameter[std::string(parameter)].add(bytes_per_step, phase);
+}
+
+void ByteBudget::Entries::add(Index bytes_per_step, StepPhase phase) {
+  const auto same = std::ranges::find(entries, phase, &Entry::phase);
+  if (same == entries.end()) {
+    entries.push_back({bytes_per_step, phase});
+  } else {
+    same->bytes_per_step += bytes_per_step;
+  }
+}
+
+Index ByteBudget::Entries::in_step(Index step) const {
+  Index bytes = 0;
+  for (const Entry& entry : entries) bytes += entry.phase.contains(step) ? entry.bytes_per_step : 0;
+  return bytes;
 }
 
 void ByteBudget::allow_every(std::string_view axis, Index interval_steps, Index bytes) {
@@ -56,6 +73,7 @@ void ByteBudget::check_step(const Ledger& ledger, const Transfer& transfer, Purp
   const auto found = lines_.find({std::string(transfer.axis), purpose});
   if (found == lines_.end()) return;
   const Line& line = found->second;
+  const Index step = ledger.step_number() - 1;
   if (!line.of_parameter.empty()) {
     std::map<std::string_view, Index> asked_of;
     for (const PayloadShare& share : shares) {
@@ -65,11 +83,11 @@ void ByteBudget::check_step(const Ledger& ledger, const Transfer& transfer, Purp
     for (const auto& [parameter, asked] : asked_of) {
       const auto planned = line.of_parameter.find(parameter);
       require(ledger.step_parameter(transfer.axis, purpose, parameter), asked,
-              planned == line.of_parameter.end() ? 0 : planned->second, ledger, transfer.axis, purpose,
-              parameter, "in a step");
+              planned == line.of_parameter.end() ? 0 : planned->second.in_step(step), ledger, transfer.axis,
+              purpose, parameter, "in a step");
     }
   }
-  require(ledger.step_sum(transfer.axis, purpose).payload_bytes, asked_bytes, line.bytes_per_step, ledger,
+  require(ledger.step_sum(transfer.axis, purpose).payload_bytes, asked_bytes, line.all.in_step(step), ledger,
           transfer.axis, purpose, "", "in a step");
 }
 

@@ -12,17 +12,30 @@
 
 namespace lowband {
 
+/// The steps offset, offset + period, offset + 2 period, ..., counted from 0; every step by default.
+struct StepPhase {
+  Index period = 1;
+  Index offset = 0;
+  /// No step but `step`.
+  static constexpr StepPhase only(Index step) { return {.period = 0, .offset = step}; }
+  constexpr bool contains(Index step) const {
+    return period == 0 ? step == offset : step >= offset && (step - offset) % period == 0;
+  }
+  bool operator==(const StepPhase&) const = default;
+};
+
 /// What the transfers of one process may cost: payload bytes by (axis, purpose) and parameter, as the ledger
 /// counts them. What has no line here is not limited.
 ///
 /// Threads: filled while nothing is sent; checked by any number at once.
 class ByteBudget {
  public:
-  /// Adds to what one step may send on `axis` for `purpose`. The line of an axis and purpose is the sum of
-  /// its parameters, and as soon as it names one it limits each parameter too, to zero where it is not named.
-  /// Without a name, bytes are for anything.
-  /// Throws: InvalidArgument, for Purpose::kPeriodic or fewer than 0 bytes.
-  void allow(std::string_view axis, Purpose purpose, Index bytes_per_step, std::string_view parameter = "");
+  /// Adds to what each step of `phase` may send on `axis` for `purpose`; step k has number k + 1 in the
+  /// ledger. The line of an axis and purpose is the sum of its parameters, and as soon as it names one it
+  /// limits each parameter too, to zero where it is not named. Without a name, bytes are for anything.
+  /// Throws: InvalidArgument, for Purpose::kPeriodic, fewer than 0 bytes or a negative period or offset.
+  void allow(std::string_view axis, Purpose purpose, Index bytes_per_step, std::string_view parameter = "",
+             StepPhase phase = {});
 
   /// Adds to what may be sent on `axis` for Purpose::kPeriodic: `bytes` in every interval of `interval_steps`
   /// steps that has begun since the ledger began, at whichever of its steps; the first has begun before the
@@ -41,9 +54,19 @@ class ByteBudget {
              Index element_bytes) const;
 
  private:
+  struct Entry {
+    Index bytes_per_step;
+    StepPhase phase;
+  };
+  /// Entries of one phase are one entry.
+  struct Entries {
+    std::vector<Entry> entries;
+    void add(Index bytes_per_step, StepPhase phase);
+    Index in_step(Index step) const;
+  };
   struct Line {
-    Index bytes_per_step = 0;
-    std::map<std::string, Index, std::less<>> of_parameter;
+    Entries all;
+    std::map<std::string, Entries, std::less<>> of_parameter;
   };
   struct Interval {
     Index steps;

@@ -234,23 +234,6 @@ std::vector<StateTensor<Real>> Bucket<Real>::matrix_state() {
   return tensors;
 }
 
-template <class Real>
-Index Bucket<Real>::dense_elements() const {
-  Index elements = factored_ != nullptr ? factored_->dense_elements() : 0;
-  for (const Index i : dense_)
-    elements += info(i).elements() * (info(i).cut == TensorCut::kNone ? mesh_->shape().tensor : 1);
-  return elements;
-}
-
-template <class Real>
-Index Bucket<Real>::update_bytes() const {
-  Index bytes = 0;
-  if (!takes_signs(options_.kind)) return bytes;
-  for (const Index i : matrices_)
-    bytes += lowband::update_bytes(info(i), mesh_->shape(), options_, dtype_bytes(dtype_of<Real>));
-  return bytes;
-}
-
 template class Bucket<float>;
 template class Bucket<double>;
 

@@ -74,11 +74,7 @@ class Bucket {
   /// In the order of members.
   std::vector<StateTensor<Real>> matrix_state();
   std::vector<StateTensor<Real>> elementwise_state() { return elementwise_optimizer_->state(); }
-  /// Payload elements on the replica axis, over the processes of one replica.
-  Index factor_elements() const { return factored_ != nullptr ? factored_->factor_elements() : 0; }
-  Index dense_elements() const;
-  /// Payload bytes of `update` on axis within_replica, as each of its processes counts them.
-  Index update_bytes() const;
+  /// Payload elements of a diagnosis on the replica axis, over the processes of one replica.
   Index diagnosed_elements() const { return factored_ != nullptr ? factored_->diagnosed_elements() : 0; }
 
  private:

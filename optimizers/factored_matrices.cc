@@ -291,25 +291,6 @@ std::vector<StateTensor<Real>> FactoredMatrices<Real>::state(Index i) {
 }
 
 template <class Real>
-Index FactoredMatrices<Real>::factor_elements() const {
-  Index elements = 0;
-  for (const Matrix& matrix : matrices_) {
-    const auto& [info, factor_rank] = matrix.definition;
-    if (!matrix.dense) elements += factor_rank * (info.rows + info.cols);
-  }
-  return elements;
-}
-
-template <class Real>
-Index FactoredMatrices<Real>::dense_elements() const {
-  Index elements = 0;
-  for (const Matrix& matrix : matrices_) {
-    if (matrix.dense) elements += matrix.definition.info.elements();
-  }
-  return elements;
-}
-
-template <class Real>
 Index FactoredMatrices<Real>::diagnosed_elements() const {
   Index elements = 0;
   for (const Matrix& matrix : matrices_)

@@ -68,10 +68,7 @@ class FactoredMatrices : public MatrixOptimizer<Real> {
   /// and what else the optimizer keeps.
   std::vector<StateTensor<Real>> state(Index i) override;
 
-  /// Payload elements of one exchange on the replica axis, over the processes of one replica; riders apart.
-  Index factor_elements() const;
-  Index dense_elements() const;
-  /// What a diagnosis sends in addition.
+  /// Payload elements that a diagnosis sends on the replica axis, over the processes of one replica.
   Index diagnosed_elements() const;
 
  protected:

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "optimizers/planned_traffic.h"
 #include "runtime/buffer.h"
 #include "sharding/parameter.h"
 #include "sharding/process_mesh.h"
@@ -75,14 +76,11 @@ class Optimizer {
   virtual StepReport step(const StepInfo& info) = 0;
   /// All persistent state of this process, in a fixed order.
   virtual std::vector<StateTensor<Real>> state() = 0;
-  /// Payload bytes that one step sends along the replica axis, summed over the processes of one replica.
-  virtual Index planned_factor_bytes() const = 0;
-  virtual Index planned_dense_bytes() const = 0;
-  /// The same for what a diagnosed step sends in addition.
+  /// What each step sends.
+  virtual const PlannedTraffic& planned() const = 0;
+  /// Payload bytes that a diagnosed step sends in addition along the replica axis, over the processes of one
+  /// replica.
   virtual Index planned_periodic_bytes() const = 0;
-  /// Payload bytes that assembling whole matrices costs in one step on axis within_replica, as each of its
-  /// processes counts them.
-  virtual Index planned_update_bytes() const = 0;
 };
 
 }  // namespace lowband

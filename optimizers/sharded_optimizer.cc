@@ -63,6 +63,9 @@ ShardedOptimizer<Real>::ShardedOptimizer(ProcessMesh& mesh, std::span<Parameter<
   }
   alone_ = exchange_mesh().world().split(world.process(), 0, "process");
   make_buckets(ranks);
+  std::vector<ParameterInfo> infos;
+  for (const Parameter<Real>& parameter : parameters) infos.push_back(parameter.info);
+  planned_ = PlannedTraffic(infos, ranks, mesh.shape(), options, dtype_of<Real>);
   if (options.overlap) thread_.emplace();
 }
 
@@ -261,31 +264,10 @@ std::vector<StateTensor<Real>> ShardedOptimizer<Real>::state() {
 }
 
 template <class Real>
-Index ShardedOptimizer<Real>::planned_factor_bytes() const {
-  Index elements = 0;
-  for (const Stage& stage : stages_) elements += stage.bucket->factor_elements();
-  return elements * replica_traffic(options_, dtype_of<Real>).factor_element_bytes;
-}
-
-template <class Real>
-Index ShardedOptimizer<Real>::planned_dense_bytes() const {
-  Index elements = 0;
-  for (const Stage& stage : stages_) elements += stage.bucket->dense_elements();
-  return elements * dtype_bytes(dtype_of<Real>);
-}
-
-template <class Real>
 Index ShardedOptimizer<Real>::planned_periodic_bytes() const {
   Index elements = 0;
   for (const Stage& stage : stages_) elements += stage.bucket->diagnosed_elements();
   return elements * dtype_bytes(dtype_of<Real>);
-}
-
-template <class Real>
-Index ShardedOptimizer<Real>::planned_update_bytes() const {
-  Index bytes = 0;
-  for (const Stage& stage : stages_) bytes += stage.bucket->update_bytes();
-  return bytes;
 }
 
 template class ShardedOptimizer<float>;

@@ -61,10 +61,8 @@ class ShardedOptimizer final : public Optimizer<Real> {
   /// Of matrices, then of everything else, in the letters of each optimizer, whatever the buckets. Every
   /// process has every name; M of Dion and e of PowerSGD differ between replicas, and pieces may be empty.
   std::vector<StateTensor<Real>> state() override;
-  Index planned_factor_bytes() const override;
-  Index planned_dense_bytes() const override;
+  const PlannedTraffic& planned() const override { return planned_; }
   Index planned_periodic_bytes() const override;
-  Index planned_update_bytes() const override;
 
  private:
   /// One bucket and how far it is in this step.
@@ -97,6 +95,7 @@ class ShardedOptimizer final : public Optimizer<Real> {
   std::vector<Stage> stages_;    // in the order in which they start
   std::vector<Index> stage_of_;  // by parameter
   std::vector<bool> announced_;  // by parameter
+  PlannedTraffic planned_;
   Buffer<double> norm_parts_;  // what gradient_norm sums: the exact part, then the sketch where there is one
   double waited_seconds_ = 0;  // in this step for the thread, while it was in a collective
   double reported_seconds_ = 0;                // of the thread in collectives, in earlier steps

@@ -19,12 +19,11 @@ struct lowband_optimizer {
   virtual void rebind(Index parameter, void* weight, void* gradient) = 0;
   virtual void gradient_ready(Index parameter) = 0;
   virtual lowband::StepReport step(const lowband::StepInfo& info) = 0;
-  virtual Index planned_factor_bytes() const = 0;
-  virtual Index planned_dense_bytes() const = 0;
+  virtual const lowband::PlannedTraffic& planned() const = 0;
 
   /// Transfers from here on belong to the next step; called by whatever may start one.
   void begin_step() {
-    if (!in_step) world.communicator->ledger().begin_step(next_step);
+    if (!in_step) world.communicator->ledger().begin_step(next_step + 1);
     in_step = true;
   }
 
@@ -71,8 +70,7 @@ struct BoundOptimizer final : lowband_optimizer {
   }
   void gradient_ready(Index parameter) override { optimizer.gradient_ready(parameter); }
   StepReport step(const StepInfo& info) override { return optimizer.step(info); }
-  Index planned_factor_bytes() const override { return optimizer.planned_factor_bytes(); }
-  Index planned_dense_bytes() const override { return optimizer.planned_dense_bytes(); }
+  const PlannedTraffic& planned() const override { return optimizer.planned(); }
 
   ProcessMesh mesh;
   std::vector<Parameter<Real>> parameters;
@@ -102,8 +100,7 @@ void expect_equal_everywhere(Communicator& world, const std::vector<std::string>
 
 // What the replica axis may carry in a step: on every process at most what its replica has planned.
 void apply_budget(lowband_optimizer& optimizer, const lowband_options& options, const RankProfile& profile) {
-  const Index factor_bytes = optimizer.planned_factor_bytes();
-  const Index dense_bytes = optimizer.planned_dense_bytes();
+  const auto [factor_bytes, dense_bytes, update_bytes] = optimizer.planned().of(0);
   if (options.budget_bytes >= 0 && factor_bytes + dense_bytes > options.budget_bytes) {
     Index bytes_per_rank = 0;
     for (const ParameterInfo& matrix : profile.matrices)
@@ -312,8 +309,9 @@ lowband_status lowband_planned_bytes(const lowband_optimizer* optimizer, int64_t
     expect_pointer(optimizer, "optimizer");
     expect_pointer(factor_bytes, "factor_bytes");
     expect_pointer(dense_bytes, "dense_bytes");
-    *factor_bytes = optimizer->planned_factor_bytes();
-    *dense_bytes = optimizer->planned_dense_bytes();
+    const lowband::StepBytes planned = optimizer->planned().of(0);
+    *factor_bytes = planned.factor;
+    *dense_bytes = planned.dense;
   });
 }
 

@@ -1,66 +1,42 @@
 #include "trainer/byte_plan.h"
 
-#include "collectives/factors/factor_rows.h"
 #include "optimizers/diagnosis.h"
 #include "optimizers/distributed_sign.h"
 #include "optimizers/gradient_sketch.h"
-#include "optimizers/normuon.h"
+#include "optimizers/planned_traffic.h"
 #include "sharding/layout.h"
 
+#include <algorithm>
 #include <map>
 
 namespace lowband {
 namespace {
 
-std::map<std::string, Index> factor_ranks(const RunConfig& config,
-                                          const std::vector<ParameterInfo>& parameters) {
-  std::map<std::string, Index> ranks;
+/// By parameter, 0 where it has none.
+std::vector<Index> factor_ranks(const RunConfig& config, const std::vector<ParameterInfo>& parameters) {
+  std::vector<Index> ranks(parameters.size());
   if (!has_factor_ranks(config)) return ranks;
   const RankProfile profile = rank_profile(config, parameters);
-  for (std::size_t l = 0; l < profile.matrices.size(); ++l)
-    ranks[profile.matrices[l].name] = profile.factor_ranks[l];
+  for (std::size_t l = 0; l < profile.matrices.size(); ++l) {
+    const auto parameter = std::ranges::find(parameters, profile.matrices[l].name, &ParameterInfo::name);
+    ranks[static_cast<std::size_t>(parameter - parameters.begin())] = profile.factor_ranks[l];
+  }
   return ranks;
 }
 
-/// What one process holds of a parameter, and sends of it along the replica axis.
-class Piece {
- public:
-  Piece(const ParameterInfo& info, const MeshShape& mesh, const MeshPosition& position)
-      : info_(info),
-        mesh_(mesh),
-        position_(position),
-        layout_(info.rows, info.cols, info.cut, mesh.tensor, mesh.shard) {}
-
-  /// Of a matrix that a matrix optimizer treats: the owned block.
-  Index block_elements() const { return owned_rows().size() * owned_cols().size(); }
-
-  /// Of everything else: the shard axis cuts the tensor piece into consecutive elements.
-  Index consecutive_elements() const {
-    const Index piece =
-        layout_.tensor_rows(position_.tensor).size() * layout_.tensor_cols(position_.tensor).size();
-    return split_range(piece, mesh_.shard, position_.shard).size();
+/// Of the layer matrices, or of everything else.
+PlannedTraffic planned_traffic(const RunConfig& config, const std::vector<ParameterInfo>& parameters,
+                               bool of_matrices) {
+  const std::vector<Index> ranks = factor_ranks(config, parameters);
+  std::vector<ParameterInfo> chosen;
+  std::vector<Index> ranks_of_chosen;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    if (is_layer_matrix(parameters[i].role) != of_matrices) continue;
+    chosen.push_back(parameters[i]);
+    ranks_of_chosen.push_back(ranks[i]);
   }
-
-  /// Rows of P and R together. The factor with the rows of the block is summed over the axis that cuts the
-  /// columns, whose processes share its rows; and the other way round.
-  Index factor_rows() const {
-    const bool shard_cuts_rows = layout_.shard_cuts_rows();
-    const auto owned = [&](Index rows, bool by_shard) {
-      return by_shard ? owned_row_count(rows, mesh_.shard, position_.shard)
-                      : owned_row_count(rows, mesh_.tensor, position_.tensor);
-    };
-    return owned(owned_rows().size(), !shard_cuts_rows) + owned(owned_cols().size(), shard_cuts_rows);
-  }
-
- private:
-  Range owned_rows() const { return layout_.owned_rows(position_.shard, position_.tensor); }
-  Range owned_cols() const { return layout_.owned_cols(position_.shard, position_.tensor); }
-
-  ParameterInfo info_;
-  MeshShape mesh_;
-  MeshPosition position_;
-  MatrixLayout layout_;
-};
+  return {chosen, ranks_of_chosen, mesh_shape(config), optimizer_options(config), computed_dtype(config)};
+}
 
 Index control_bytes(const RunConfig& config, const std::vector<ParameterInfo>& parameters) {
   // World axis. One flag per parameter: is its gradient usable?
@@ -82,23 +58,19 @@ Index control_bytes(const RunConfig& config, const std::vector<ParameterInfo>& p
   return bytes;
 }
 
-/// Whether the matrix is signed as a whole.
-bool is_signed(const ParameterInfo& info, const OptimizerOptions& options) {
-  return takes_signs(options.kind) && is_layer_matrix(info.role);
-}
-
-void plan_signs(BytePlan& plan, const RunConfig& config, const std::vector<ParameterInfo>& parameters) {
+/// "owner 13, gram 1": how matrices come together for their signs.
+std::string assemblies(const RunConfig& config, const std::vector<ParameterInfo>& parameters) {
   const OptimizerOptions options = optimizer_options(config);
-  const Index element_bytes = replica_traffic(config).dense_element_bytes;
+  if (!takes_signs(options.kind)) return "";
   const auto steps = static_cast<Index>(sign_iteration(options.sign).steps.size());
   std::map<Assembly, int> matrices;
   for (const ParameterInfo& info : parameters) {
-    if (!is_signed(info, options)) continue;
-    plan.update_bytes += update_bytes(info, mesh_shape(config), options, element_bytes);
-    ++matrices[choose_assembly(info, mesh_shape(config), steps)];
+    if (is_layer_matrix(info.role)) ++matrices[choose_assembly(info, mesh_shape(config), steps)];
   }
+  std::string text;
   for (const auto& [assembly, count] : matrices)
-    plan.assemblies += cat(plan.assemblies.empty() ? "" : ", ", assembly_name(assembly), " ", count);
+    text += cat(text.empty() ? "" : ", ", assembly_name(assembly), " ", count);
+  return text;
 }
 
 }  // namespace
@@ -106,24 +78,20 @@ void plan_signs(BytePlan& plan, const RunConfig& config, const std::vector<Param
 BytePlan byte_plan(const RunConfig& config) {
   const std::vector<ParameterInfo> parameters = parameter_table(model_config(config));
   const ReplicaTraffic traffic = replica_traffic(config);
+  const PlannedTraffic planned = planned_traffic(config, parameters, true);
+  const Index period = planned.period();
+  const StepBytes of_matrices = planned.mean(period, 2 * period);
   BytePlan plan;
+  plan.matrices = {.factor = of_matrices.factor, .dense = of_matrices.dense};
+  plan.update_bytes = of_matrices.update;
+  plan.other_dense_bytes = planned_traffic(config, parameters, false).of(0).dense;
   if (has_factor_ranks(config)) {
     const RankProfile profile = rank_profile(config, parameters);
-    plan.matrices = matrix_bytes(profile, traffic);
     plan.diagnostics = {
         .bytes = Diagnosis<float>::kSums * dense_elements(profile) * traffic.dense_element_bytes,
         .interval_steps = config.diagnostics().interval_steps()};
   }
-  for (const ParameterInfo& info : parameters) {
-    const Index copies = info.cut == TensorCut::kNone ? config.mesh().tensor() : 1;
-    const Index bytes = info.elements() * copies * traffic.dense_element_bytes;
-    if (!is_layer_matrix(info.role)) {
-      plan.other_dense_bytes += bytes;
-    } else if (!has_factor_ranks(config)) {
-      plan.matrices.dense += bytes;
-    }
-  }
-  plan_signs(plan, config, parameters);
+  plan.assemblies = assemblies(config, parameters);
   plan.control_bytes = control_bytes(config, parameters);
   plan.weight_hashes = {.bytes = dtype_bytes(DType::kI64) * mesh_shape(config).processes(),
                         .interval_steps = config.hash_interval_steps()};
@@ -132,7 +100,7 @@ BytePlan byte_plan(const RunConfig& config) {
 
 void allow_planned(ByteBudget& budget, const RunConfig& config, const MeshPosition& position) {
   const std::vector<ParameterInfo> parameters = parameter_table(model_config(config));
-  const std::map<std::string, Index> ranks = factor_ranks(config, parameters);
+  const std::vector<Index> ranks = factor_ranks(config, parameters);
   const ReplicaTraffic traffic = replica_traffic(config);
   const OptimizerOptions options = optimizer_options(config);
   const MeshShape mesh = mesh_shape(config);
@@ -140,27 +108,16 @@ void allow_planned(ByteBudget& budget, const RunConfig& config, const MeshPositi
   budget.allow("replica", Purpose::kDense, 0);
   budget.allow("within_replica", Purpose::kUpdate, 0);
   Index diagnosed_bytes = 0;
-  for (const ParameterInfo& info : parameters) {
-    const Piece piece(info, mesh, position);
-    const auto factor_rank = ranks.find(info.name);
-    if (factor_rank == ranks.end()) {
-      const bool whole = is_signed(info, options);
-      const Index elements = whole ? piece.block_elements() : piece.consecutive_elements();
-      budget.allow("replica", Purpose::kDense, elements * traffic.dense_element_bytes, info.name);
-      if (whole) {
-        budget.allow("within_replica", Purpose::kUpdate,
-                     update_bytes(info, mesh, options, traffic.dense_element_bytes), info.name);
-      }
-      continue;
-    }
-    if (travels_dense(traffic, info.rows, info.cols, factor_rank->second)) {
-      budget.allow("replica", Purpose::kDense, piece.block_elements() * traffic.dense_element_bytes,
-                   info.name);
-    } else {
-      budget.allow("replica", Purpose::kFactor,
-                   piece.factor_rows() * factor_rank->second * traffic.factor_element_bytes, info.name);
-    }
-    diagnosed_bytes += Diagnosis<float>::kSums * piece.block_elements() * traffic.dense_element_bytes;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const ParameterInfo& info = parameters[i];
+    for (const PlannedTransfer& transfer :
+         planned_transfers(info, ranks[i], mesh, position, options, computed_dtype(config)))
+      budget.allow(transfer.axis, transfer.purpose, transfer.bytes, info.name, transfer.phase);
+    if (ranks[i] == 0) continue;
+    const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.tensor, mesh.shard);
+    diagnosed_bytes += Diagnosis<float>::kSums * layout.owned_rows(position.shard, position.tensor).size() *
+                       layout.owned_cols(position.shard, position.tensor).size() *
+                       traffic.dense_element_bytes;
   }
 
   const BytePlan plan = byte_plan(config);

@@ -21,7 +21,8 @@ struct PeriodicBytes {
   }
 };
 
-/// Payload that a step of a run sends between replicas, from the configuration alone.
+/// Payload that a step of a run sends between replicas, from the configuration alone; the mean of a period
+/// where steps differ.
 struct BytePlan {
   // On the replica axis, summed over the processes of one replica.
   MatrixBytes matrices;         // layer matrices, by factors or dense

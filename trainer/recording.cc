@@ -78,9 +78,11 @@ void Trainer<Real>::State::record_start() {
   start.set_vector_kernels(vector_kernel_name());
   start.set_threads(compute_threads());
   start.set_parameters(total_elements(model_shape));
-  start.set_planned_factor_bytes(optimizer->planned_factor_bytes());
-  start.set_planned_dense_bytes(optimizer->planned_dense_bytes());
-  start.set_planned_update_bytes(optimizer->planned_update_bytes());
+  const Index period = optimizer->planned().period();
+  const StepBytes planned = optimizer->planned().mean(period, 2 * period);
+  start.set_planned_factor_bytes(planned.factor);
+  start.set_planned_dense_bytes(planned.dense);
+  start.set_planned_update_bytes(planned.update);
   start.set_assemblies(byte_plan(config).assemblies);
   start.set_dense_gradient_bytes(dense_elements(profile) * dtype_bytes(dtype_of<Real>));
   start.set_optimizer(RunConfig::Optimizer::Kind_Name(config.optimizer().kind()));
@@ -202,12 +204,13 @@ RunSummary Trainer<Real>::State::summary() const {
   if (final_validation) summary.set_final_validation_loss(*final_validation);
   if (best_validation) summary.set_best_validation_loss(*best_validation);
   summary.set_best_validation_step(best_validation_step);
-  summary.set_planned_factor_bytes(optimizer->planned_factor_bytes());
-  summary.set_counted_factor_bytes(last_factor_bytes);
+  summary.set_planned_factor_bytes(optimizer->planned().mean(0, step).factor);
+  summary.set_counted_factor_bytes(step > 0 ? (factor_bytes + step / 2) / step : 0);
   const Index dense_bytes = dense_elements(profile) * dtype_bytes(dtype_of<Real>);
   summary.set_dense_gradient_bytes(dense_bytes);
   if (dense_bytes > 0) {
-    summary.set_ratio_to_dense(static_cast<double>(last_factor_bytes) / static_cast<double>(dense_bytes));
+    summary.set_ratio_to_dense(static_cast<double>(summary.counted_factor_bytes()) /
+                               static_cast<double>(dense_bytes));
   }
   summary.set_optimizer(RunConfig::Optimizer::Kind_Name(config.optimizer().kind()));
   summary.set_exchange(exchange_name(config));

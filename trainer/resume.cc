@@ -67,7 +67,7 @@ void Trainer<Real>::State::resume() {
     return found == reached.scalars.end() ? std::nullopt : std::optional(found->second);
   };
   last_loss = scalar("last_loss");
-  last_factor_bytes = static_cast<Index>(scalar("last_factor_bytes").value_or(0));
+  factor_bytes = static_cast<Index>(scalar("factor_bytes").value_or(0));
   exchange_seconds = scalar("exchange_seconds").value_or(0);
   exposed_seconds = scalar("exposed_seconds").value_or(0);
   earlier_transfers = transfer_sums_in(reached.scalars);
@@ -84,7 +84,7 @@ void Trainer<Real>::State::save() {
   reached.scalars["exchange_seconds"] = exchange_seconds;
   reached.scalars["exposed_seconds"] = exposed_seconds;
   if (last_loss) reached.scalars["last_loss"] = *last_loss;
-  reached.scalars["last_factor_bytes"] = static_cast<double>(last_factor_bytes);  // exact below 2^53
+  reached.scalars["factor_bytes"] = static_cast<double>(factor_bytes);  // exact below 2^53
   if (best_validation) {
     reached.scalars["best_validation_loss"] = *best_validation;
     reached.scalars["best_validation_step"] = static_cast<double>(best_validation_step);

@@ -113,7 +113,7 @@ struct Trainer<Real>::State {
   double step_seconds = 0;     // of all steps since `first_step`, validation and checkpoints excluded
   Clock::time_point begin = Clock::now();
   std::optional<double> last_loss;
-  Index last_factor_bytes = 0;
+  Index factor_bytes = 0;  // of all steps, on the replica axis, over the processes of one replica
   // Since the run began, all its sessions together; `earlier_transfers` without this one.
   double exchange_seconds = 0, exposed_seconds = 0;
   std::vector<TransferSum> earlier_transfers;

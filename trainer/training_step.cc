@@ -71,7 +71,7 @@ auto Trainer<Real>::State::take_step() -> StepSums {
   exchange_seconds += outcome.report.communication_seconds;
   exposed_seconds += outcome.report.exposed_seconds;
   last_loss = sums.loss;
-  last_factor_bytes = sums.factor_bytes;
+  factor_bytes += sums.factor_bytes;
   if (progress) show_step(outcome);
   if (record) {
     record_step(outcome);
@@ -128,11 +128,11 @@ auto Trainer<Real>::State::agree_on_step(double loss_sum, bool diagnosed) -> Ste
     throw Error(cat("step ", step, ": found ", found, " bytes of ", what, " counted, expected ", planned,
                     " as planned"));
   };
-  expect_planned("factors", result.factor_bytes, optimizer->planned_factor_bytes());
-  expect_planned("dense tensors", result.dense_bytes, optimizer->planned_dense_bytes());
+  const StepBytes planned = optimizer->planned().of(step);
+  expect_planned("factors", result.factor_bytes, planned.factor);
+  expect_planned("dense tensors", result.dense_bytes, planned.dense);
   expect_planned("diagnostics", result.periodic_bytes, diagnosed ? optimizer->planned_periodic_bytes() : 0);
-  expect_planned("signs of matrices", static_cast<Index>(sums[6]),
-                 world.size() * optimizer->planned_update_bytes());
+  expect_planned("signs of matrices", static_cast<Index>(sums[6]), world.size() * planned.update);
   return result;
 }
 

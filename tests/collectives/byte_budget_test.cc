@@ -54,6 +54,21 @@ TEST(ByteBudget, LimitsTheSumOfAStepAndNothingElse) {
               ThrowsMessage<BudgetExceeded>(HasSubstr("step 8")));
 }
 
+// Of steps counted from 0, whose numbers in the ledger begin with 1.
+TEST(ByteBudget, LimitsTheStepsOfAPhase) {
+  Account account;
+  account.budget.allow("replica", Purpose::kFactor, 5, "wq");
+  account.budget.allow("replica", Purpose::kFactor, 30, "wq", {.period = 3, .offset = 1});
+  account.budget.allow("replica", Purpose::kFactor, 200, "wk", StepPhase::only(2));
+  for (Index step = 0; step < 8; ++step) {
+    account.ledger.begin_step(step + 1);
+    const Index wq = step % 3 == 1 ? 35 : 5, wk = step == 2 ? 200 : 0;
+    account.send("replica", Purpose::kFactor, wq + wk, {{"wq", wq}, {"wk", wk}});
+    EXPECT_THROW(account.send("replica", Purpose::kFactor, 1, {{"wq", 1}}), BudgetExceeded) << step;
+    EXPECT_THROW(account.send("replica", Purpose::kFactor, 1), BudgetExceeded) << step;
+  }
+}
+
 TEST(ByteBudget, LimitsEachParameterOnceOneIsNamed) {
   Account account;
   account.budget.allow("replica", Purpose::kFactor, 10, "wq");

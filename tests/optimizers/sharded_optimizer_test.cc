@@ -170,7 +170,7 @@ TEST(Parameters, MayBeNone) {
     ShardedOptimizer<float> optimizer(mesh, {}, {}, {});
     const StepReport report = optimizer.step({});
     EXPECT_EQ(report.gradient_norm, 0);
-    EXPECT_EQ(optimizer.planned_factor_bytes() + optimizer.planned_dense_bytes(), 0);
+    EXPECT_EQ(optimizer.planned().of(0), StepBytes{});
     EXPECT_TRUE(optimizer.state().empty());
   });
 }

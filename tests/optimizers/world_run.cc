@@ -187,10 +187,11 @@ std::vector<Snapshot> run(const RunPlan& plan) {
         }
       }
       snapshot.report = report;
-      snapshot.planned_factor_bytes = optimizer.planned_factor_bytes();
-      snapshot.planned_dense_bytes = optimizer.planned_dense_bytes();
+      const StepBytes planned = optimizer.planned().of(step);
+      snapshot.planned_factor_bytes = planned.factor;
+      snapshot.planned_dense_bytes = planned.dense;
       snapshot.planned_periodic_bytes = optimizer.planned_periodic_bytes();
-      snapshot.planned_update_bytes = optimizer.planned_update_bytes();
+      snapshot.planned_update_bytes = planned.update;
       const Ledger& ledger = world.ledger();
       snapshot.update_bytes = ledger.step_sum("within_replica", Purpose::kUpdate).payload_bytes;
       EXPECT_EQ(snapshot.update_bytes, snapshot.planned_update_bytes) << "process " << world.process();

@@ -25,6 +25,10 @@ MeshShape mesh_shape(const RunConfig& config) {
       .replica = config.mesh().replica(), .shard = config.mesh().shard(), .tensor = config.mesh().tensor()};
 }
 
+DType computed_dtype(const RunConfig& config) {
+  return config.precision() == RunConfig::F64 ? DType::kF64 : DType::kF32;
+}
+
 namespace {
 
 OptimizerKind optimizer_kind(RunConfig::Optimizer::Kind kind) {
@@ -97,10 +101,6 @@ ExchangeChoice exchange_choice(RunConfig::Optimizer::Exchange exchange) {
       return ExchangeChoice::kAuto;
   }
   throw InvalidArgument(cat("optimizer.exchange: found ", static_cast<int>(exchange)));
-}
-
-DType computed_dtype(const RunConfig& config) {
-  return config.precision() == RunConfig::F64 ? DType::kF64 : DType::kF32;
 }
 
 Index bucket_elements(const RunConfig& config) {

@@ -64,6 +64,8 @@ Index micro_batches_per_step(const RunConfig& config);
 bool has_factor_ranks(const RunConfig& config);
 /// How layer matrices cross the replica axis.
 ReplicaTraffic replica_traffic(const RunConfig& config);
+/// What `precision` stands for.
+DType computed_dtype(const RunConfig& config);
 
 /// The factor ranks of the layer matrices among `parameters`.
 ///

@@ -151,8 +151,10 @@ ReplayStart Replay<Real>::start() const {
   Index elements = 0;
   for (const RecordedParameter& parameter : plan_.parameters) elements += parameter.info.elements();
   line.set_parameters(elements);
-  line.set_planned_factor_bytes(optimizer_->planned_factor_bytes());
-  line.set_planned_dense_bytes(optimizer_->planned_dense_bytes());
+  const Index first = plan_.steps.first;
+  const StepBytes planned = optimizer_->planned().mean(first, first + plan_.steps.count);
+  line.set_planned_factor_bytes(planned.factor);
+  line.set_planned_dense_bytes(planned.dense);
   line.set_dense_gradient_bytes(dense_elements(plan_.profile) * Index{sizeof(Real)});
   line.set_version(std::string(version()));
   line.set_communicator(std::string(world_->backend()));
@@ -209,8 +211,9 @@ void Replay<Real>::count(ReplayStep& line, bool diagnosed) {
       throw Error(cat("step ", line.step(), ": found ", found, " bytes of ", what,
                       " counted on the replica axis, expected ", planned, " as planned"));
   };
-  expect_planned("factors", line.counted_factor_bytes(), optimizer_->planned_factor_bytes());
-  expect_planned("dense tensors", line.counted_dense_bytes(), optimizer_->planned_dense_bytes());
+  const StepBytes planned = optimizer_->planned().of(line.step());
+  expect_planned("factors", line.counted_factor_bytes(), planned.factor);
+  expect_planned("dense tensors", line.counted_dense_bytes(), planned.dense);
   expect_planned("diagnostics", line.counted_periodic_bytes(),
                  diagnosed ? optimizer_->planned_periodic_bytes() : 0);
 }
