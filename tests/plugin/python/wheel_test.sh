@@ -12,6 +12,8 @@ root=$1
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 unset LOWBAND_LIBRARY PYTHONPATH
+# The names of the compilers are those of launcher/build, so that ccache knows what that compiled already.
+export CC=cc CXX=c++
 command -v ccache >/dev/null && export LOWBAND_COMPILER_LAUNCHER=ccache
 python3 -m venv "$scratch/venv"
 "$scratch/venv/bin/pip" wheel --quiet --no-deps --wheel-dir "$scratch" "$root"
