@@ -10,17 +10,14 @@
 
 #include "runtime/low_rank.h"
 
+#include "perf/compare/machine.h"
 #include "runtime/buffer.h"
 #include "runtime/cpu.h"
 #include "runtime/random.h"
 #include "runtime/vector_kernels.h"
 
 #include <algorithm>
-#include <array>
-#include <chrono>
-#include <functional>
 #include <iostream>
-#include <vector>
 
 #include <benchmark/benchmark.h>
 
@@ -29,50 +26,6 @@ namespace {
 
 // Four times the 32 MiB of a large last-level cache.
 constexpr Index kRotatedBytes = Index{128} << 20;
-
-double seconds(const std::function<void()>& body) {
-  double best = 1e300;
-  for (int repetition = 0; repetition < 7; ++repetition) {
-    const auto begin = std::chrono::steady_clock::now();
-    body();
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-  }
-  return best;
-}
-
-/// Bytes per second of plain loops over memory, and FMA flops per second, of one thread.
-struct Machine {
-  double read = 0;        // sum of squares of x
-  double update = 0;      // x <- a x, read and written
-  double accumulate = 0;  // y <- y + a x: the triad, in place
-  double write = 0;       // x <- 0
-  double flops = 0;
-};
-
-Machine measure() {
-  const VectorKernels<float>& kernels = vector_kernels<float>();
-  const Index elements = kRotatedBytes / 4;
-  Buffer<float> x(elements), y(elements);
-  const double bytes = static_cast<double>(kRotatedBytes);
-  Machine machine;
-  double sink = 0;
-  machine.read = bytes / seconds([&] {
-                   for (Index i = 0; i < elements; i += 4096)
-                     sink += kernels.sum_of_squares(x.data() + i, 4096);
-                 });
-  machine.update = 2 * bytes / seconds([&] { kernels.scale(0.5F, x.data(), elements); });
-  machine.accumulate = 3 * bytes / seconds([&] { kernels.axpy(0.5F, x.data(), y.data(), elements); });
-  machine.write = bytes / seconds([&] { std::fill_n(x.data(), elements, 0.0F); });
-  // A product whose operands stay in the cache: what this processor's GEMM library gets out of its FMA units.
-  constexpr Index kSide = 384;
-  machine.flops = 2.0 * kSide * kSide * kSide * 20 / seconds([&] {
-                    for (int i = 0; i < 20; ++i)
-                      gemm<float>(Op::kNone, Op::kNone, 1, x.matrix(0, kSide, kSide),
-                                  x.matrix(kSide * kSide, kSide, kSide), 0, y.matrix(0, kSide, kSide));
-                  });
-  benchmark::DoNotOptimize(sink);
-  return machine;
-}
 
 Buffer<float> gaussian(Index elements, std::string_view name) {
   Buffer<float> buffer(elements);
@@ -176,7 +129,7 @@ void run(benchmark::State& state, const Case& c, Shape shape, Index r, void (*bo
   const double matrix_bytes = 4.0 * static_cast<double>(shape.rows * shape.cols);
   const double bytes = matrix_bytes * (c.reads + c.writes);
   const double flops = matrix_bytes / 2 * static_cast<double>(r) * c.products;
-  const double floor = std::max(bytes / (machine.*c.bandwidth), flops / machine.flops);
+  const double floor = std::max(bytes / (machine.*c.bandwidth), flops / machine.float_flops);
   using benchmark::Counter;
   const auto iterations = static_cast<double>(state.iterations());
   state.counters["GB/s"] = Counter(bytes * iterations / 1e9, Counter::kIsRate);
@@ -187,7 +140,7 @@ void run(benchmark::State& state, const Case& c, Shape shape, Index r, void (*bo
 void register_cases(const Machine& machine) {
   for (const Case& c : kCases) {
     for (const Shape shape : {Shape{768, 768}, Shape{768, 2048}, Shape{2048, 768}}) {
-      for (const Index r : {1, 2, 4, 8, 16, 32, 64, 128, 620}) {
+      for (const Index r : {1, 2, 4, 8, 12, 16, 32, 64, 128, 620}) {
         for (const auto& [who, body] : {std::pair("ours", c.ours), std::pair("gemm", c.library)}) {
           const std::string name = cat(c.name, "/", shape.rows, "x", shape.cols, "/r", r, "/", who);
           benchmark::RegisterBenchmark(name.c_str(), [&c, shape, r, body, &machine](benchmark::State& state) {
@@ -205,10 +158,10 @@ void register_cases(const Machine& machine) {
 int main(int argc, char** argv) {
   lowband::ensure_fast_blas_kernels(argv);
   lowband::set_compute_threads(1);
-  const lowband::Machine machine = lowband::measure();
+  const lowband::Machine machine = lowband::measure_machine();
   std::cout << "# GB/s of plain loops: read " << machine.read / 1e9 << ", update " << machine.update / 1e9
-            << ", accumulate " << machine.accumulate / 1e9 << ", write " << machine.write / 1e9
-            << "; GEMM peak " << machine.flops / 1e9 << " Gflop/s\n";
+            << ", accumulate " << machine.accumulate / 1e9 << ", write " << machine.write / 1e9 << "; FMA "
+            << machine.float_flops / 1e9 << " Gflop/s\n";
   lowband::register_cases(machine);
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 64;
