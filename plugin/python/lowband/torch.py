@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 import lowband
+from lowband import _pieces
 from lowband.optimizer import is_matrix
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -23,17 +24,26 @@ def world_of(group: dist.ProcessGroup | None = None) -> lowband.World:
 
     Collective: all processes of `group`, torch's default one when it is None.
     """
+    group = _initialised(group)
+    return _world_of(group, list(range(dist.get_world_size(group))))
+
+
+def _initialised(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     if not dist.is_available() or not dist.is_initialized():
         raise lowband.InvalidArgument(
             "process group: found torch.distributed not initialised, expected init_process_group before")
-    group = group if group is not None else dist.group.WORLD
+    return group if group is not None else dist.group.WORLD
+
+
+def _world_of(group: dist.ProcessGroup, order: list[int]) -> lowband.World:
+    """Process i of it is rank order[i] of `group`."""
 
     def all_gather(own: bytes) -> list[bytes]:
-        parts: list[Any] = [None] * dist.get_world_size(group)
+        parts: list[Any] = [None] * len(order)
         dist.all_gather_object(parts, own, group=group)
-        return parts
+        return [parts[rank] for rank in order]
 
-    return lowband.World.from_all_gather(dist.get_rank(group), dist.get_world_size(group), all_gather)
+    return lowband.World.from_all_gather(order.index(dist.get_rank(group)), len(order), all_gather)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -55,6 +65,10 @@ class Optimizer(torch.optim.Optimizer):
     The other arguments are those of `lowband.Options`; `clip_norm` clips by the norm of the mean gradient, which
     `torch.nn.utils.clip_grad_norm_` does not know here.
 
+    DTensors, all on one mesh of one dimension, as `fully_shard` on the shard dimension of a mesh of two makes them: the
+    processes of that mesh are one replica, each with its piece of every parameter, and gradients are the mean over the
+    replica's data, as FSDP2 gives them. They form `mesh.tensor`, which need not be said.
+
     Shapes: dense CPU tensors without gaps, all float32 or all float64.
     Collective: all processes of `process_group` construct it, and call `step`, together.
     Raises: lowband.InvalidArgument naming the field, on all processes.
@@ -74,9 +88,13 @@ class Optimizer(torch.optim.Optimizer):
         self._position = {p: i for i, p in enumerate(self._parameters)}
         self._roles = [role for group in self.param_groups for role in _roles(group)]
         self._names = _names(self.param_groups)
+        team = _pieces.team_of(self._parameters, self._names)
+        cuts = [_pieces.cut_of(parameter, name) for parameter, name in zip(self._parameters, self._names)]
         dtype = self._checked_dtype()
-        if mesh.tensor != 1:
-            raise lowband.InvalidArgument(f"mesh.tensor: found {mesh.tensor}, expected 1: plain tensors are not cut")
+        if mesh.tensor not in (1, team.size):
+            raise lowband.InvalidArgument(f"mesh.tensor: found {mesh.tensor}, expected {team.size}, the processes that "
+                                          "hold one replica of the parameters together")
+        mesh = dataclasses.replace(mesh, tensor=team.size)
         known = {field.name for field in dataclasses.fields(lowband.Options)}
         for name in options:
             if name not in known - {"dtype"}:
@@ -88,12 +106,14 @@ class Optimizer(torch.optim.Optimizer):
         self.last_report: lowband.StepReport | None = None
 
         described = []
-        for parameter, name, role in zip(self._parameters, self._names, self._roles):
-            rows, cols = _matrix_shape(parameter)
-            described.append(lowband.Parameter(name, role, rows, cols, parameter.data_ptr(), parameter.data_ptr()))
+        for parameter, name, role, cut in zip(self._parameters, self._names, self._roles, cuts):
+            rows, cols = _pieces.matrix_shape(parameter.shape)
+            address = _pieces.address(_pieces.local(parameter))
+            described.append(lowband.Parameter(name, role, rows, cols, address, address, cut))
         chosen = lowband.Options(kind=kind, profile=profile, mesh=mesh, dtype=dtype, weight_decay=self._weight_decay,
                                  budget_bytes=budget, **options)
-        self.world = world_of(process_group)
+        group = _initialised(process_group)
+        self.world = _world_of(group, _pieces.order_of(group, team))
         try:
             self.exchange = lowband.Optimizer(self.world, described, chosen)
         except lowband.Error:  # the same on all processes
@@ -119,9 +139,11 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         self._unscale()
         learning_rate, scalar_learning_rate = self._learning_rates()
+        gradients = {}  # alive until the step has used them
         for i, parameter in enumerate(self._parameters):
             if i not in self._announced:
-                self.exchange.rebind(i, parameter.data_ptr(), self._gradient(parameter).data_ptr())
+                gradients[i] = self._gradient(parameter)
+                self._rebind(parameter, gradients[i])
         self._announced.clear()
         self.last_report = self.exchange.step(self._steps, learning_rate, scalar_learning_rate)
         self._steps += 1
@@ -172,21 +194,22 @@ class Optimizer(torch.optim.Optimizer):
 
     def announce(self, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
         """`gradient` is that of this step, complete, and stays until `step` returns: its exchange may start."""
+        self._rebind(parameter, gradient)
         i = self._position[parameter]
-        self.exchange.rebind(i, parameter.data_ptr(), gradient.data_ptr())
         self.exchange.gradient_ready(i)
         self._announced.add(i)
 
+    def _rebind(self, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
+        weight = _pieces.local(parameter)
+        self.exchange.rebind(self._position[parameter], _pieces.address(weight), _pieces.address(gradient))
+
     def _gradient(self, parameter: torch.Tensor) -> torch.Tensor:
-        gradient = parameter.grad
+        """What this process holds of it."""
+        gradient = _pieces.local_gradient(parameter, self._names[self._position[parameter]])
         if gradient is None:  # others may have one; the exchange is of all parameters
-            return self._zeros.setdefault(parameter, torch.zeros_like(parameter)).zero_()
-        if gradient.layout != torch.strided or gradient.dtype != parameter.dtype:
-            raise lowband.InvalidArgument(
-                f"gradient of {self._names[self._position[parameter]]}: found {gradient.layout}, {gradient.dtype}, "
-                f"expected a dense {parameter.dtype}")
-        if not gradient.is_contiguous():
-            parameter.grad = gradient = gradient.contiguous()
+            gradient = self._zeros.get(parameter)
+            gradient = torch.zeros_like(_pieces.local(parameter)) if gradient is None else gradient.zero_()
+            self._zeros[parameter] = gradient
         return gradient
 
     def _unscale(self) -> None:
@@ -198,7 +221,7 @@ class Optimizer(torch.optim.Optimizer):
                                           "exchanged before they are unscaled")
         for parameter in self._parameters:
             if parameter.grad is not None:
-                parameter.grad.div_(scale)
+                _pieces.local(parameter.grad).div_(_pieces.local(scale))
 
     def _learning_rates(self) -> tuple[float, float]:
         rates: dict[bool, float] = {}
@@ -220,12 +243,13 @@ class Optimizer(torch.optim.Optimizer):
             if parameter.dtype not in _DTYPES or parameter.dtype != self._parameters[0].dtype:
                 raise lowband.InvalidArgument(f"dtype of {name}: found {parameter.dtype}, expected float32 or float64, "
                                               "the same for all; keep float32 weights under autocast")
-            if type(parameter.data) is not torch.Tensor or parameter.layout != torch.strided:
+            own = _pieces.local(parameter.data)
+            if type(own) is not torch.Tensor or own.layout != torch.strided:
                 raise lowband.InvalidArgument(f"type of {name}: found {type(parameter.data).__name__}, "
-                                              f"{parameter.layout}, expected a plain dense tensor")
-            if not parameter.is_contiguous():
-                raise lowband.InvalidArgument(f"strides of {name}: found {parameter.stride()} for shape "
-                                              f"{tuple(parameter.shape)}, expected no gaps, rows first")
+                                              f"{own.layout}, expected a plain dense tensor or a DTensor of such")
+            if not own.is_contiguous():
+                raise lowband.InvalidArgument(f"strides of {name}: found {own.stride()} for shape "
+                                              f"{tuple(own.shape)}, expected no gaps, rows first")
         return _DTYPES[self._parameters[0].dtype]
 
     def _checked_weight_decay(self) -> float:
@@ -286,12 +310,6 @@ def _close_all() -> None:
         if error is not None:
             optimizer.world.abort(f"{type(error).__name__}: {error}")
         optimizer.close()
-
-
-def _matrix_shape(parameter: torch.Tensor) -> tuple[int, int]:
-    if parameter.ndim < 2:
-        return 1, parameter.numel()
-    return parameter.shape[0], parameter.numel() // parameter.shape[0]
 
 
 def _roles(group: dict[str, Any]) -> list[str]:

@@ -395,14 +395,14 @@ def test_refuses_what_it_cannot_do():
     rates.close()
 
 
-def main():
+def main(tests):
     torch.set_num_threads(1)
     lowband.set_compute_threads(1)
     dist.init_process_group("gloo")
-    chosen = sys.argv[1:] or [name for name in globals() if name.startswith("test_")]
+    chosen = sys.argv[1:] or [name for name in tests if name.startswith("test_")]
     for name in chosen:
         try:
-            globals()[name]()
+            tests[name]()
         except BaseException:
             print(f"[process {dist.get_rank()}] {name} failed\n{traceback.format_exc()}", file=sys.stderr, flush=True)
             raise
@@ -412,4 +412,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(globals())

@@ -16,6 +16,7 @@ job() { "$python" -m torch.distributed.run --standalone --nproc-per-node "$@"; }
 job 2 tests/plugin/python/torch_job.py
 job 4 tests/plugin/python/torch_job.py test_ddp_sends_nothing_but_factors \
   test_every_mesh_takes_the_steps_of_one_process_with_all_data
+job 4 tests/plugin/python/fsdp_job.py
 output=$(job 2 plugin/example/ddp.py)
 grep -q '20480 bytes of factors, 1280 of biases, instead of 132352' <<<"$output" || {
   echo "$output"

@@ -1,0 +1,226 @@
+"""`lowband.torch` with DTensors: FSDP2 within a replica, lowband between replicas.
+
+    torchrun --nproc-per-node 4 tests/plugin/python/fsdp_job.py [name of a test ...]
+"""
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+import lowband
+import lowband.torch
+from torch_job import (DENSE_BYTES, FACTOR_BYTES, INPUTS, OUTPUTS, RANK, expect_close, expect_refused, loss_of, main,
+                       network, train)
+
+
+def meshes(replicas=2):
+    return init_device_mesh("cpu", (replicas, dist.get_world_size() // replicas), mesh_dim_names=("replica", "shard"))
+
+
+def sharded(mesh, module=None):
+    module = module if module is not None else network()
+    for layer in module:
+        if isinstance(layer, torch.nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(module, mesh=mesh)
+
+
+def flat(model):
+    return torch.cat([(p.full_tensor() if isinstance(p, DTensor) else p).detach().flatten() for p in model.parameters()])
+
+
+def expect_equal_everywhere(model):
+    own = flat(model)
+    everybody = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(everybody, own)
+    assert all(torch.equal(own, other) for other in everybody), "replicas differ"
+
+
+def calls_of_torch(action):
+    """Names of the collectives of process groups, FSDP2's included."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        action()
+    return {event.name for event in profile.events() if event.name.startswith("c10d::")}
+
+
+def alone_with_all_data(settings, steps, micro_batches=1):
+    """Weights and losses of one process that computes what all compute."""
+    processes = dist.get_world_size()
+    group = [dist.new_group([p]) for p in range(processes)][dist.get_rank()]
+    model = network()
+    optimizer = lowband.torch.Optimizer(model.parameters(), process_group=group, **settings)
+    losses = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        parts = [loss_of(model, step * micro_batches + k, p) for k in range(micro_batches) for p in range(processes)]
+        loss = sum(parts) / len(parts)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    optimizer.close()
+    return flat(model), torch.tensor(losses)
+
+
+def expect_planned_bytes(optimizer, replicas):
+    counted = torch.tensor([optimizer.step_bytes(purpose, "replica").payload_bytes for purpose in ("factor", "dense")])
+    dist.all_reduce(counted)
+    assert counted.tolist() == [replicas * planned for planned in optimizer.planned_bytes()], counted
+    assert optimizer.step_bytes("gradient").payload_bytes == 0, "FSDP2 has summed them within the replica"
+
+
+# ---- Tests: every process runs all of them, in this order ----
+
+
+def test_two_replicas_of_two_shards_take_the_steps_of_one_process():
+    settings = dict(lr=0.02, profile=lowband.uniform(RANK), aggregated_residual=True)
+    weights, losses = alone_with_all_data(settings, 50)
+
+    model = sharded(meshes()["shard"])
+    optimizer = lowband.torch.Optimizer(model.parameters(), **settings)
+    assert (optimizer.exchange.options.mesh.tensor, optimizer.planned_bytes()) == (2, (FACTOR_BYTES, DENSE_BYTES))
+    found = []
+    for step in range(50):
+        optimizer.zero_grad()
+        loss = loss_of(model, step)
+        loss.backward()
+        optimizer.step()
+        expect_planned_bytes(optimizer, replicas=2)
+        dist.all_reduce(loss.detach_())
+        found.append(loss.item() / dist.get_world_size())
+    assert losses[-1] < 0.7 * losses[0], losses
+    expect_close(torch.tensor(found), losses, 1e-5)
+    expect_close(flat(model), weights, 1e-4)
+    expect_equal_everywhere(model)
+
+    # Between replicas torch moves nothing, neither in the backward pass nor in the step; a mesh of two dimensions would.
+    within_a_replica = {"c10d::_allgather_base_", "c10d::_reduce_scatter_base_"}
+    assert calls_of_torch(lambda: train(model, optimizer, 1, begin=50)) == within_a_replica
+    hybrid = sharded(meshes())
+    assert calls_of_torch(lambda: loss_of(hybrid, 0).backward()) == within_a_replica | {"c10d::allreduce_"}
+    optimizer.close()
+
+
+def test_every_way_to_divide_four_processes():
+    settings = dict(lr=0.02, profile=lowband.uniform(RANK), aggregated_residual=True)
+    weights, _ = alone_with_all_data(settings, 20)
+    # Replicas of FSDP2, and among them those that lowband's shard axis joins.
+    for replicas, shard in ((1, 1), (2, 2), (4, 1)):
+        model = sharded(meshes(replicas)["shard"])
+        optimizer = lowband.torch.Optimizer(model.parameters(), mesh=lowband.Mesh(shard=shard), **settings)
+        train(model, optimizer, 20)
+        expect_close(flat(model), weights, 1e-4)
+        optimizer.close()
+
+
+def test_replicas_may_be_any_processes():
+    # Shards 0 2 and 1 3: lowband numbers processes by their pieces, not as torch does.
+    settings = dict(lr=0.02, kind="power_sgd", profile=lowband.uniform(RANK))
+    weights = []
+    for dimensions in (("replica", "shard"), ("shard", "replica")):
+        model = sharded(init_device_mesh("cpu", (2, 2), mesh_dim_names=dimensions)["shard"])
+        optimizer = lowband.torch.Optimizer(model.parameters(), **settings)
+        shard = model[0].weight.device_mesh.get_local_rank()
+        replica = dist.get_rank() % 2 if dimensions[0] == "shard" else dist.get_rank() // 2
+        for step in range(10):
+            optimizer.zero_grad()
+            loss_of(model, step, process=2 * replica + shard).backward()
+            optimizer.step()
+        assert optimizer.world.process == 2 * replica + shard
+        weights.append(flat(model))
+        optimizer.close()
+    assert torch.equal(*weights)
+
+
+def test_accumulates_without_synchronisation():
+    settings = dict(lr=0.02, profile=lowband.uniform(RANK), aggregated_residual=True)
+    weights, _ = alone_with_all_data(settings, 10, micro_batches=2)
+    model = sharded(meshes()["shard"])
+    optimizer = lowband.torch.Optimizer(model.parameters(), **settings)
+    for step in range(10):
+        optimizer.zero_grad()
+        for k in range(2):
+            model.set_requires_gradient_sync(k == 1)
+            (loss_of(model, 2 * step + k) / 2).backward()
+        optimizer.step()
+    expect_close(flat(model), weights, 1e-4)
+    optimizer.close()
+
+
+def test_clips_by_the_norm_of_the_whole_mean_gradient():
+    settings = dict(lr=0.02, kind="adamw", clip_norm=1e-2)
+    plain = network()
+    sum(loss_of(plain, 0, p) for p in range(dist.get_world_size())).div(dist.get_world_size()).backward()
+    expected = torch.cat([p.grad.flatten() for p in plain.parameters()]).double().norm().item()
+    model = sharded(meshes()["shard"])
+    optimizer = lowband.torch.Optimizer(model.parameters(), **settings)
+    train(model, optimizer, 1)
+    assert abs(optimizer.last_report.gradient_norm / expected - 1) < 1e-6, (optimizer.last_report, expected)
+    assert abs(optimizer.last_report.clip_scale / (1e-2 / expected) - 1) < 1e-6
+    expect_equal_everywhere(model)
+    optimizer.close()
+
+
+def test_columns_and_whole_vectors_as_tensor_parallelism_places_them():
+    mesh = meshes()["shard"]
+    settings = dict(lr=0.02, profile=lowband.uniform(RANK))
+    whole = torch.randn(OUTPUTS, INPUTS, generator=torch.Generator().manual_seed(3))
+    bias = torch.randn(OUTPUTS, generator=torch.Generator().manual_seed(4))
+    gradient = lambda like, seed: torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))
+
+    def trained(parameters):
+        optimizer = lowband.torch.Optimizer(parameters, **settings)
+        replica = optimizer.world.process // optimizer.exchange.options.mesh.tensor
+        if not isinstance(parameters[0], DTensor):
+            replica = dist.get_rank() // 2
+        for step in range(5):
+            for i, p in enumerate(parameters):
+                full = gradient(p, 10 * step + 2 * replica + i)
+                p.grad = distribute_tensor(full, mesh, p.placements, src_data_rank=None) if isinstance(p, DTensor) else full
+            optimizer.step()
+        optimizer.close()
+        return [p.full_tensor().detach() if isinstance(p, DTensor) else p.detach() for p in parameters]
+
+    def cut(placement):
+        place = lambda value, how: torch.nn.Parameter(distribute_tensor(value.clone(), mesh, [how], src_data_rank=None))
+        return [place(whole, placement), place(bias, Replicate())]
+
+    expected = trained([torch.nn.Parameter(whole.clone()), torch.nn.Parameter(bias.clone())])
+    for placement in (Shard(0), Shard(1)):
+        for found, reference in zip(trained(cut(placement)), expected):
+            expect_close(found, reference, 1e-5)
+
+
+def test_refuses_what_it_cannot_do():
+    both = meshes()
+    rank1 = dict(profile=lowband.uniform(1))
+    make = lambda model: lowband.torch.Optimizer(model.parameters(), **rank1)
+    expect_refused(["mesh of param0: found 2 dimensions", "mesh=mesh['shard']"], lambda: make(sharded(both)))
+
+    ignored = network()
+    fully_shard(ignored, mesh=both["shard"], ignored_params={ignored[2].bias})
+    expect_refused(["type of param3: found Tensor, but param0 is DTensor"], lambda: make(ignored))
+
+    four = init_device_mesh("cpu", (4,))
+    uneven = fully_shard(torch.nn.Linear(3, 10, bias=False), mesh=four)
+    expect_refused(["pieces of param0: found [3, 3, 3, 1] of its 10 rows, expected [3, 3, 2, 2]"], lambda: make(uneven))
+    parameter = lambda placements: torch.nn.Parameter(DTensor.from_local(torch.ones(4, 4), four, placements))
+    expect_refused(["placement of param0: found P(sum)"],
+                   lambda: lowband.torch.Optimizer([parameter([Partial()])], **rank1))
+
+    half = dist.new_group([0, 1, 2])
+    model = sharded(both["shard"])
+    optimizer = make(model)
+    expect_refused(["mesh.tensor: found 4, expected 2"],
+                   lambda: lowband.torch.Optimizer(model.parameters(), mesh=lowband.Mesh(tensor=4), **rank1))
+    if dist.get_rank() < 3:
+        expect_refused(["process_group: found processes [0, 1, 2]", "expected a group of whole replicas"],
+                       lambda: lowband.torch.Optimizer(model.parameters(), process_group=half, **rank1))
+    model[0].weight.grad = DTensor.from_local(torch.ones(24, INPUTS), both["shard"], [Partial()])
+    expect_refused(["gradient of param0: found placements (Partial(sum),), expected (Shard(dim=0),)"], optimizer.step)
+    optimizer.close()
+
+
+if __name__ == "__main__":
+    main(globals())
