@@ -91,11 +91,16 @@ void Trainer<Real>::State::record_start() {
   record->write(start);
 }
 
+// Of this process.
+template <class Real>
+Index Trainer<Real>::State::state_bytes() {
+  Index elements = 0;
+  for (const auto& tensor : optimizer->state()) elements += tensor.value.elements();
+  return elements * dtype_bytes(dtype_of<Real>);
+}
+
 template <class Real>
 void Trainer<Real>::State::announce() {
-  Index state_elements = 0;
-  for (const auto& tensor : optimizer->state()) state_elements += tensor.value.elements();
-  const Index state_bytes = state_elements * dtype_bytes(dtype_of<Real>);
   say(cat(format_quantity(static_cast<double>(total_elements(model_shape))), " parameters on ", world.size(),
           " processes (replica ", mesh->shape().replica, " x shard ", mesh->shape().shard, " x tensor ",
           mesh->shape().tensor, "), ", world.backend(), " with ", determinism_name(world.determinism()),
@@ -105,7 +110,7 @@ void Trainer<Real>::State::announce() {
   say(cat("memory per process: weights and gradients ",
           format_quantity(static_cast<double>(model->parameter_bytes()), "B"), ", activations ",
           format_quantity(static_cast<double>(model->activation_bytes()), "B"), ", optimizer ",
-          format_quantity(static_cast<double>(state_bytes), "B")));
+          format_quantity(static_cast<double>(state_bytes()), "B")));
   if (has_factor_ranks(config)) {
     say(cat("profile ", profile.name, ": ", matrix_bytes_text(config, profile),
             " per step and replica; B(r) is ",
@@ -176,14 +181,16 @@ std::vector<ProcessTraffic> Trainer<Real>::State::gather_traffic() {
   TransferTotals own;
   for (const auto& [key, totals] : world.ledger().total()) own += totals;
   // Byte counts are exact in a double (< 2^53).
-  const std::array<double, 2> mine{own.modelled_wire_bytes, static_cast<double>(own.transport_bytes)};
+  const std::array<double, 3> mine{own.modelled_wire_bytes, static_cast<double>(own.transport_bytes),
+                                   static_cast<double>(state_bytes())};
   const auto processes = static_cast<std::size_t>(world.size());
-  std::vector<double> all(2 * processes);
-  world.all_gather<double>(mine, all, std::vector<Index>(processes, 2), {Purpose::kControl});
+  std::vector<double> all(3 * processes);
+  world.all_gather<double>(mine, all, std::vector<Index>(processes, 3), {Purpose::kControl});
   std::vector<ProcessTraffic> traffic(processes);
   for (std::size_t p = 0; p < processes; ++p) {
-    traffic[p].set_modelled_wire_bytes(all[2 * p]);
-    traffic[p].set_transport_bytes(static_cast<Index>(all[2 * p + 1]));
+    traffic[p].set_modelled_wire_bytes(all[3 * p]);
+    traffic[p].set_transport_bytes(static_cast<Index>(all[3 * p + 1]));
+    traffic[p].set_state_bytes(static_cast<Index>(all[3 * p + 2]));
   }
   return traffic;
 }
@@ -199,6 +206,10 @@ RunSummary Trainer<Real>::State::summary() const {
   summary.set_seconds(seconds_since(begin));
   if (step_seconds > 0)
     summary.set_tokens_per_second(static_cast<double>(own_steps * tokens_per_step()) / step_seconds);
+  if (own_steps > 0) {
+    summary.set_seconds_per_step(step_seconds / static_cast<double>(own_steps));
+    summary.set_optimizer_seconds_per_step(optimizer_seconds / static_cast<double>(own_steps));
+  }
   summary.set_processes(world.size());
   if (last_loss) summary.set_final_loss(*last_loss);
   if (final_validation) summary.set_final_validation_loss(*final_validation);
@@ -206,11 +217,12 @@ RunSummary Trainer<Real>::State::summary() const {
   summary.set_best_validation_step(best_validation_step);
   summary.set_planned_factor_bytes(optimizer->planned().mean(0, step).factor);
   summary.set_counted_factor_bytes(step > 0 ? (factor_bytes + step / 2) / step : 0);
-  const Index dense_bytes = dense_elements(profile) * dtype_bytes(dtype_of<Real>);
-  summary.set_dense_gradient_bytes(dense_bytes);
-  if (dense_bytes > 0) {
+  summary.set_counted_dense_bytes(step > 0 ? (dense_bytes + step / 2) / step : 0);
+  const Index gradient_bytes = dense_elements(profile) * dtype_bytes(dtype_of<Real>);
+  summary.set_dense_gradient_bytes(gradient_bytes);
+  if (gradient_bytes > 0) {
     summary.set_ratio_to_dense(static_cast<double>(summary.counted_factor_bytes()) /
-                               static_cast<double>(dense_bytes));
+                               static_cast<double>(gradient_bytes));
   }
   summary.set_optimizer(RunConfig::Optimizer::Kind_Name(config.optimizer().kind()));
   summary.set_exchange(exchange_name(config));

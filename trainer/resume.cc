@@ -68,6 +68,7 @@ void Trainer<Real>::State::resume() {
   };
   last_loss = scalar("last_loss");
   factor_bytes = static_cast<Index>(scalar("factor_bytes").value_or(0));
+  dense_bytes = static_cast<Index>(scalar("dense_bytes").value_or(0));
   exchange_seconds = scalar("exchange_seconds").value_or(0);
   exposed_seconds = scalar("exposed_seconds").value_or(0);
   earlier_transfers = transfer_sums_in(reached.scalars);
@@ -85,6 +86,7 @@ void Trainer<Real>::State::save() {
   reached.scalars["exposed_seconds"] = exposed_seconds;
   if (last_loss) reached.scalars["last_loss"] = *last_loss;
   reached.scalars["factor_bytes"] = static_cast<double>(factor_bytes);  // exact below 2^53
+  reached.scalars["dense_bytes"] = static_cast<double>(dense_bytes);
   if (best_validation) {
     reached.scalars["best_validation_loss"] = *best_validation;
     reached.scalars["best_validation_step"] = static_cast<double>(best_validation_step);

@@ -4,6 +4,7 @@
 #include "trainer/byte_plan.h"
 #include "trainer/trainer_state.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include <glob.h>
@@ -108,7 +109,10 @@ RunOutcome Trainer<Real>::run() {
   if (s.progress) s.progress->finish();
   if (stopped) return outcome;
   RunSummary summary = s.summary();
-  for (ProcessTraffic& process : s.gather_traffic()) *summary.add_traffic() = std::move(process);
+  for (ProcessTraffic& process : s.gather_traffic()) {
+    summary.set_state_bytes(std::max(summary.state_bytes(), process.state_bytes()));
+    *summary.add_traffic() = std::move(process);
+  }
   if (!s.first_process()) return outcome;
   outcome.summary = std::move(summary);
   s.record->write(outcome.summary);

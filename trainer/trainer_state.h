@@ -74,6 +74,7 @@ struct Trainer<Real>::State {
   std::vector<ProcessTraffic> gather_traffic();
   RunSummary summary() const;
 
+  Index state_bytes();
   bool first_process() const { return world.process() == 0; }
   Index steps() const { return config.schedule().steps(); }
   Index sequences_per_process() const {
@@ -108,12 +109,13 @@ struct Trainer<Real>::State {
 
   Index step = 0;  // completed
   Index first_step = 0;
-  Index non_finite_steps = 0;  // without a break, up to now
-  bool complete = false;       // this run ended before, with all its records
-  double step_seconds = 0;     // of all steps since `first_step`, validation and checkpoints excluded
+  Index non_finite_steps = 0;    // without a break, up to now
+  bool complete = false;         // this run ended before, with all its records
+  double step_seconds = 0;       // of all steps since `first_step`, validation and checkpoints excluded
+  double optimizer_seconds = 0;  // the part of it inside the optimizer
   Clock::time_point begin = Clock::now();
   std::optional<double> last_loss;
-  Index factor_bytes = 0;  // of all steps, on the replica axis, over the processes of one replica
+  Index factor_bytes = 0, dense_bytes = 0;  // of all steps, on the replica axis, of one replica
   // Since the run began, all its sessions together; `earlier_transfers` without this one.
   double exchange_seconds = 0, exposed_seconds = 0;
   std::vector<TransferSum> earlier_transfers;

@@ -68,10 +68,12 @@ auto Trainer<Real>::State::take_step() -> StepSums {
   ++step;
   outcome.seconds = seconds_since(step_begin);
   step_seconds += outcome.seconds;
+  optimizer_seconds += outcome.report.seconds;
   exchange_seconds += outcome.report.communication_seconds;
   exposed_seconds += outcome.report.exposed_seconds;
   last_loss = sums.loss;
   factor_bytes += sums.factor_bytes;
+  dense_bytes += sums.dense_bytes;
   if (progress) show_step(outcome);
   if (record) {
     record_step(outcome);

@@ -77,6 +77,9 @@ TEST(Training, FactorBytesCountedEqualBytesPlannedEveryStep) {
   const RunSummary summary = read_run_summary(scratch.path() / "runs/run");
   EXPECT_EQ(summary.planned_factor_bytes(), planned);
   EXPECT_EQ(summary.counted_factor_bytes(), planned);
+  EXPECT_EQ(summary.counted_dense_bytes(), (128 * 20 + 2 * 5 * 20) * 4);
+  EXPECT_GT(summary.optimizer_seconds_per_step(), 0);
+  EXPECT_GT(summary.seconds_per_step(), summary.optimizer_seconds_per_step());
   // Four processes compare a hash of 8 bytes after every step.
   EXPECT_EQ(summary.periodic_bytes(), 20 * 4 * 8);
   EXPECT_EQ(summary.periodic_bytes_per_step(), 4 * 8);
@@ -103,6 +106,10 @@ TEST(Training, SummaryHasWhatEachProcessSent) {
   run_to_end(small_run(scratch.path(), kMesh));
   const RunSummary summary = read_run_summary(scratch.path() / "runs/run");
   ASSERT_EQ(summary.traffic_size(), kMesh.processes());
+  Index most = 0;
+  for (const ProcessTraffic& process : summary.traffic()) most = std::max(most, process.state_bytes());
+  EXPECT_EQ(summary.state_bytes(), most);
+  EXPECT_GT(most, 0);
   double first_modelled = 0, modelled = 0;
   Index first_transport = 0, transport = 0;
   for (const TransferSum& sum : summary.transfers()) {

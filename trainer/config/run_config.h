@@ -27,7 +27,7 @@ RunConfig parse_run_config(std::string_view text, std::string_view source_name);
 
 /// Sets one field from "optimizer.learning_rate=0.02". A list field takes its elements separated by commas; a
 /// section takes text format, "profile={kind: FRACTION numerator: 1 denominator: 8}", and is replaced as a
-/// whole.
+/// whole; with an empty value, "profile=", it is taken out.
 ///
 /// Throws: InvalidArgument naming the field, and the nearest existing ones when it does not exist. `config`
 /// is then unchanged.

@@ -209,10 +209,12 @@ std::string_view first_word(std::string_view text) {
 
 // ---- One field ----
 
-/// Parses `value` into `field` of `message`, which is left in an unspecified state on failure.
+/// Parses `value` into `field` of `message`, which is left in an unspecified state on failure. An empty value
+/// takes a section out.
 bool assign(Message& message, const FieldDescriptor& field, std::string_view value) {
   const auto& reflection = *message.GetReflection();
   reflection.ClearField(&message, &field);
+  if (field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE && value.empty()) return true;
   if (field.cpp_type() == FieldDescriptor::CPPTYPE_STRING && field.is_repeated()) {
     for (std::size_t begin = 0, end = 0; end != std::string_view::npos; begin = end + 1) {
       end = value.find(',', begin);

@@ -221,6 +221,8 @@ TEST(ApplyOverride, SetsFieldsOfEveryType) {
   EXPECT_EQ(config.profile().kind(), RunConfig::Profile::STRUCTURAL);
   EXPECT_FALSE(config.profile().has_rank());  // the section was replaced, not merged
   EXPECT_EQ(config.profile().match_to().rank(), 24);
+  apply_override(config, "profile=");
+  EXPECT_FALSE(config.has_profile());
 }
 
 class BadOverride : public testing::TestWithParam<BadText> {};
