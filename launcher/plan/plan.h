@@ -7,10 +7,10 @@
 
 namespace lowband {
 
-/// The ranks and bytes of `config`'s profile, beside those of `reference` for the same model, and what really
-/// crosses the replica axis.
+/// What one step of `config` sends. Where its optimizer has factor ranks, also these and their bytes, beside
+/// those of `reference` for the same model, which is not read otherwise.
 ///
-/// Throws: InvalidArgument as `validate`, as `rank_profile`, and for an optimizer.kind without factor ranks.
+/// Throws: InvalidArgument as `validate` and `rank_profile`.
 PlanReport make_plan(const RunConfig& config, const RunConfig::Profile& reference);
 
 /// The report as aligned text, neighbouring layers that are alike shown once.

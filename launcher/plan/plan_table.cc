@@ -75,18 +75,32 @@ void add_layer_rows(AlignedRows& rows, const LayerPlan& first, const LayerPlan& 
                     const std::vector<MatrixPlan>& matrices) {
   const bool one = first.layer() == last.layer();
   rows.add({one ? cat("layer ", first.layer()) : cat("layers ", first.layer(), "-", last.layer(), ", each")});
-  for (const MatrixPlan& matrix : matrices)
+  for (const MatrixPlan& matrix : matrices) {
+    if (matrix.factor_rank() == 0) {
+      rows.add({"  " + name_in_layer(matrix), grouped(matrix.rows()), grouped(matrix.cols()),
+                grouped(matrix.dense_elements()), matrix.choice(), grouped(matrix.sent_bytes())});
+      continue;
+    }
     rows.add({"  " + name_in_layer(matrix), grouped(matrix.rows()), grouped(matrix.cols()),
               grouped(matrix.factor_rank()), fixed(matrix.break_even_rank(), 1),
               grouped(matrix.factor_elements()), grouped(matrix.dense_elements()), matrix.cheaper(),
               matrix.choice(), grouped(matrix.sent_bytes())});
-  rows.add({"  sum", "", "", "", "", grouped(first.factor_elements()), grouped(first.dense_elements()), ""});
+  }
+  if (first.factor_elements() == 0) {
+    rows.add({"  sum", "", "", grouped(first.dense_elements())});
+  } else {
+    rows.add({"  sum", "", "", "", "", grouped(first.factor_elements()), grouped(first.dense_elements())});
+  }
 }
 
 std::string layers_text(const PlanReport& report) {
   AlignedRows rows;
-  rows.add({"", "m", "n", "rank", "break-even", "factor elements", "dense elements", "cheaper", "travels as",
-            "bytes"});
+  if (report.profile().empty()) {
+    rows.add({"", "m", "n", "elements", "travels", "bytes"});
+  } else {
+    rows.add({"", "m", "n", "rank", "break-even", "factor elements", "dense elements", "cheaper",
+              "travels as", "bytes"});
+  }
   for (int begin = 0, end = 0; begin < report.layers_size(); begin = end) {
     const auto matrices = matrices_of(report, report.layers(begin).layer());
     for (end = begin + 1; end < report.layers_size(); ++end)
@@ -143,16 +157,23 @@ std::string period_text(const PeriodicPlan& plan) {
 /// What goes from replica to replica in this run.
 std::string traffic_text(const PlanReport& report) {
   AlignedRows rows;
-  rows.add({cat(report.optimizer(), " with exchange ", report.exchange()), "bytes per step"});
-  rows.add({cat("factors, ", report.wire_dtype()), grouped(report.sent_factor_bytes())});
+  const bool has_ranks = !report.profile().empty();
+  rows.add({has_ranks ? cat(report.optimizer(), " with exchange ", report.exchange()) : report.optimizer(),
+            "bytes per step"});
+  if (has_ranks) rows.add({cat("factors, ", report.wire_dtype()), grouped(report.sent_factor_bytes())});
   rows.add(
       {cat("layer matrices that travel dense, ", report.dtype()), grouped(report.sent_dense_matrix_bytes())});
   rows.add({cat("not compressed: embedding, head, gains, ", report.dtype()),
             grouped(report.uncompressed_bytes())});
   rows.add({"payload on the replica axis, of one replica", grouped(report.sent_bytes())});
+  if (report.update_bytes() > 0)
+    rows.add({cat("within a replica, of every process", report.assemblies().empty() ? "" : ": ",
+                  report.assemblies()),
+              grouped(report.update_bytes())});
   rows.add({"control, of every process", grouped(report.control_bytes())});
-  rows.add({"periodic, amortised: diagnostics, of one replica", amortised_text(report.diagnostics()),
-            period_text(report.diagnostics())});
+  if (has_ranks)
+    rows.add({"periodic, amortised: diagnostics, of one replica", amortised_text(report.diagnostics()),
+              period_text(report.diagnostics())});
   rows.add({"periodic, amortised: weight hashes, of every process", amortised_text(report.weight_hashes()),
             period_text(report.weight_hashes())});
   return rows.text();
@@ -161,12 +182,17 @@ std::string traffic_text(const PlanReport& report) {
 }  // namespace
 
 std::string plan_table(const PlanReport& report) {
-  std::string text = cat("profile ", report.profile(), "; ", report.matrices_size(), " matrices in ",
-                         report.layers_size(), " layers, ", grouped(report.parameters()), " parameters\n\n");
-  text += layers_text(report) + "\n" + profile_text(report) + "\n" + traffic_text(report) + "\n";
-  text += cat("ratio to ", report.reference(), " ", fixed(report.ratio_to_reference(), 4),
-              report.matches_reference() ? ": matched within " : ": not matched within ",
-              report.match_tolerance(), "\n");
+  const bool has_ranks = !report.profile().empty();
+  std::string text =
+      cat(has_ranks ? "profile " : "optimizer ", has_ranks ? report.profile() : report.optimizer(), "; ",
+          report.matrices_size(), " matrices in ", report.layers_size(), " layers, ",
+          grouped(report.parameters()), " parameters\n\n", layers_text(report), "\n");
+  if (has_ranks) text += profile_text(report) + "\n";
+  text += traffic_text(report) + "\n";
+  if (has_ranks)
+    text += cat("ratio to ", report.reference(), " ", fixed(report.ratio_to_reference(), 4),
+                report.matches_reference() ? ": matched within " : ": not matched within ",
+                report.match_tolerance(), "\n");
   if (report.has_budget())
     text += cat("budget: ", grouped(report.budget().bytes()), " bytes of layer matrices against ",
                 grouped(report.budget().reference_bytes()), " of ", report.budget().reference(), ": ratio ",

@@ -81,6 +81,7 @@ refused_run "model.layers.0.self_attn.q_proj.weight" 'profile={kind: EXPLICIT ra
 refused "rank|40" plan run.txtpb --profile uniform:40
 refused "structurall|expected" plan run.txtpb --profile structurall
 refused "reference: profile|99|32" plan run.txtpb --reference uniform:99
+refused "reference: found structural|expected none with optimizer.kind MUON" plan run.txtpb --reference structural --set profile= --set "optimizer={kind: MUON learning_rate: 0.01}"
 refused_run "determinism|VERY|FAST, PINNED, EXACT" determinism=VERY
 refused_run "optimizer.exchange|SOME|FACTORS" optimizer.exchange=SOME
 refused_run "optimizer.powersgd_momentum|DION" optimizer.powersgd_momentum=0.5

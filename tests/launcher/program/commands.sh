@@ -29,6 +29,7 @@ prints '"vector_kernels":|"components":' info --json
 prints "9,047,040|1.0003|exceed the dense gradient" plan --preset rank166m --profile uniform:620
 prints "9,043,968|1.0000|exceed the dense gradient" plan --preset rank166m --profile structural
 prints "8,257,536|0.9130|exceed the dense gradient" plan --preset rank166m --profile inverted
+prints "optimizer MUON|owner|no factor ranks" plan --preset rank166m --set profile= --set mesh.tensor=2 --set "optimizer={kind: MUON learning_rate: 0.01}"
 [[ $("$lowband" plan --preset rank166m --profile uniform:620,structural,inverted --json | wc -l) == 3 ]] ||
   fail "three profiles, three lines of JSON"
 
