@@ -11,8 +11,14 @@ add_library(lowband_flags INTERFACE)
 target_include_directories(lowband_flags INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/generated)
 target_compile_options(
   lowband_flags
-  INTERFACE -Wall -Wextra -Wconversion -Wsign-conversion -Wshadow -Werror -fno-math-errno -fno-trapping-math
-            $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)  # gcc 12 warns about std::string's own operator+ (bug 105651)
+  INTERFACE "$<$<NOT:$<COMPILE_LANGUAGE:CUDA>>:-Wall;-Wextra;-Wconversion;-Wsign-conversion;-Wshadow;-Werror>"
+            "$<$<NOT:$<COMPILE_LANGUAGE:CUDA>>:-fno-math-errno;-fno-trapping-math>"
+            $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>)  # gcc 12 warns about std::string's own operator+ (bug 105651)
+# nvcc hands the list to the host compiler. Not -Wconversion: the host stubs that nvcc writes do not pass it, and it
+# has its own warnings for device code. --expt-relaxed-constexpr: our constexpr functions run on the device too.
+target_compile_options(
+  lowband_flags
+  INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:--Werror=all-warnings;--expt-relaxed-constexpr;-Xcompiler=-Wall,-Wextra,-Wshadow,-Werror>")
 
 # lowband_library(NAME folder SOURCES ... DEPENDS ...): one static library per folder. It may depend only on folders
 # below it (ARCHITECTURE: arrows point down); tests/layering checks the includes.
