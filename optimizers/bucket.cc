@@ -4,6 +4,7 @@
 #include "optimizers/muon.h"
 #include "optimizers/normuon.h"
 #include "optimizers/power_sgd.h"
+#include "optimizers/spectra.h"
 #include "runtime/linalg.h"
 
 #include <cmath>
@@ -118,6 +119,9 @@ void Bucket<Real>::make_matrix_optimizer(ProcessMesh& update_mesh, Communicator&
       return;
     case OptimizerKind::kNorMuon:
       matrix_optimizer_ = std::make_unique<NorMuon<Real>>(update_mesh, std::move(infos), options_, rotation);
+      return;
+    case OptimizerKind::kSpectra:
+      matrix_optimizer_ = std::make_unique<Spectra<Real>>(update_mesh, alone, infos, options_);
       return;
     case OptimizerKind::kAdamW:
     case OptimizerKind::kSgd:

@@ -1,9 +1,9 @@
 #include "optimizers/factored_matrices.h"
 
+#include "optimizers/keyed_columns.h"
 #include "runtime/vector_kernels.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
 namespace lowband {
@@ -237,7 +237,6 @@ typename FactoredMatrices<Real>::Outcome FactoredMatrices<Real>::update(std::spa
   return outcome;
 }
 
-// Every process draws the whole column, since its norm needs all of it.
 template <class Real>
 void FactoredMatrices<Real>::refill(Matrix& matrix, std::span<const std::uint8_t> dead, Index step) {
   if (std::ranges::find(dead, std::uint8_t{1}) == dead.end()) return;
@@ -245,17 +244,11 @@ void FactoredMatrices<Real>::refill(Matrix& matrix, std::span<const std::uint8_t
   const Index b = std::min(info.rows, info.cols);
   const Index r = matrix.q.cols;
   const RandomStream stream = random_of_q(info, options_.seed, step + 1);  // stream 0 gave the first Q
-  std::vector<double> column(at(b));
   for (Index j = 0; j < r; ++j) {
     if (!dead[at(j)]) continue;
-    double squares = 0;
-    for (Index row = 0; row < b; ++row) {
-      column[at(row)] = stream.normal(row * r + j);
-      squares += column[at(row)] * column[at(row)];
-    }
-    const double norm = std::sqrt(squares);
+    const std::vector<double> column = keyed_unit_column(stream, b, r, j);
     for (Index row = 0; row < matrix.q.rows; ++row)
-      matrix.q(row, j) = static_cast<Real>(column[at(matrix.b_begin + row)] / norm);
+      matrix.q(row, j) = static_cast<Real>(column[at(matrix.b_begin + row)]);
   }
 }
 

@@ -27,6 +27,11 @@ void validate(const OptimizerOptions& options) {
   expect_fraction("adamw_beta1", options.adamw_beta1);
   expect_fraction("adamw_beta2", options.adamw_beta2);
   expect_fraction("normuon_beta2", options.normuon_beta2);
+  // Millionths, of which spectra_rank is made.
+  LB_EXPECTS(options.spectra_fraction >= 1e-6 && options.spectra_fraction <= 1,
+             "optimizer.spectra_fraction: found ", options.spectra_fraction, ", expected 0.000001 to 1");
+  LB_EXPECTS(options.spectra_iterations >= 1 && options.spectra_iterations <= 100,
+             "optimizer.spectra_iterations: found ", options.spectra_iterations, ", expected 1 to 100");
   expect_fraction("sgd_momentum", options.sgd_momentum);
   expect_fraction("lion_beta1", options.lion_beta1);
   expect_fraction("lion_beta2", options.lion_beta2);

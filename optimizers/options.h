@@ -9,7 +9,7 @@ namespace lowband {
 
 /// What updates the layer matrices. Everything else (embedding, head, norm gains) is updated by an
 /// elementwise optimizer.
-enum class OptimizerKind : std::uint8_t { kDion, kPowerSgd, kAdamW, kSgd, kLion, kMuon, kNorMuon };
+enum class OptimizerKind : std::uint8_t { kDion, kPowerSgd, kAdamW, kSgd, kLion, kMuon, kNorMuon, kSpectra };
 
 /// What updates parameters element by element.
 enum class ElementwiseKind : std::uint8_t { kAdamW, kSgd, kLion };
@@ -46,12 +46,14 @@ enum class UpdateScale : std::uint8_t {
 
 struct OptimizerOptions {
   OptimizerKind kind = OptimizerKind::kDion;
-  double mu = 0.95;       // momentum of Dion and Muon
+  double mu = 0.95;       // momentum of Dion, Muon and Spectra
   double lambda = 0.9;    // momentum of PowerSGD, after decompression
   bool nesterov = false;  // Muon looks ahead: its update is made of G + mu M
   SignPolynomial sign = SignPolynomial::kPolarExpress5;
   UpdateScale update_scale = UpdateScale::kRmsToRms;
-  double normuon_beta2 = 0.95;  // of NorMuon's mean squares of rows
+  double normuon_beta2 = 0.95;      // of NorMuon's mean squares of rows
+  double spectra_fraction = 0.015;  // k of min(m, n) singular values that Spectra brings down
+  Index spectra_iterations = 1;     // of a step
   Residual residual = Residual::kLocal;
   double weight_decay = 0.01;  // decoupled, of every parameter but norm gains
   /// Of what is not a layer matrix, beside an optimizer of matrices; an elementwise `kind` takes everything.
@@ -88,7 +90,7 @@ constexpr bool takes_signs(OptimizerKind kind) {
 
 /// Whether layer matrices are updated as matrices, otherwise element by element like everything else.
 constexpr bool has_matrix_optimizer(OptimizerKind kind) {
-  return exchanges_factors(kind) || takes_signs(kind);
+  return exchanges_factors(kind) || takes_signs(kind) || kind == OptimizerKind::kSpectra;
 }
 
 /// What updates everything that is not a layer matrix; nothing else where `kind` is elementwise.

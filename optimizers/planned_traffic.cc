@@ -66,6 +66,10 @@ std::vector<PlannedTransfer> of_matrix(const ParameterInfo& info, Index factor_r
       return {dense,
               {"within_replica", Purpose::kUpdate,
                update_bytes(info, mesh, options, traffic.dense_element_bytes)}};
+    case OptimizerKind::kSpectra:  // and a norm, where the matrix is cut
+      return {
+          dense,
+          {"within_replica", Purpose::kUpdate, mesh.shard * mesh.tensor > 1 ? dtype_bytes(DType::kF64) : 0}};
     case OptimizerKind::kAdamW:
     case OptimizerKind::kSgd:
     case OptimizerKind::kLion:

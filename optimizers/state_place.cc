@@ -1,5 +1,7 @@
 #include "optimizers/state_place.h"
 
+#include "collectives/factors/factor_rows.h"
+
 #include <algorithm>
 
 namespace lowband {
@@ -45,6 +47,14 @@ PiecePlace state_place(const ParameterInfo& info, std::string_view letter, Index
   if (letter == "Q")
     return whole_block(std::min(info.rows, info.cols), piece_cols, info.rows >= info.cols ? cols : rows,
                        all(piece_cols));
+  if (letter == "V") {
+    const bool by_shard = layout.shard_cuts_rows();
+    const Index processes = by_shard ? mesh.shard : mesh.tensor;
+    const Index process = by_shard ? position.shard : position.tensor;
+    const Index begin = cols.begin + first_owned_row(cols.size(), processes, process);
+    return whole_block(info.cols, piece_cols,
+                       {begin, begin + owned_row_count(cols.size(), processes, process)}, all(piece_cols));
+  }
   if (letter == "m" || letter == "v") {
     PiecePlace place = parameter_place(info, mesh, position);
     place.elements = split_range(place.elements.size(), mesh.shard, position.shard);
@@ -52,7 +62,7 @@ PiecePlace state_place(const ParameterInfo& info, std::string_view letter, Index
   }
   if (letter == "row_v") return whole_block(info.rows, 1, rows, all(1));
   LB_EXPECTS(letter == "t", "optimizer state: found ", info.name, ".", letter,
-             ", expected a letter whose place is known: M, e, u, Q, m, v, row_v or t");
+             ", expected a letter whose place is known: M, e, u, Q, V, m, v, row_v or t");
   return whole_block(1, 1, all(1), all(1));
 }
 

@@ -6,15 +6,14 @@
 namespace lowband {
 namespace {
 
-/// First row owned by process `process`: consecutive shares whose sizes differ by at most one, some empty.
-Index share_begin(Index rows, Index processes, Index process) { return rows * process / processes; }
-
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 }  // namespace
 
+Index first_owned_row(Index rows, Index processes, Index process) { return rows * process / processes; }
+
 Index owned_row_count(Index rows, Index processes, Index process) {
-  return share_begin(rows, processes, process + 1) - share_begin(rows, processes, process);
+  return first_owned_row(rows, processes, process + 1) - first_owned_row(rows, processes, process);
 }
 
 template <class Real>
@@ -94,8 +93,8 @@ void FactorRows<Real>::for_each_packed(Group& group, Visit visit) {
   const int processes = group.axis->size();
   for (int p = 0; p < processes; ++p) {
     for (const Index i : group.members) {
-      const Index begin = share_begin(shapes_[at(i)].rows, processes, p);
-      const Index end = share_begin(shapes_[at(i)].rows, processes, p + 1);
+      const Index begin = first_owned_row(shapes_[at(i)].rows, processes, p);
+      const Index end = first_owned_row(shapes_[at(i)].rows, processes, p + 1);
       const MatrixView<Real> rows = piece(i).row_block(begin, end - begin);
       visit(rows, packed);
       packed += rows.elements();

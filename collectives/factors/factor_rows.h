@@ -12,6 +12,8 @@ namespace lowband {
 /// How many of `rows` rows of a factor process `process` owns, of the `processes` of the axis that sums it:
 /// shares whose sizes differ by at most one, some empty.
 Index owned_row_count(Index rows, Index processes, Index process);
+/// The first of them; those of a process are consecutive.
+Index first_owned_row(Index rows, Index processes, Index process);
 
 /// One factor (P or R) of all matrices, between its two forms.
 ///

@@ -30,6 +30,8 @@ const Named kOptimizers[] = {
     {"Lion", {.kind = OptimizerKind::kLion}},
     {"Muon", {.kind = OptimizerKind::kMuon}},
     {"NorMuon", {.kind = OptimizerKind::kNorMuon}},
+    {"Spectra", {.kind = OptimizerKind::kSpectra, .spectra_fraction = 0.2}},
+    {"SpectraTwice", {.kind = OptimizerKind::kSpectra, .spectra_fraction = 0.4, .spectra_iterations = 2}},
     {"MuonNesterov", {.kind = OptimizerKind::kMuon, .nesterov = true}},
 };
 

@@ -61,7 +61,8 @@ double column_norm(const Dense& x, Index j) {
   return std::sqrt(squares);
 }
 
-/// Gram-Schmidt, each column swept twice; a column of which less than 1e-5 remains is dead.
+}  // namespace
+
 Dense orthonormal_factor(Dense x, std::vector<bool>& dead) {
   dead.assign(static_cast<std::size_t>(x.cols), false);
   for (Index j = 0; j < x.cols; ++j) {
@@ -79,8 +80,6 @@ Dense orthonormal_factor(Dense x, std::vector<bool>& dead) {
   }
   return x;
 }
-
-}  // namespace
 
 ReferenceFactors::ReferenceFactors(const ParameterInfo& info_, Index factor_rank_, int replicas,
                                    std::uint64_t seed_)

@@ -28,6 +28,10 @@ Dense operator-(const Dense& x, const Dense& y);
 double norm(const Dense& x);     // Frobenius
 double largest(const Dense& x);  // max |x_ij|, NaN where there is one
 
+/// Q of the QR factorisation by Gram-Schmidt, each column swept twice; a column of which less than 1e-5
+/// remains is dead and becomes zero.
+Dense orthonormal_factor(Dense x, std::vector<bool>& dead);
+
 /// What a replica keeps of B after a step. kNoFeedback forgets what was not sent: M = mu P R^T.
 enum class Kept { kLocal, kAggregated, kNoFeedback };
 

@@ -1,6 +1,7 @@
 #include "world_run.h"
 
 #include "collectives/local/local_world.h"
+#include "optimizers/state_place.h"
 #include "runtime/random.h"
 
 #include <algorithm>
@@ -197,6 +198,8 @@ std::vector<Snapshot> run(const RunPlan& plan) {
       EXPECT_EQ(snapshot.update_bytes, snapshot.planned_update_bytes) << "process " << world.process();
       if (world.process() == 0) {
         snapshot.calls = ledger.step_sum().calls;
+        for (const char* axis : {"replica", "shard", "tensor"})
+          snapshot.factor_bytes_on[axis] = ledger.step_sum(axis, Purpose::kFactor).payload_bytes;
         for (const auto& [key, bytes] : ledger.step_parameters()) {
           if (key.purpose == Purpose::kUpdate) snapshot.update_bytes_of[key.parameter] += bytes;
         }
@@ -233,6 +236,14 @@ std::vector<Snapshot> run(const RunPlan& plan) {
         if (const auto q = state.find(info.name + ".Q"); q != state.end())
           state_of_replica.add(q->first, std::min(info.rows, info.cols), q->second.cols, q->second,
                                info.rows >= info.cols ? cols.begin : rows.begin, 0);
+        for (const std::string letter : {"V"}) {
+          const auto tensor = state.find(info.name + "." + letter);
+          if (tensor == state.end()) continue;
+          const PiecePlace place = state_place(info, letter, tensor->second.cols, plan.mesh, position);
+          EXPECT_EQ(tensor->second.elements(), place.elements.size());
+          state_of_replica.add(tensor->first, place.rows, place.cols, tensor->second, place.block_rows.begin,
+                               place.block_cols.begin);
+        }
         if (const auto t = state.find(info.name + ".t"); t != state.end())
           state_of_replica.add(t->first, 1, 1, t->second, 0, 0);
       }
@@ -242,7 +253,7 @@ std::vector<Snapshot> run(const RunPlan& plan) {
     snapshots[s].weights = std::move(weights[s].whole);
     for (Assembly& replica : states[s]) snapshots[s].states.push_back(std::move(replica.whole));
     for (const TestParameter& test : plan.parameters) {
-      for (const char* letter : {".Q", ".u"}) {
+      for (const char* letter : {".Q", ".u", ".V"}) {
         const auto q = snapshots[s].states[0].find(test.info.name + letter);
         if (q == snapshots[s].states[0].end()) continue;
         for (const auto& replica : snapshots[s].states)

@@ -39,7 +39,7 @@ struct RunPlan {
 struct Snapshot {
   std::map<std::string, Dense> weights;
   std::vector<std::map<std::string, Dense>>
-      states;  // of each replica: "<name>.M" or ".e", ".Q", ".u", and "<name>.t"
+      states;  // of each replica: "<name>.M" or ".e", ".Q", ".u", ".V", and "<name>.t"
   StepReport report;
   Index factor_bytes = 0;  // counted on the replica axis, over the processes of one replica
   Index dense_bytes = 0;
@@ -50,6 +50,7 @@ struct Snapshot {
   Index update_bytes = 0;  // on axis within_replica; equal on all processes
   Index planned_update_bytes = 0;
   std::map<std::string, Index> update_bytes_of;
+  std::map<std::string, Index> factor_bytes_on;  // by axis, of process 0
   Index periodic_bytes = 0;
   Index planned_periodic_bytes = 0;
   Index calls = 0;  // collectives of process 0

@@ -148,6 +148,13 @@ INSTANTIATE_TEST_SUITE_P(Muon, LayoutInvariance,
                                          Case{{1, 2, 2}, {kMuon}, {"optimizer.overlap=true"}}),
                          case_name);
 
+const std::string kSpectra = "optimizer={kind: SPECTRA learning_rate: 0.01 spectra_fraction: 0.15}";
+INSTANTIATE_TEST_SUITE_P(Spectra, LayoutInvariance,
+                         testing::Values(Case{{2, 2, 2}, {kSpectra}}, Case{{1, 1, 3}, {kSpectra}},
+                                         Case{{1, 3, 1}, {kSpectra, "optimizer.spectra_iterations=2"}},
+                                         Case{{2, 1, 2}, {kSpectra}, {"optimizer.overlap=true"}}),
+                         case_name);
+
 // Rank 12 lies above 10.9, break-even of q, k, v and o (24 x 20), and below 12.7, that of gate, up and down
 // (35 x 20).
 INSTANTIATE_TEST_SUITE_P(

@@ -47,6 +47,8 @@ OptimizerKind optimizer_kind(RunConfig::Optimizer::Kind kind) {
       return OptimizerKind::kMuon;
     case RunConfig::Optimizer::NORMUON:
       return OptimizerKind::kNorMuon;
+    case RunConfig::Optimizer::SPECTRA:
+      return OptimizerKind::kSpectra;
   }
   throw InvalidArgument(cat("optimizer.kind: found ", static_cast<int>(kind)));
 }
@@ -123,6 +125,8 @@ OptimizerOptions optimizer_options(const RunConfig& config) {
       .sign = sign_polynomial(optimizer.sign()),
       .update_scale = update_scale_of(optimizer.update_scale()),
       .normuon_beta2 = optimizer.normuon_beta2(),
+      .spectra_fraction = optimizer.spectra_fraction(),
+      .spectra_iterations = optimizer.spectra_iterations(),
       .residual = optimizer.residual() == Optimizer::AGGREGATED ? Residual::kAggregated : Residual::kLocal,
       .weight_decay = optimizer.weight_decay(),
       .scalar_optimizer = scalar_optimizer(optimizer.scalar_optimizer()),

@@ -147,8 +147,13 @@ void validate_optimizer(const RunConfig& config) {
   validate_elementwise(optimizer, options);
 
   const std::string with_kind = "with optimizer.kind " + Optimizer::Kind_Name(optimizer.kind());
-  if (optimizer.kind() != Optimizer::DION && !takes_signs(options.kind))
+  if (optimizer.kind() != Optimizer::DION && optimizer.kind() != Optimizer::SPECTRA &&
+      !takes_signs(options.kind))
     expect_unset("optimizer.mu", optimizer.has_mu(), with_kind);
+  if (optimizer.kind() != Optimizer::SPECTRA) {
+    expect_unset("optimizer.spectra_fraction", optimizer.has_spectra_fraction(), with_kind);
+    expect_unset("optimizer.spectra_iterations", optimizer.has_spectra_iterations(), with_kind);
+  }
   if (optimizer.kind() != Optimizer::NORMUON)
     expect_unset("optimizer.normuon_beta2", optimizer.has_normuon_beta2(), with_kind);
   if (!takes_signs(options.kind)) {

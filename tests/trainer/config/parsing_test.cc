@@ -87,6 +87,20 @@ TEST(ParseRunConfig, PassesOptionsOfTheExchangeOn) {
   EXPECT_EQ(replica_traffic(config).dense_element_bytes, 8);
 }
 
+TEST(ParseRunConfig, PassesOptionsOfSpectraOn) {
+  RunConfig config = valid_run();
+  config.clear_profile();
+  for (const char* assignment : {"optimizer.kind=SPECTRA", "optimizer.spectra_fraction=0.03",
+                                 "optimizer.spectra_iterations=2", "optimizer.mu=0.9"})
+    apply_override(config, assignment);
+  validate(config, 4);
+  const OptimizerOptions optimizer = optimizer_options(config);
+  EXPECT_EQ(optimizer.kind, OptimizerKind::kSpectra);
+  EXPECT_EQ(optimizer.spectra_fraction, 0.03);
+  EXPECT_EQ(optimizer.spectra_iterations, 2);
+  EXPECT_EQ(optimizer.mu, 0.9);
+}
+
 TEST(ParseRunConfig, PassesTheLevelOfDeterminismOn) {
   RunConfig config = valid_run();
   EXPECT_EQ(determinism(config), Determinism::kExact);
@@ -102,6 +116,8 @@ TEST(ParseRunConfig, DefaultsOfTheOptimizerAreThoseOfItsOptions) {
   EXPECT_EQ(written.kind, own.kind);
   EXPECT_EQ(written.mu, own.mu);
   EXPECT_EQ(written.lambda, own.lambda);
+  EXPECT_EQ(written.spectra_fraction, own.spectra_fraction);
+  EXPECT_EQ(written.spectra_iterations, own.spectra_iterations);
   EXPECT_EQ(written.exchange, own.exchange);
   EXPECT_EQ(written.wire, own.wire);
   EXPECT_EQ(written.overlap, own.overlap);
@@ -157,7 +173,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadText{"trace: maybe", "run.txtpb:1:13: trace: found maybe, expected true or false"},
         BadText{"optimizer { kind: ADAM }",
                 "run.txtpb:1:24: optimizer.kind: found ADAM, expected one of DION, ADAMW, POWERSGD, SGD, "
-                "LION, MUON, NORMUON"},
+                "LION, MUON, NORMUON, SPECTRA"},
         BadText{"name: run1", "run.txtpb:1:7: name: found run1, expected a string in quotes"},
         BadText{"data { train: [\"a\", 3] }",
                 "run.txtpb:1:21: data.train: found [\"a\", expected a string in quotes"},
@@ -247,9 +263,9 @@ INSTANTIATE_TEST_SUITE_P(
         BadText{"optimizer.learning_rate=fast", "optimizer.learning_rate: found fast, expected a number"},
         BadText{"optimizer.learning_rate=1 } mesh { tensor: 2",
                 "optimizer.learning_rate: found 1 } mesh { tensor: 2, expected a number"},
-        BadText{
-            "optimizer.kind=ADAM",
-            "optimizer.kind: found ADAM, expected one of DION, ADAMW, POWERSGD, SGD, LION, MUON, NORMUON"},
+        BadText{"optimizer.kind=ADAM",
+                "optimizer.kind: found ADAM, expected one of DION, ADAMW, POWERSGD, SGD, LION, MUON, "
+                "NORMUON, SPECTRA"},
         BadText{"model.layers=2.5", "model.layers: found 2.5, expected an integer of 64 bits"},
         BadText{"model.layers=", "model.layers: found nothing, expected an integer of 64 bits"},
         BadText{"trace=maybe", "trace: found maybe, expected true or false"},

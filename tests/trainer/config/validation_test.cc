@@ -123,6 +123,22 @@ BadRun adamw_run(const char* assignment, const char* error) {
 }
 
 INSTANTIATE_TEST_SUITE_P(
+    Spectra, Refused,
+    testing::Values(
+        BadRun{{"optimizer.spectra_fraction=0.1"},
+               "optimizer.spectra_fraction: found a value, expected none with optimizer.kind DION"},
+        adamw_run("optimizer.spectra_iterations=2",
+                  "optimizer.spectra_iterations: found a value, expected none with optimizer.kind ADAMW"),
+        BadRun{{"optimizer={kind: SPECTRA learning_rate: 0.01 spectra_fraction: 0}"},
+               "optimizer.spectra_fraction: found 0, expected 0.000001 to 1"},
+        BadRun{{"optimizer={kind: SPECTRA learning_rate: 0.01 spectra_iterations: 0}"},
+               "optimizer.spectra_iterations: found 0, expected 1 to 100"},
+        BadRun{{"optimizer={kind: SPECTRA learning_rate: 0.01 nesterov: true}"},
+               "optimizer.nesterov: found a value, expected none with optimizer.kind SPECTRA"},
+        BadRun{{"optimizer={kind: SPECTRA learning_rate: 0.01}"},
+               "profile: found a value, expected none with optimizer.kind SPECTRA"}));
+
+INSTANTIATE_TEST_SUITE_P(
     Elementwise, Refused,
     testing::Values(
         adamw_run("optimizer.scalar_optimizer=LION",

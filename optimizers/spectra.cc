@@ -1,0 +1,237 @@
+#include "optimizers/spectra.h"
+
+#include "optimizers/keyed_columns.h"
+#include "runtime/low_rank.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace lowband {
+namespace {
+
+/// Added to RMS(O).
+constexpr double kRmsEpsilon = 1e-8;
+/// Root mean square of the entries of a step, over the learning rate. Reference: algorithm 2, line 6.
+constexpr double kStepRms = 0.2;
+
+std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+
+RandomStream random_of_v(const ParameterInfo& info, std::uint64_t seed, Index step) {
+  return RandomStream(seed, info.name + ".V", step);
+}
+
+}  // namespace
+
+Index spectra_rank(const ParameterInfo& matrix, double fraction) {
+  constexpr Index kMillion = 1'000'000;
+  const Index side = std::min(matrix.rows, matrix.cols);
+  const auto millionths = static_cast<Index>(std::llround(fraction * static_cast<double>(kMillion)));
+  return std::clamp((side * millionths + kMillion / 2) / kMillion, Index{1}, side);
+}
+
+template <class Real>
+Spectra<Real>::Spectra(ProcessMesh& mesh, Communicator& alone, const std::vector<ParameterInfo>& matrices,
+                       const OptimizerOptions& options)
+    : mesh_(&mesh),
+      options_(options),
+      matrices_(make_matrices(mesh, matrices, options)),
+      exchange_({.replica = &alone, .within_replica = &mesh.within_replica()}, factor_shapes(mesh, matrices_),
+                {}, {}),
+      cache_(v_shapes(factor_shapes(mesh, matrices_), matrices_)),
+      squares_(static_cast<Index>(matrices_.size())) {
+  for (Index i = 0; i < size(); ++i) {
+    Matrix& matrix = matrices_[at(i)];
+    const MatrixView<Real> v = cache_.owned(i);
+    const RandomStream stream = random_of_v(matrix.info, options.seed, 0);
+    const Index first = (matrix.cols.begin + matrix.owned_begin) * matrix.k;
+    for (Index e = 0; e < v.elements(); ++e) v.data[e] = static_cast<Real>(stream.normal(first + e));
+    shares_.push_back({matrix.info.name, 1});
+  }
+}
+
+template <class Real>
+std::vector<typename Spectra<Real>::Matrix> Spectra<Real>::make_matrices(
+    const ProcessMesh& mesh, const std::vector<ParameterInfo>& infos, const OptimizerOptions& options) {
+  const MeshShape& shape = mesh.shape();
+  const MeshPosition& position = mesh.position();
+  std::vector<Matrix> matrices;
+  for (const ParameterInfo& info : infos) {
+    LB_EXPECTS(
+        info.cut != TensorCut::kNone || shape.tensor == 1, "optimizer: ", info.name,
+        " is not cut along the tensor axis, expected rows or columns cut with mesh.tensor = ", shape.tensor);
+    const MatrixLayout layout(info.rows, info.cols, info.cut, shape.tensor, shape.shard);
+    Matrix matrix{.info = info,
+                  .k = spectra_rank(info, options.spectra_fraction),
+                  .rows = layout.owned_rows(position.shard, position.tensor),
+                  .cols = layout.owned_cols(position.shard, position.tensor),
+                  .momentum = {},
+                  .m = {}};
+    matrix.owned_begin = layout.shard_cuts_rows()
+                             ? first_owned_row(matrix.cols.size(), shape.shard, position.shard)
+                             : first_owned_row(matrix.cols.size(), shape.tensor, position.tensor);
+    matrix.momentum = Buffer<Real>(matrix.rows.size() * matrix.cols.size());
+    matrix.m = matrix.momentum.matrix(0, matrix.rows.size(), matrix.cols.size());
+    matrices.push_back(std::move(matrix));
+  }
+  return matrices;
+}
+
+template <class Real>
+std::vector<FactorShape> Spectra<Real>::factor_shapes(ProcessMesh& mesh,
+                                                      const std::vector<Matrix>& matrices) {
+  std::vector<FactorShape> shapes;
+  for (const Matrix& matrix : matrices) {
+    // The tensor axis cuts one dimension, the shard axis the other.
+    const bool shard_cuts_rows = matrix.info.cut == TensorCut::kCols;
+    shapes.push_back({.name = matrix.info.name,
+                      .factor_rank = matrix.k,
+                      .left_rows = matrix.m.rows,
+                      .right_rows = matrix.m.cols,
+                      .across_b = shard_cuts_rows ? &mesh.tensor() : &mesh.shard(),
+                      .across_a = shard_cuts_rows ? &mesh.shard() : &mesh.tensor()});
+  }
+  return shapes;
+}
+
+template <class Real>
+std::vector<typename FactorRows<Real>::Shape> Spectra<Real>::v_shapes(const std::vector<FactorShape>& shapes,
+                                                                      const std::vector<Matrix>& matrices) {
+  std::vector<typename FactorRows<Real>::Shape> rows;
+  for (std::size_t i = 0; i < shapes.size(); ++i)
+    rows.push_back({matrices[i].info.name, shapes[i].right_rows, shapes[i].factor_rank, shapes[i].across_a});
+  return rows;
+}
+
+template <class Real>
+typename Spectra<Real>::Outcome Spectra<Real>::update(std::span<const Piece> pieces, Real scale,
+                                                      const StepInfo& info, Diagnosis<Real>* /*diagnosis*/) {
+  Outcome outcome;
+  if (matrices_.empty()) return outcome;
+  accumulate(pieces, scale);
+  cache_.all_gather();
+  const Index iterations = options_.spectra_iterations + (info.step == 0 ? kFirstIterations : 0);
+  for (Index iteration = 0; iteration < iterations; ++iteration) {
+    iterate(pieces, iteration == 0);
+    for (Index i = 0; i < size(); ++i) {
+      if (pieces[at(i)].skipped) continue;
+      if (exchange_.factorisation(i) == Factorisation::kNonFinite)
+        throw Error(cat("optimizer: step ", info.step, ": M of ", matrices_[at(i)].info.name,
+                        " is not finite although its gradients are"));
+      normalise(i, info.step);
+      outcome.householder_fallbacks += exchange_.factorisation(i) == Factorisation::kHouseholder;
+    }
+  }
+  for (Index i = 0; i < size(); ++i) {
+    if (pieces[at(i)].skipped) continue;
+    const MatrixView<Real> cached = cache_.owned(i);
+    std::copy_n(exchange_.right(i).row(matrices_[at(i)].owned_begin), cached.elements(), cached.data);
+    outcome.dead_columns += std::ranges::count(exchange_.dead(i), std::uint8_t{1});
+    apply(i, pieces[at(i)].weight, info);
+  }
+  return outcome;
+}
+
+// M <- mu M + G, and its square. A skipped matrix takes part with zeros.
+template <class Real>
+void Spectra<Real>::accumulate(std::span<const Piece> pieces, Real scale) {
+  const auto mu = static_cast<Real>(options_.mu);
+  for (Index i = 0; i < size(); ++i) {
+    squares_[i] = 0;
+    if (pieces[at(i)].skipped) continue;
+    const MatrixView<Real> m = matrices_[at(i)].m;
+    const Real* const gradient = pieces[at(i)].gradient.data;
+    for (Index e = 0; e < m.elements(); ++e) m.data[e] = mu * m.data[e] + scale * gradient[e];
+    squares_[i] = sum_of_squares<Real>(m);
+  }
+  if (mesh_->within_replica().size() > 1)
+    mesh_->within_replica().all_reduce(squares_.span(), Reduction::kSum, {Purpose::kUpdate, shares_});
+}
+
+template <class Real>
+void Spectra<Real>::iterate(std::span<const Piece> pieces, bool first) {
+  for (Index i = 0; i < size(); ++i) {
+    const MatrixView<Real> u = exchange_.left(i);
+    if (pieces[at(i)].skipped) {
+      std::ranges::fill(u.flat(), Real{0});
+    } else {  // U <- M V
+      const MatrixView<const Real> v = first ? cache_.piece(i) : exchange_.right(i);
+      multiply<Real>(Op::kNone, matrices_[at(i)].m, v, u);
+    }
+  }
+  exchange_.exchange_left();
+  for (Index i = 0; i < size(); ++i) {
+    const MatrixView<Real> z = exchange_.right(i);
+    if (pieces[at(i)].skipped) {
+      std::ranges::fill(z.flat(), Real{0});
+    } else {  // Z <- M^T U; dead columns of U give zero columns
+      multiply<Real>(Op::kTranspose, matrices_[at(i)].m, exchange_.left(i), z);
+    }
+  }
+  exchange_.exchange_right();
+}
+
+template <class Real>
+void Spectra<Real>::normalise(Index i, Index step) {
+  const Matrix& matrix = matrices_[at(i)];
+  const MatrixView<Real> v = exchange_.right(i);
+  const std::span<const double> s = exchange_.right_norms(i);
+  for (Index j = 0; j < v.cols; ++j) {
+    const double norm = s[at(j)];
+    if (norm > 0) {
+      for (Index row = 0; row < v.rows; ++row) v(row, j) = static_cast<Real>(v(row, j) / norm);
+      continue;
+    }
+    const RandomStream stream = random_of_v(matrix.info, options_.seed, step + 1);  // stream 0 gave the first
+    const std::vector<double> column = keyed_unit_column(stream, matrix.info.cols, matrix.k, j);
+    for (Index row = 0; row < v.rows; ++row)
+      v(row, j) = static_cast<Real>(column[at(matrix.cols.begin + row)]);
+  }
+}
+
+// |M|^2 - sum s^2 is formed in double of numbers with the rounding of Real; a tail below that is none.
+// Columns with s_j = 0 leave nothing to bring down, and are not counted in k.
+template <class Real>
+void Spectra<Real>::apply(Index i, MatrixView<Real> weight, const StepInfo& info) {
+  const Matrix& matrix = matrices_[at(i)];
+  const MatrixView<const Real> m = matrix.m;
+  const MatrixView<Real> v = exchange_.right(i);
+  const std::span<const double> s = exchange_.right_norms(i);
+  const double elements = static_cast<double>(matrix.info.elements());
+  const Index side = std::min(matrix.info.rows, matrix.info.cols);
+
+  double tail = squares_[i];
+  for (const double x : s) tail -= x * x;
+  const Index live = std::ranges::count_if(s, [](double x) { return x > 0; });
+  const bool has_tail =
+      live < side && tail > 64 * static_cast<double>(std::numeric_limits<Real>::epsilon()) * squares_[i];
+  const double sigma = has_tail ? std::sqrt(tail / static_cast<double>(side - live)) : 0;
+  const double rms =
+      has_tail ? sigma * std::sqrt(static_cast<double>(side) / elements) : std::sqrt(squares_[i] / elements);
+
+  // W <- (1 - eta wd) W - c O
+  const double eta = info.learning_rate;
+  const auto decay = static_cast<Real>(1 - eta * options_.weight_decay);
+  const auto step = static_cast<Real>(kStepRms * eta / (rms + kRmsEpsilon));
+  for (Index row = 0; row < m.rows; ++row) {
+    Real* const w = weight.row(row);
+    for (Index col = 0; col < m.cols; ++col) w[col] = decay * w[col] - step * m(row, col);
+  }
+  if (!has_tail) return;
+  for (Index j = 0; j < v.cols; ++j) {
+    const auto down = static_cast<Real>(s[at(j)] - sigma);
+    for (Index row = 0; row < v.rows; ++row) v(row, j) *= down;
+  }
+  add_product<Real>(step, {exchange_.left(i), v}, Real{1}, weight);
+}
+
+template <class Real>
+std::vector<StateTensor<Real>> Spectra<Real>::state(Index i) {
+  const Matrix& matrix = matrices_[at(i)];
+  return {{matrix.info.name + ".M", matrix.m}, {matrix.info.name + ".V", cache_.owned(i)}};
+}
+
+template class Spectra<float>;
+template class Spectra<double>;
+
+}  // namespace lowband
