@@ -21,7 +21,8 @@
 extern "C" {
 #endif
 
-#define LOWBAND_ABI_VERSION 1
+/* 2 added lowband_state_place_of. */
+#define LOWBAND_ABI_VERSION 2
 
 typedef enum lowband_status {
   LOWBAND_OK = 0,
@@ -306,6 +307,25 @@ void lowband_state_piece_defaults(lowband_state_piece* piece);
 int64_t lowband_state_count(const lowband_optimizer* optimizer);
 lowband_status lowband_state_at(const lowband_optimizer* optimizer, int64_t index,
                                 lowband_state_piece* piece);
+
+/* Where a piece lies in the whole tensor that the processes of one replica hold together, on any mesh: so
+ * that a checkpoint of one mesh can be read on another. */
+typedef struct lowband_state_place {
+  int64_t struct_bytes;
+  int64_t rows; /* of the whole */
+  int64_t cols;
+  int64_t row_begin; /* of the block that is cut out of it */
+  int64_t row_end;
+  int64_t col_begin;
+  int64_t col_end;
+  int64_t element_begin; /* of the block, row by row: the elements of the piece */
+  int64_t element_end;
+  int32_t differs_between_replicas; /* what was not sent: a momentum or an error of this replica's own. Their
+                                       mean over replicas is what may not be lost. */
+} lowband_state_place;
+void lowband_state_place_defaults(lowband_state_place* place);
+lowband_status lowband_state_place_of(const lowband_optimizer* optimizer, int64_t index,
+                                      lowband_state_place* place);
 
 #ifdef __cplusplus
 }

@@ -1,5 +1,6 @@
 #include "collectives/agreement.h"
 #include "optimizers/sharded_optimizer.h"
+#include "optimizers/state_place.h"
 #include "plugin/description.h"
 #include "plugin/world.h"
 
@@ -33,6 +34,7 @@ struct lowband_optimizer {
   std::vector<Index> factor_ranks;  // by parameter
   std::vector<std::string> names;   // by parameter
   std::vector<lowband_state_piece> pieces;
+  std::vector<lowband_state_place> places;  // of the pieces
   std::deque<std::string> piece_names;
   std::map<std::string, lowband::MatrixDiagnostics> diagnoses;  // of the last step, by parameter
 };
@@ -41,6 +43,27 @@ namespace lowband::plugin {
 namespace {
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+
+lowband_state_place place_of(std::string_view piece, Index cols, std::span<const ParameterInfo> infos,
+                             const ProcessMesh& mesh) {
+  const std::size_t dot = piece.rfind('.');
+  const std::string_view letter = piece.substr(dot + 1);
+  const auto info = std::ranges::find(infos, piece.substr(0, dot), &ParameterInfo::name);
+  LB_EXPECTS(info != infos.end(), "state: found ", piece, ", expected a piece of a parameter");
+  const PiecePlace found = state_place(*info, letter, cols, mesh.shape(), mesh.position());
+  lowband_state_place place;
+  clear(&place);
+  place.rows = found.rows;
+  place.cols = found.cols;
+  place.row_begin = found.block_rows.begin;
+  place.row_end = found.block_rows.end;
+  place.col_begin = found.block_cols.begin;
+  place.col_end = found.block_cols.end;
+  place.element_begin = found.elements.begin;
+  place.element_end = found.elements.end;
+  place.differs_between_replicas = differs_between_replicas(letter) ? 1 : 0;
+  return place;
+}
 
 template <class Real>
 struct BoundOptimizer final : lowband_optimizer {
@@ -62,6 +85,7 @@ struct BoundOptimizer final : lowband_optimizer {
       piece.row_stride = tensor.value.row_stride;
       piece.data = tensor.value.data;
       pieces.push_back(piece);
+      places.push_back(place_of(tensor.name, tensor.value.cols, infos, mesh));
     }
   }
 
@@ -164,6 +188,12 @@ void expect_parameter(const lowband_optimizer* optimizer, Index parameter) {
              ", expected 0 .. ", std::ssize(optimizer->names) - 1);
 }
 
+void expect_piece(const lowband_optimizer* optimizer, Index index) {
+  expect_pointer(optimizer, "optimizer");
+  LB_EXPECTS(index >= 0 && index < std::ssize(optimizer->pieces), "index: found ", index, ", expected 0 .. ",
+             std::ssize(optimizer->pieces) - 1);
+}
+
 void write(const StepReport& from, lowband_step_report& to) {
   to.gradient_norm = from.gradient_norm;
   to.clip_scale = from.clip_scale;
@@ -227,6 +257,7 @@ void lowband_step_report_defaults(lowband_step_report* report) { clear(report); 
 void lowband_bytes_defaults(lowband_bytes* bytes) { clear(bytes); }
 void lowband_diagnosis_defaults(lowband_diagnosis* diagnosis) { clear(diagnosis); }
 void lowband_state_piece_defaults(lowband_state_piece* piece) { clear(piece); }
+void lowband_state_place_defaults(lowband_state_place* place) { clear(place); }
 
 lowband_status lowband_optimizer_create(lowband_world* world, const lowband_parameter* parameters,
                                         int64_t parameter_count, const lowband_options* options,
@@ -347,10 +378,17 @@ int64_t lowband_state_count(const lowband_optimizer* optimizer) {
 lowband_status lowband_state_at(const lowband_optimizer* optimizer, int64_t index,
                                 lowband_state_piece* piece) {
   return guarded([&] {
-    expect_pointer(optimizer, "optimizer");
+    expect_piece(optimizer, index);
     expect_struct(piece, "piece");
-    LB_EXPECTS(index >= 0 && index < std::ssize(optimizer->pieces), "index: found ", index,
-               ", expected 0 .. ", std::ssize(optimizer->pieces) - 1);
     *piece = optimizer->pieces[at(index)];
+  });
+}
+
+lowband_status lowband_state_place_of(const lowband_optimizer* optimizer, int64_t index,
+                                      lowband_state_place* place) {
+  return guarded([&] {
+    expect_piece(optimizer, index);
+    expect_struct(place, "place");
+    *place = optimizer->places[at(index)];
   });
 }

@@ -1,4 +1,4 @@
-"""A DDP trainer with lowband in it.
+"""A language model under DDP, with lowband in it.
 
     torchrun --nproc-per-node 2 plugin/example/ddp.py
 """
@@ -9,24 +9,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 import lowband
 import lowband.torch
+import transformer
 
+torch.set_num_threads(1)
 dist.init_process_group("gloo")
-torch.manual_seed(0)
-layers = [torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 64)]
-model = DistributedDataParallel(torch.nn.Sequential(*layers))
-optimizer = lowband.torch.Optimizer(model.parameters(), lr=0.02, profile=lowband.uniform(8))
+model = DistributedDataParallel(transformer.Transformer())
+optimizer = lowband.torch.Optimizer(transformer.groups(model), lr=0.005, profile=lowband.uniform(8))
 lowband.torch.attach_ddp(model, optimizer)
 
-data = torch.Generator().manual_seed(dist.get_rank())
-target = torch.randn(64, 64, generator=torch.Generator().manual_seed(1)) / 8
-for step in range(100):
-    x = torch.randn(32, 64, generator=data)
-    loss = torch.nn.functional.mse_loss(model(x), x @ target)
+for step, tokens in zip(range(101), transformer.batches(dist.get_rank())):
+    loss = model(tokens)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    if dist.get_rank() == 0 and step % 25 == 0:
+    if dist.get_rank() == 0 and step % 20 == 0:
         factors, dense = (optimizer.step_bytes(purpose, "replica").payload_bytes for purpose in ("factor", "dense"))
-        print(f"step {step:3}  loss {loss.item():.4f}  {factors} bytes of factors, {dense} of biases, "
-              f"instead of {sum(4 * p.numel() for p in model.parameters())}")
+        print(f"step {step:3}  loss {loss.item():.3f}, at best {transformer.BEST_LOSS:.3f}  between replicas "
+              f"{factors} bytes of factors, {dense} dense, instead of {sum(4 * p.numel() for p in model.parameters())}")
 dist.destroy_process_group()

@@ -5,7 +5,7 @@ import os
 import pathlib
 from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_int32, c_int64, c_uint64, c_void_p
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 
 class Meeting(Structure):
@@ -58,6 +58,12 @@ class StatePiece(Structure):
                 ("cols", c_int64), ("row_stride", c_int64), ("data", c_void_p)]
 
 
+class StatePlace(Structure):
+    _fields_ = [("struct_bytes", c_int64), ("rows", c_int64), ("cols", c_int64), ("row_begin", c_int64),
+                ("row_end", c_int64), ("col_begin", c_int64), ("col_end", c_int64), ("element_begin", c_int64),
+                ("element_end", c_int64), ("differs_between_replicas", c_int32)]
+
+
 AllGather = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_int64)
 _World, _Optimizer = c_void_p, c_void_p
 
@@ -96,6 +102,8 @@ _FUNCTIONS = {
     "state_piece_defaults": (None, [POINTER(StatePiece)]),
     "state_count": (c_int64, [_Optimizer]),
     "state_at": (c_int, [_Optimizer, c_int64, POINTER(StatePiece)]),
+    "state_place_defaults": (None, [POINTER(StatePlace)]),
+    "state_place_of": (c_int, [_Optimizer, c_int64, POINTER(StatePlace)]),
 }
 _NEVER_FAILS = {"abi_version", "world_process", "world_processes"}
 

@@ -176,6 +176,21 @@ class Diagnosis:
 
 
 @dataclasses.dataclass(frozen=True)
+class StatePlace:
+    """Where a piece lies in the whole tensor of its replica: elements `element_begin` to `element_end`, row by row, of a
+    block of rows and columns."""
+    rows: int  # of the whole
+    cols: int
+    row_begin: int
+    row_end: int
+    col_begin: int
+    col_end: int
+    element_begin: int
+    element_end: int
+    differs_between_replicas: int
+
+
+@dataclasses.dataclass(frozen=True)
 class StatePiece:
     """A piece of what this process must keep to go on, by address: row i begins row_stride elements after row i-1."""
     name: str
@@ -184,6 +199,7 @@ class StatePiece:
     cols: int
     row_stride: int
     data: int | None  # None when it is empty
+    place: StatePlace
 
 
 def _plain(struct, into):
@@ -284,8 +300,10 @@ class Optimizer:
         for i in range(_abi.call("state_count", self.handle)):
             piece = _abi.defaults(_abi.StatePiece, "state_piece")
             _abi.call("state_at", self.handle, i, ctypes.byref(piece))
+            place = _abi.defaults(_abi.StatePlace, "state_place")
+            _abi.call("state_place_of", self.handle, i, ctypes.byref(place))
             pieces.append(StatePiece(piece.name.decode(), DTYPES[piece.dtype], piece.rows, piece.cols,
-                                     piece.row_stride, piece.data))
+                                     piece.row_stride, piece.data, _plain(place, StatePlace)))
         return pieces
 
     def close(self) -> None:

@@ -150,7 +150,8 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """State of this process: momentum and error differ between replicas, so every process saves its own."""
+        """State of this process: momentum and error differ between replicas, so every process saves its own. For
+        torch.distributed.checkpoint there is `lowband.checkpoint.State`."""
         packed = super().state_dict()
         packed["lowband"] = {"process": self.world.process, "processes": self.world.processes, "steps": self._steps,
                              "options": self._identity(), "names": list(self._names)}
@@ -278,7 +279,7 @@ class Optimizer(torch.optim.Optimizer):
         of_name = dict(zip(self._names, self._parameters))
         for piece in self.exchange.state():
             name, letter = piece.name.rsplit(".", 1)
-            self.state[of_name[name]][letter] = _tensor(piece)
+            self.state[of_name[name]][letter] = tensor_over(piece)
 
     def _expect_own(self, state_dict: dict[str, Any]) -> None:
         own = self.state_dict()
@@ -331,7 +332,7 @@ def _names(groups: list[dict[str, Any]]) -> list[str]:
     return names
 
 
-def _tensor(piece: lowband.StatePiece) -> torch.Tensor:
+def tensor_over(piece: lowband.StatePiece) -> torch.Tensor:
     """A tensor over the memory of `piece`."""
     dtype, element_bytes = _SCALAR_TYPES[piece.dtype]
     if piece.data is None or piece.rows * piece.cols == 0:

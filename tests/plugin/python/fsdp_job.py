@@ -3,15 +3,23 @@
     torchrun --nproc-per-node 4 tests/plugin/python/fsdp_job.py [name of a test ...]
 """
 
+import contextlib
+import random
+import tempfile
+
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import lowband
+import lowband.checkpoint
 import lowband.torch
-from torch_job import (DENSE_BYTES, FACTOR_BYTES, INPUTS, OUTPUTS, RANK, expect_close, expect_refused, loss_of, main,
+from lowband.optimizer import StatePiece, StatePlace
+from torch_job import (DENSE_BYTES, FACTOR_BYTES, HIDDEN, INPUTS, OUTPUTS, RANK, expect_close, expect_refused, loss_of, main,
                        network, train)
 
 
@@ -27,7 +35,7 @@ def sharded(mesh, module=None):
     return fully_shard(module, mesh=mesh)
 
 
-def flat(model):
+def flat(model):  # of DTensors too
     return torch.cat([(p.full_tensor() if isinstance(p, DTensor) else p).detach().flatten() for p in model.parameters()])
 
 
@@ -190,6 +198,137 @@ def test_columns_and_whole_vectors_as_tensor_parallelism_places_them():
     for placement in (Shard(0), Shard(1)):
         for found, reference in zip(trained(cut(placement)), expected):
             expect_close(found, reference, 1e-5)
+
+
+@contextlib.contextmanager
+def shared_folder():
+    with tempfile.TemporaryDirectory() as own:
+        folder = [own]
+        dist.broadcast_object_list(folder, src=0)
+        yield folder[0]
+        dist.barrier()
+
+
+def save(folder, model, optimizer):
+    dcp.save({"model": get_model_state_dict(model), "optimizer": lowband.checkpoint.State(optimizer)}, checkpoint_id=folder)
+
+
+def load(folder, model, optimizer, **options):
+    state = {"model": get_model_state_dict(model), "optimizer": lowband.checkpoint.State(optimizer, **options)}
+    dcp.load(state, checkpoint_id=folder)
+
+
+def other_weights(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    return model
+
+
+def test_a_distributed_checkpoint_goes_on_bit_by_bit():
+    for kind in ("dion", "power_sgd"):
+        make = lambda module: lowband.torch.Optimizer(module.named_parameters(), lr=0.02, kind=kind,
+                                                      profile=lowband.uniform(RANK))
+        model = sharded(meshes()["shard"])
+        optimizer = make(model)
+        train(model, optimizer, 5)
+        letter = {"dion": "M", "power_sgd": "e"}[kind]
+        kept = optimizer.state[model[0].weight][letter].clone()
+        with shared_folder() as folder:
+            optimizer.param_groups[0]["lr"] = 0.01
+            save(folder, model, optimizer)
+            train(model, optimizer, 5, begin=5)
+            optimizer.close()
+
+            resumed = other_weights(sharded(meshes()["shard"]))
+            optimizer = make(resumed)
+            load(folder, resumed, optimizer)
+            assert torch.equal(optimizer.state[resumed[0].weight][letter], kept), "every replica has its own"
+            train(resumed, optimizer, 5, begin=5)
+            assert torch.equal(flat(resumed), flat(model))
+            assert optimizer.param_groups[0]["lr"] == 0.01
+            assert optimizer.state_dict()["lowband"]["steps"] == 10
+            files = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+            assert tuple(files[f"optimizer.state.0.weight.{letter}"].size) == (2, HIDDEN, INPUTS)
+            assert tuple(files["optimizer.state.0.weight.Q"].size) == (INPUTS, RANK)
+        optimizer.close()
+
+
+def test_a_distributed_checkpoint_goes_on_elsewhere():
+    make = lambda model, **options: lowband.torch.Optimizer(model.named_parameters(), lr=0.02, kind="power_sgd",
+                                                            profile=lowband.uniform(RANK), **options)
+
+    def goes_on(aggregated, elsewhere, saved_replicas, mesh=lowband.Mesh()):
+        """From two replicas of two shards to what `elsewhere` makes of the network."""
+        model = sharded(meshes()["shard"])
+        optimizer = make(model, aggregated_residual=aggregated)
+        train(model, optimizer, 5)
+        with shared_folder() as folder:
+            save(folder, model, optimizer)
+            train(model, optimizer, 5, begin=5)
+            optimizer.close()
+            resumed = other_weights(elsewhere(network()))
+            optimizer = make(resumed, aggregated_residual=aggregated, mesh=mesh)
+            load(folder, resumed, optimizer, saved_replicas=saved_replicas)
+            train(resumed, optimizer, 5, begin=5)
+            expect_close(flat(resumed), flat(model), 1e-4)
+            optimizer.close()
+
+    # As many replicas, cut over lowband's shards: AdamW's pieces begin and end within rows.
+    goes_on(False, lambda module: module, None, lowband.Mesh(shard=2))
+    # Other numbers of replicas. What all together have not sent is the mean, which aggregated steps depend on alone.
+    goes_on(True, lambda module: module, 2)
+    goes_on(True, lambda module: sharded(meshes(1)["shard"], module), 2)
+    goes_on(True, lambda module: sharded(meshes(4)["shard"], module), 2, lowband.Mesh(shard=4))
+
+
+def test_a_distributed_checkpoint_of_something_else_is_refused():
+    make = lambda module, **options: lowband.torch.Optimizer(module.named_parameters(), lr=0.02, **options)
+    model = network()
+    optimizer = make(model, profile=lowband.uniform(RANK))
+    others = [("Size mismatch", dict(profile=lowband.uniform(RANK + 1)), {}),
+              ("Size mismatch", dict(profile=lowband.uniform(RANK), mesh=lowband.Mesh(shard=2)), {}),
+              ("Size mismatch", dict(profile=lowband.uniform(RANK)), dict(saved_replicas=3)),
+              ("Missing key", dict(profile=lowband.uniform(RANK), kind="power_sgd"), {})]
+    with shared_folder() as folder:
+        save(folder, model, optimizer)
+        optimizer.close()
+        for message, options, saved in others:
+            optimizer = make(model, **options)
+            try:
+                load(folder, model, optimizer, **saved)
+                raise AssertionError(f"expected {message}")
+            except dcp.CheckpointException as error:
+                assert message in str(error) and "optimizer.state.0.weight" in str(error), error
+            optimizer.close()
+        optimizer = make(model.double(), profile=lowband.uniform(RANK))
+        try:
+            load(folder, model, optimizer)
+            raise AssertionError("expected a refusal")
+        except lowband.InvalidArgument as error:
+            assert "dtype: found float32, expected float64" in str(error), error
+        optimizer.close()
+
+
+def test_pieces_lie_in_the_whole():
+    draw = random.Random(5)
+    for _ in range(200):
+        rows, cols = draw.randrange(1, 8), draw.randrange(1, 8)
+        row_begin, col_begin = draw.randrange(rows), draw.randrange(cols)
+        row_end, col_end = draw.randrange(row_begin, rows + 1), draw.randrange(col_begin, cols + 1)
+        count = (row_end - row_begin) * (col_end - col_begin)
+        begin = draw.randrange(count + 1)
+        end = draw.randrange(begin, count + 1)
+        whole = torch.arange(rows * cols, dtype=torch.float32).view(rows, cols)
+        memory = whole[row_begin:row_end, col_begin:col_end].flatten()[begin:end].clone()
+        place = StatePlace(rows, cols, row_begin, row_end, col_begin, col_end, begin, end, 0)
+        piece = StatePiece("p.m", "float32", 1, end - begin, end - begin, memory.data_ptr() or None, place)
+        found = []
+        for (row, col), part in lowband.checkpoint.rectangles(piece):
+            assert torch.equal(part, whole[row:row + part.shape[0], col:col + part.shape[1]]), place
+            assert part.numel() > 0 and col >= col_begin and col + part.shape[1] <= col_end
+            found += part.flatten().tolist()
+        assert found == memory.tolist(), place
 
 
 def test_refuses_what_it_cannot_do():
