@@ -122,26 +122,45 @@ void expect_equal_everywhere(Communicator& world, const std::vector<std::string>
   });
 }
 
-// What the replica axis may carry in a step: on every process at most what its replica has planned.
-void apply_budget(lowband_optimizer& optimizer, const lowband_options& options, const RankProfile& profile) {
-  const auto [factor_bytes, dense_bytes, update_bytes] = optimizer.planned().of(0);
-  if (options.budget_bytes >= 0 && factor_bytes + dense_bytes > options.budget_bytes) {
-    Index bytes_per_rank = 0;
-    for (const ParameterInfo& matrix : profile.matrices)
-      bytes_per_rank += (matrix.rows + matrix.cols) * (options.bf16_factors != 0      ? 2
-                                                       : options.dtype == LOWBAND_F32 ? 4
-                                                                                      : 8);
-    const Index rank_that_fits =
-        bytes_per_rank > 0 ? (options.budget_bytes - dense_bytes) / bytes_per_rank : 0;
-    throw BudgetExceeded(cat("options.budget_bytes: found a plan of ", factor_bytes + dense_bytes,
-                             " bytes a step (factors ", factor_bytes, ", dense ", dense_bytes,
-                             "), expected at most ", options.budget_bytes,
-                             rank_that_fits >= 1 ? cat("; uniform rank ", rank_that_fits, " fits") : ""));
+/// The step of a period that sends most between replicas.
+StepBytes largest_step(const PlannedTraffic& planned) {
+  StepBytes largest;
+  for (Index step = 0; step < 2 * planned.period(); ++step) {
+    const StepBytes bytes = planned.of(step);
+    if (bytes.factor + bytes.dense > largest.factor + largest.dense) largest = bytes;
   }
-  ByteBudget& budget = optimizer.world.communicator->budget();
+  return largest;
+}
+
+void expect_within_budget(const StepBytes& planned, const lowband_options& options,
+                          const RankProfile& profile) {
+  if (options.budget_bytes < 0 || planned.factor + planned.dense <= options.budget_bytes) return;
+  Index bytes_per_rank = 0;
+  for (const ParameterInfo& matrix : profile.matrices)
+    bytes_per_rank += (matrix.rows + matrix.cols) * (options.bf16_factors != 0      ? 2
+                                                     : options.dtype == LOWBAND_F32 ? 4
+                                                                                    : 8);
+  const Index rank_that_fits =
+      bytes_per_rank > 0 ? (options.budget_bytes - planned.dense) / bytes_per_rank : 0;
+  throw BudgetExceeded(cat("options.budget_bytes: found a plan of ", planned.factor + planned.dense,
+                           " bytes a step (factors ", planned.factor, ", dense ", planned.dense,
+                           "), expected at most ", options.budget_bytes,
+                           rank_that_fits >= 1 ? cat("; uniform rank ", rank_that_fits, " fits") : ""));
+}
+
+// Of this process, exactly what its pieces are planned to send, parameter by parameter.
+void limit_to_plan(ByteBudget& budget, std::span<const ParameterInfo> infos,
+                   std::span<const Index> factor_ranks, const MeshShape& shape, const MeshPosition& position,
+                   const OptimizerOptions& options, DType computed) {
   budget = {};
-  budget.allow("replica", Purpose::kFactor, factor_bytes);
-  budget.allow("replica", Purpose::kDense, dense_bytes);
+  budget.allow("replica", Purpose::kFactor, 0);
+  budget.allow("replica", Purpose::kDense, 0);
+  budget.allow("within_replica", Purpose::kUpdate, 0);
+  for (std::size_t i = 0; i < infos.size(); ++i) {
+    for (const PlannedTransfer& transfer :
+         planned_transfers(infos[i], factor_ranks[i], shape, position, options, computed))
+      budget.allow(transfer.axis, transfer.purpose, transfer.bytes, infos[i].name, transfer.phase);
+  }
 }
 
 std::unique_ptr<lowband_optimizer> make_optimizer(lowband_world& world,
@@ -178,7 +197,10 @@ std::unique_ptr<lowband_optimizer> make_optimizer(lowband_world& world,
     optimizer->names.push_back(info.name);
     optimizer->factor_ranks.push_back(rank_of.contains(info.name) ? rank_of[info.name] : 0);
   }
-  apply_budget(*optimizer, options, profile);
+  expect_within_budget(largest_step(optimizer->planned()), options, profile);
+  limit_to_plan(everyone.budget(), infos, optimizer->factor_ranks, shape,
+                mesh_position(shape, everyone.process()), own_options,
+                options.dtype == LOWBAND_F32 ? DType::kF32 : DType::kF64);
   return optimizer;
 }
 
