@@ -1,5 +1,6 @@
 #include "optimizers/bucket.h"
 
+#include "optimizers/acp_sgd.h"
 #include "optimizers/dion.h"
 #include "optimizers/muon.h"
 #include "optimizers/normuon.h"
@@ -85,7 +86,7 @@ Bucket<Real>::Bucket(ProcessMesh& exchange_mesh, ProcessMesh& update_mesh, Commu
       pieces_(matrices_.size()) {
   std::vector<DenseTensor> tensors;
   for (const Index i : dense_) tensors.push_back({info(i).name, shards_.gradient(i).elements()});
-  if (factors_wait(options) || !exchanges_factors(options.kind)) {
+  if (!dense_rides_along(options)) {
     dense_exchange_.emplace(
         FactorGroups{.replica = &mesh_->replica(), .within_replica = &mesh_->within_replica()},
         std::vector<FactorShape>{}, tensors, FactorExchangeOptions{});
@@ -106,7 +107,7 @@ void Bucket<Real>::make_matrix_optimizer(ProcessMesh& update_mesh, Communicator&
   const Index rotation = members_.empty() ? 0 : members_.front().parameter;
   const auto make_factored = [&]<class Factored>() {
     auto made = std::make_unique<Factored>(*mesh_, alone, definitions, riders, options_);
-    factored_ = made.get();
+    compressed_ = carrier_ = made.get();
     matrix_optimizer_ = std::move(made);
   };
   switch (options_.kind) {
@@ -114,6 +115,12 @@ void Bucket<Real>::make_matrix_optimizer(ProcessMesh& update_mesh, Communicator&
       return make_factored.template operator()<Dion<Real>>();
     case OptimizerKind::kPowerSgd:
       return make_factored.template operator()<PowerSgd<Real>>();
+    case OptimizerKind::kAcpSgd: {
+      auto made = std::make_unique<AcpSgd<Real>>(*mesh_, definitions, options_);
+      compressed_ = made.get();
+      matrix_optimizer_ = std::move(made);
+      return;
+    }
     case OptimizerKind::kMuon:
       matrix_optimizer_ = std::make_unique<Muon<Real>>(update_mesh, std::move(infos), options_, rotation);
       return;
@@ -131,7 +138,7 @@ void Bucket<Real>::make_matrix_optimizer(ProcessMesh& update_mesh, Communicator&
 }
 
 template <class Real>
-void Bucket<Real>::exchange_gradients() {
+void Bucket<Real>::exchange_gradients(Index step) {
   shards_.reduce_gradients();
   agree_on_usable_gradients();
   for (std::size_t k = 0; k < matrices_.size(); ++k) {
@@ -141,23 +148,21 @@ void Bucket<Real>::exchange_gradients() {
   for (std::size_t k = 0; k < dense_.size(); ++k) {
     const std::span<const Real> gradient = shards_.gradient(dense_[k]).flat();
     dense_exchange_ ? dense_exchange_->put_dense(static_cast<Index>(k), gradient)
-                    : factored_->put_rider(static_cast<Index>(k), gradient);
+                    : carrier_->put_rider(static_cast<Index>(k), gradient);
   }
-  if (dense_exchange_) {
-    dense_exchange_->exchange_left();
-  } else {
-    factored_->exchange(pieces_, Real{1} / static_cast<Real>(mesh_->shape().shard));
-  }
+  if (dense_exchange_) dense_exchange_->exchange_left();
+  if (compressed_ != nullptr && !factors_wait(options_))
+    compressed_->exchange(pieces_, Real{1} / static_cast<Real>(mesh_->shape().shard), step);
   for (std::size_t k = 0; k < dense_.size(); ++k) {
     const std::span<Real> gradient = shards_.gradient(dense_[k]).flat();
     dense_exchange_ ? dense_exchange_->get_dense(static_cast<Index>(k), gradient)
-                    : factored_->get_rider(static_cast<Index>(k), gradient);
+                    : carrier_->get_rider(static_cast<Index>(k), gradient);
   }
 }
 
 template <class Real>
-void Bucket<Real>::exchange_factors(double clip_scale) {
-  factored_->exchange(pieces_, static_cast<Real>(clip_scale / mesh_->shape().shard));
+void Bucket<Real>::exchange_factors(double clip_scale, Index step) {
+  compressed_->exchange(pieces_, static_cast<Real>(clip_scale / mesh_->shape().shard), step);
 }
 
 template <class Real>
@@ -170,7 +175,7 @@ void Bucket<Real>::agree_on_usable_gradients() {
 // 0 speaks for all; likewise tensor position 0 for what the tensor axis does not cut. Factored ones: there is
 // one replica.
 template <class Real>
-double Bucket<Real>::sum_of_squares(bool of_factored) const {
+double Bucket<Real>::sum_of_squares(bool of_compressed) const {
   const MeshPosition& position = mesh_->position();
   double squares = 0;
   if (position.replica == 0) {
@@ -179,7 +184,7 @@ double Bucket<Real>::sum_of_squares(bool of_factored) const {
       if (is_usable(i) && !counted_elsewhere) squares += lowband::sum_of_squares<Real>(shards_.gradient(i));
     }
   }
-  if (!of_factored || factored_ == nullptr) return squares / std::pow(mesh_->data_size(), 2);
+  if (!of_compressed || compressed_ == nullptr) return squares / std::pow(mesh_->data_size(), 2);
   for (const Index i : matrices_) {
     if (is_usable(i)) squares += lowband::sum_of_squares<Real>(shards_.gradient(i));
   }
@@ -188,7 +193,7 @@ double Bucket<Real>::sum_of_squares(bool of_factored) const {
 
 template <class Real>
 void Bucket<Real>::add_to(GradientSketch& sketch) const {
-  if (factored_ == nullptr) return;
+  if (compressed_ == nullptr) return;
   for (const Index i : matrices_) {
     const auto [row, col] = shards_.matrix_origin(i);
     if (is_usable(i)) sketch.add<Real>(info(i).name, shards_.gradient(i), row, col);
@@ -210,7 +215,7 @@ typename Bucket<Real>::Outcome Bucket<Real>::update(double update_scale, const S
   }
   if (matrix_optimizer_ == nullptr) return outcome;
   for (const Index i : matrices_) outcome.skipped_matrices += unusable_[i];
-  const double scale = factored_ != nullptr ? update_scale : mean_scale;
+  const double scale = compressed_ != nullptr ? update_scale : mean_scale;
   const auto found = matrix_optimizer_->update(pieces_, static_cast<Real>(scale), step, diagnosis);
   outcome.dead_columns = found.dead_columns;
   outcome.householder_fallbacks = found.householder_fallbacks;

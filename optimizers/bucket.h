@@ -41,19 +41,26 @@ class Bucket {
   static bool factors_wait(const OptimizerOptions& options) {
     return options.kind == OptimizerKind::kDion && options.clip_norm > 0;
   }
+  /// Whether dense tensors travel with the factors of matrices, otherwise by themselves.
+  static bool dense_rides_along(const OptimizerOptions& options) {
+    return exchanges_both_factors(options.kind) && !factors_wait(options);
+  }
   /// Shard axis: gradients are summed. All processes agree which of them are unusable. Replica axis: dense
-  /// gradients are summed; factored matrices exchange their factors, unless these wait.
-  void exchange_gradients();
+  /// gradients are summed; compressed matrices have their exchange, unless it waits.
+  void exchange_gradients(Index step);
   /// Where factors wait: with G = clip_scale x gradient.
-  void exchange_factors(double clip_scale);
+  void exchange_factors(double clip_scale, Index step);
 
-  /// Of the mean gradient, this process's share: what dense gradients (and factored ones, when `of_factored`)
-  /// add to the square of its norm, in sum over all processes. Valid after exchange_gradients.
-  double sum_of_squares(bool of_factored) const;
-  /// Adds the gradients of factored matrices, as they are before replicas have exchanged anything.
+  /// Of the mean gradient, this process's share: what dense gradients (and compressed ones, when
+  /// `of_compressed`) add to the square of its norm, in sum over all processes. Valid after
+  /// exchange_gradients.
+  double sum_of_squares(bool of_compressed) const;
+  /// Adds the gradients of compressed matrices, as they are before replicas have exchanged anything.
   void add_to(GradientSketch& sketch) const;
-  /// Sum over matrices of |R|^2; equal on all processes.
-  double factor_sum_of_squares() const { return factored_ != nullptr ? factored_->sum_of_squares() : 0; }
+  /// Likewise of what compressed matrices have decompressed; equal on all processes.
+  double decompressed_sum_of_squares() const {
+    return compressed_ != nullptr ? compressed_->sum_of_squares() : 0;
+  }
 
   struct Outcome {
     Index skipped_matrices = 0;  // left alone for an unusable gradient
@@ -61,8 +68,8 @@ class Bucket {
     Index dead_columns = 0;
     Index householder_fallbacks = 0;
   };
-  /// New states and weights, of this process's pieces. `update_scale` multiplies dense gradients, and the one
-  /// that PowerSGD decompressed.
+  /// New states and weights, of this process's pieces. `update_scale` multiplies dense gradients, and those
+  /// that were decompressed.
   /// Collective where matrices are signed, and with a diagnosis (equal on all processes), on the mesh of
   /// that.
   Outcome update(double update_scale, const StepInfo& info, Diagnosis<Real>* diagnosis);
@@ -70,12 +77,13 @@ class Bucket {
   void gather_weights() { shards_.gather_weights(); }
 
   const std::vector<Member>& members() const { return members_; }
-  Index factored_matrices() const { return factored_ != nullptr ? factored_->size() : 0; }
+  /// Matrices that a diagnosis measures.
+  Index diagnosed_matrices() const { return diagnosed_elements() > 0 ? compressed_->size() : 0; }
   /// In the order of members.
   std::vector<StateTensor<Real>> matrix_state();
   std::vector<StateTensor<Real>> elementwise_state() { return elementwise_optimizer_->state(); }
   /// Payload elements of a diagnosis on the replica axis, over the processes of one replica.
-  Index diagnosed_elements() const { return factored_ != nullptr ? factored_->diagnosed_elements() : 0; }
+  Index diagnosed_elements() const { return compressed_ != nullptr ? compressed_->diagnosed_elements() : 0; }
 
  private:
   const ParameterInfo& info(Index i) const { return parameters_[static_cast<std::size_t>(i)].info; }
@@ -94,9 +102,10 @@ class Bucket {
   ShardExchange<Real> shards_;
   std::unique_ptr<ElementwiseOptimizer<Real>> elementwise_optimizer_;
   std::unique_ptr<MatrixOptimizer<Real>> matrix_optimizer_;  // none where all is elementwise
-  FactoredMatrices<Real>* factored_ = nullptr;  // the same, where it exchanges factors; dense_ ride along
-  std::optional<FactorExchange<Real>> dense_exchange_;  // unless they go by themselves
-  Buffer<std::uint8_t> unusable_;                       // by member, agreed
+  CompressedMatrices<Real>* compressed_ = nullptr;           // the same, where it has an exchange of its own
+  FactoredMatrices<Real>* carrier_ = nullptr;                // the same, where dense_ ride along
+  std::optional<FactorExchange<Real>> dense_exchange_;       // unless they go by themselves
+  Buffer<std::uint8_t> unusable_;                            // by member, agreed
   std::vector<typename MatrixOptimizer<Real>::Piece> pieces_;
 };
 

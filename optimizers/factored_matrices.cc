@@ -117,7 +117,7 @@ std::vector<DenseTensor> FactoredMatrices<Real>::dense_tensors(const std::vector
 }
 
 template <class Real>
-void FactoredMatrices<Real>::exchange(std::span<const Piece> pieces, Real gradient_scale) {
+void FactoredMatrices<Real>::exchange(std::span<const Piece> pieces, Real gradient_scale, Index /*step*/) {
   left_products(pieces, gradient_scale);
   exchange_.exchange_left();
   if (first_rider_ < size()) {

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "collectives/factors/factor_exchange.h"
-#include "optimizers/matrix_optimizer.h"
+#include "optimizers/compressed_matrices.h"
 #include "optimizers/options.h"
 #include "runtime/low_rank.h"
 #include "runtime/random.h"
@@ -41,7 +41,7 @@ struct LayerMatrix {
 ///
 /// Everything but S is equal on all replicas, bit by bit.
 template <class Real>
-class FactoredMatrices : public MatrixOptimizer<Real> {
+class FactoredMatrices : public CompressedMatrices<Real> {
  public:
   using typename MatrixOptimizer<Real>::Piece;
   using typename MatrixOptimizer<Real>::Outcome;
@@ -52,9 +52,9 @@ class FactoredMatrices : public MatrixOptimizer<Real> {
   void get_rider(Index k, std::span<Real> values) const { exchange_.get_dense(first_rider_ + k, values); }
 
   /// Adds G = gradient_scale x piece.gradient to the states and forms P, R and R_i.
-  void exchange(std::span<const Piece> pieces, Real gradient_scale);
-  /// Sum over the matrices of |R|^2 = |P R^T|^2, of the last exchange; equal on all processes.
-  double sum_of_squares() const;
+  void exchange(std::span<const Piece> pieces, Real gradient_scale, Index step) override;
+  /// |R|^2 = |P R^T|^2
+  double sum_of_squares() const override;
 
   /// Takes what was sent out of the states, updates right factors and weights. Sends nothing, but for a
   /// diagnosis, where one is wanted (on all processes).
@@ -68,8 +68,7 @@ class FactoredMatrices : public MatrixOptimizer<Real> {
   /// and what else the optimizer keeps.
   std::vector<StateTensor<Real>> state(Index i) override;
 
-  /// Payload elements that a diagnosis sends on the replica axis, over the processes of one replica.
-  Index diagnosed_elements() const;
+  Index diagnosed_elements() const override;
 
  protected:
   struct Matrix {

@@ -35,11 +35,12 @@ struct MatrixDiagnostics {
 
 /// What one step did; equal on all processes except the times.
 struct StepReport {
-  double gradient_norm = 0;    // of the mean gradient, before clipping (PowerSGD: of what it decompressed)
-  double clip_scale = 1;       // factor applied to all gradients, <= 1
-  Index skipped_matrices = 0;  // left alone for a non-finite gradient
-  Index skipped_other = 0;     // likewise, parameters that are not matrices
-  Index dead_columns = 0;      // of all P, refilled for the next step
+  double gradient_norm =
+      0;  // of the mean gradient, before clipping (PowerSGD and ACP-SGD: of what they decompressed)
+  double clip_scale = 1;            // factor applied to all gradients, <= 1
+  Index skipped_matrices = 0;       // left alone for a non-finite gradient
+  Index skipped_other = 0;          // likewise, parameters that are not matrices
+  Index dead_columns = 0;           // of all P, refilled for the next step
   Index householder_fallbacks = 0;  // orthonormalisations that needed it
   double seconds = 0;
   double communication_seconds = 0;            // in collectives of the optimizer, on whichever thread

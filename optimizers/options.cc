@@ -43,6 +43,15 @@ void validate(const OptimizerOptions& options) {
              "optimizer.weight_decay: found ", options.weight_decay, ", expected a number >= 0");
   LB_EXPECTS(options.clip_norm >= 0 && std::isfinite(options.clip_norm), "optimizer.clip_norm: found ",
              options.clip_norm, ", expected a number >= 0 (0 = no clipping)");
+  LB_EXPECTS(
+      options.exchange == ExchangeChoice::kFactors || !exchanges_factors(options.kind) ||
+          exchanges_both_factors(options.kind),
+      "optimizer.exchange: found dense or auto, expected factors with an optimizer that does not exchange "
+      "both of them in every step");
+  LB_EXPECTS(options.residual == Residual::kLocal || !exchanges_factors(options.kind) ||
+                 exchanges_both_factors(options.kind),
+             "optimizer.residual: found aggregated, expected local with an optimizer that does not exchange "
+             "both factors in every step");
   LB_EXPECTS(options.bucket_elements >= 1, "optimizer.bucket_elements: found ", options.bucket_elements,
              ", expected at least 1");
 }

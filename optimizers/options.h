@@ -9,7 +9,17 @@ namespace lowband {
 
 /// What updates the layer matrices. Everything else (embedding, head, norm gains) is updated by an
 /// elementwise optimizer.
-enum class OptimizerKind : std::uint8_t { kDion, kPowerSgd, kAdamW, kSgd, kLion, kMuon, kNorMuon, kSpectra };
+enum class OptimizerKind : std::uint8_t {
+  kDion,
+  kPowerSgd,
+  kAdamW,
+  kSgd,
+  kLion,
+  kMuon,
+  kNorMuon,
+  kSpectra,
+  kAcpSgd
+};
 
 /// What updates parameters element by element.
 enum class ElementwiseKind : std::uint8_t { kAdamW, kSgd, kLion };
@@ -21,8 +31,8 @@ enum class Residual : std::uint8_t {
   kAggregated,  // the mean R: as the public Dion; differences grow like sqrt(steps)
 };
 
-/// Where the gradient norm that Dion's clipping needs comes from. AdamW and PowerSGD always know theirs
-/// exactly: PowerSGD clips by the norm of the gradient that it decompressed, |P R^T| = |R|.
+/// Where the gradient norm that Dion's clipping needs comes from. The others always know theirs exactly:
+/// PowerSGD and its relatives clip by the norm of the gradient that they decompressed, |P R^T| = |R|.
 enum class NormEstimator : std::uint8_t {
   kSketch,    // unbiased estimate from a count sketch, works under compressed exchange
   kTrueNorm,  // exact; needs a dense exchange or a single replica
@@ -47,7 +57,7 @@ enum class UpdateScale : std::uint8_t {
 struct OptimizerOptions {
   OptimizerKind kind = OptimizerKind::kDion;
   double mu = 0.95;       // momentum of Dion, Muon and Spectra
-  double lambda = 0.9;    // momentum of PowerSGD, after decompression
+  double lambda = 0.9;    // momentum of PowerSGD and ACP-SGD, after decompression
   bool nesterov = false;  // Muon looks ahead: its update is made of G + mu M
   SignPolynomial sign = SignPolynomial::kPolarExpress5;
   UpdateScale update_scale = UpdateScale::kRmsToRms;
@@ -78,10 +88,18 @@ struct OptimizerOptions {
   std::uint64_t seed = 0;
 };
 
-/// Whether layer matrices are exchanged by their factors, and have factor ranks.
-constexpr bool exchanges_factors(OptimizerKind kind) {
+/// Whether P and R of layer matrices are exchanged in every step, or the matrix in their place.
+constexpr bool exchanges_both_factors(OptimizerKind kind) {
   return kind == OptimizerKind::kDion || kind == OptimizerKind::kPowerSgd;
 }
+
+/// Whether layer matrices cross the replica axis compressed, and have factor ranks.
+constexpr bool exchanges_factors(OptimizerKind kind) {
+  return exchanges_both_factors(kind) || kind == OptimizerKind::kAcpSgd;
+}
+
+/// Whether what is exchanged depends on the number of the step.
+constexpr bool exchange_follows_the_step(OptimizerKind kind) { return kind == OptimizerKind::kAcpSgd; }
 
 /// Whether the mean gradient of a layer matrix is exchanged, and the matrix signed as a whole.
 constexpr bool takes_signs(OptimizerKind kind) {

@@ -61,6 +61,11 @@ std::vector<PlannedTransfer> of_matrix(const ParameterInfo& info, Index factor_r
       return {
           {"replica", Purpose::kFactor,
            (piece.row_factor_rows() + piece.col_factor_rows()) * factor_rank * traffic.factor_element_bytes}};
+    case OptimizerKind::kAcpSgd: {
+      const Index row_bytes = factor_rank * traffic.factor_element_bytes;
+      return {{"replica", Purpose::kFactor, piece.row_factor_rows() * row_bytes, {.period = 2, .offset = 0}},
+              {"replica", Purpose::kFactor, piece.col_factor_rows() * row_bytes, {.period = 2, .offset = 1}}};
+    }
     case OptimizerKind::kMuon:
     case OptimizerKind::kNorMuon:
       return {dense,

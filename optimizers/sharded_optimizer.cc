@@ -121,16 +121,17 @@ void ShardedOptimizer<Real>::gradient_ready(Index parameter) {
   expect_unannounced("gradient_ready", parameter);
   announced_[at(parameter)] = true;
   --stages_[at(stage_of_[at(parameter)])].missing;
-  if (thread_) start_announced();
+  if (thread_ && (next_step_ || !exchange_follows_the_step(options_.kind)))
+    start_announced(next_step_.value_or(0));
 }
 
 template <class Real>
-void ShardedOptimizer<Real>::start_announced() {
+void ShardedOptimizer<Real>::start_announced(Index step) {
   for (Stage& stage : stages_) {
     if (stage.missing > 0) return;
     if (stage.started) continue;
     stage.started = true;
-    start(stage, "exchange", [bucket = stage.bucket.get()] { bucket->exchange_gradients(); });
+    start(stage, "exchange", [bucket = stage.bucket.get(), step] { bucket->exchange_gradients(step); });
   }
 }
 
@@ -167,16 +168,20 @@ StepReport ShardedOptimizer<Real>::step(const StepInfo& info) {
   waited_seconds_ = 0;
   StepReport report;
 
+  LB_EXPECTS(!exchange_follows_the_step(options_.kind) || !stages_.front().started || info.step == next_step_,
+             "step: found step ", info.step, " with gradients announced, expected step ",
+             next_step_.value_or(0), " after step ", next_step_.value_or(0) - 1);
   for (Stage& stage : stages_) stage.missing = 0;
-  start_announced();
+  start_announced(info.step);
   const bool clips = options_.clip_norm > 0;
   if (clips) report.gradient_norm = gradient_norm(info.step);
   if (clips && report.gradient_norm > options_.clip_norm)
     report.clip_scale = options_.clip_norm / report.gradient_norm;
   if (Bucket<Real>::factors_wait(options_)) {
     for (Stage& stage : stages_) {
-      start(stage, "factors",
-            [bucket = stage.bucket.get(), scale = report.clip_scale] { bucket->exchange_factors(scale); });
+      start(stage, "factors", [bucket = stage.bucket.get(), scale = report.clip_scale, step = info.step] {
+        bucket->exchange_factors(scale, step);
+      });
     }
   }
 
@@ -199,6 +204,7 @@ StepReport ShardedOptimizer<Real>::step(const StepInfo& info) {
     stage.missing = static_cast<Index>(stage.bucket->members().size());
   }
   announced_.assign(announced_.size(), false);
+  next_step_ = info.step + 1;
 
   // Of the caller all; of the thread also what ran before the step began, beside the backward pass.
   const double caller_seconds = ledger.seconds_inside(std::this_thread::get_id()) - caller_before;
@@ -216,7 +222,7 @@ void ShardedOptimizer<Real>::diagnose(StepReport& report, Diagnosis<Real>& diagn
   const std::vector<MatrixDiagnostics> found = diagnosis.finish();
   auto next = found.begin();
   for (const Stage& stage : stages_) {
-    const auto end = next + stage.bucket->factored_matrices();
+    const auto end = next + stage.bucket->diagnosed_matrices();
     report.diagnostics.insert(report.diagnostics.begin(), next, end);
     next = end;
   }
@@ -225,24 +231,26 @@ void ShardedOptimizer<Real>::diagnose(StepReport& report, Diagnosis<Real>& diagn
 // The square of the norm of the mean gradient, from one sum over all processes, formed bucket by bucket while
 // later ones are exchanged:
 //   dense:    what every process adds for its pieces
-//   matrices: PowerSGD applies P R^T, whose norm |R| everybody knows. For Dion sketches add over pieces and
+//   matrices: PowerSGD and its relatives apply P R^T, whose norm everybody knows. For Dion sketches add over
+//   pieces and
 //             replicas to the sketch of D F mean G; the exact norm, where there is one replica, adds over
 //             pieces.
 template <class Real>
 double ShardedOptimizer<Real>::gradient_norm(Index step) {
   const bool sketches = norm_parts_.size() > 1;
   norm_parts_.fill(0);
-  double factors = 0;
+  double decompressed = 0;
   std::optional<GradientSketch> sketch;
   if (sketches) sketch.emplace(norm_parts_.span(1, GradientSketch::kBuckets), options_.seed, step);
   for (const Stage& stage : stages_) {
     wait_for(stage);
     if (sketch) stage.bucket->add_to(*sketch);
     norm_parts_[0] += stage.bucket->sum_of_squares(options_.kind == OptimizerKind::kDion && !sketches);
-    if (options_.kind == OptimizerKind::kPowerSgd) factors += stage.bucket->factor_sum_of_squares();
+    if (exchanges_factors(options_.kind) && options_.kind != OptimizerKind::kDion)
+      decompressed += stage.bucket->decompressed_sum_of_squares();
   }
   mesh_->world().all_reduce(norm_parts_.span(), Reduction::kSum, {Purpose::kControl});
-  double squares = norm_parts_[0] + factors;
+  double squares = norm_parts_[0] + decompressed;
   if (sketches) {
     squares += estimated_sum_of_squares(norm_parts_.span(1, GradientSketch::kBuckets)) /
                std::pow(mesh_->data_size(), 2);

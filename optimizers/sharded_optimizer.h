@@ -30,6 +30,8 @@ namespace lowband {
 /// by `gradient_ready`, its 1 to 3 start on a communication thread with communicators of its own; 5 of a
 /// bucket runs beside the exchanges of the next. Weights change in `step` only. Otherwise there is one
 /// bucket, and `step` does everything. Both give the same bits where sums do not depend on how they are cut.
+/// Where what is sent depends on the number of the step, nothing overlaps in the first one, whose number is
+/// not known before `step`; after that they must follow each other.
 ///
 /// A gradient is usable when every element and its square are finite: AdamW stores squares, and sums over
 /// processes stay far from overflow.
@@ -40,7 +42,8 @@ namespace lowband {
 template <class Real>
 class ShardedOptimizer final : public Optimizer<Real> {
  public:
-  /// `profile` gives the factor rank of every layer matrix for Dion and PowerSGD; it is not read for others.
+  /// `profile` gives the factor rank of every layer matrix where `exchanges_factors`; it is not read for
+  /// others.
   ///
   /// Collective, as `step`: all processes of the mesh; equal options, profile and parameters apart from
   /// memory. Throws: InvalidArgument for an option out of range, a layer matrix without a rank, a rank that
@@ -59,7 +62,8 @@ class ShardedOptimizer final : public Optimizer<Real> {
   void gradient_ready(Index parameter) override;
   StepReport step(const StepInfo& info) override;
   /// Of matrices, then of everything else, in the letters of each optimizer, whatever the buckets. Every
-  /// process has every name; M of Dion and e of PowerSGD differ between replicas, and pieces may be empty.
+  /// process has every name; M of Dion and e of PowerSGD and ACP-SGD differ between replicas, and pieces may
+  /// be empty.
   std::vector<StateTensor<Real>> state() override;
   const PlannedTraffic& planned() const override { return planned_; }
   Index planned_periodic_bytes() const override;
@@ -81,7 +85,7 @@ class ShardedOptimizer final : public Optimizer<Real> {
 
   void expect_unannounced(std::string_view call, Index parameter) const;
   void start(Stage& stage, std::string_view what, std::function<void()> exchange);
-  void start_announced();
+  void start_announced(Index step);
   void wait_for(const Stage& stage);
   double gradient_norm(Index step);
   void diagnose(StepReport& report, Diagnosis<Real>& diagnosis) const;
@@ -92,9 +96,10 @@ class ShardedOptimizer final : public Optimizer<Real> {
   std::unique_ptr<Communicator> own_world_;  // of the communication thread
   std::optional<ProcessMesh> own_mesh_;
   std::unique_ptr<Communicator> alone_;
-  std::vector<Stage> stages_;    // in the order in which they start
-  std::vector<Index> stage_of_;  // by parameter
-  std::vector<bool> announced_;  // by parameter
+  std::vector<Stage> stages_;       // in the order in which they start
+  std::vector<Index> stage_of_;     // by parameter
+  std::vector<bool> announced_;     // by parameter
+  std::optional<Index> next_step_;  // the one that announcements belong to, after the first
   PlannedTraffic planned_;
   Buffer<double> norm_parts_;  // what gradient_norm sums: the exact part, then the sketch where there is one
   double waited_seconds_ = 0;  // in this step for the thread, while it was in a collective

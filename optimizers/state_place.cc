@@ -47,13 +47,16 @@ PiecePlace state_place(const ParameterInfo& info, std::string_view letter, Index
   if (letter == "Q")
     return whole_block(std::min(info.rows, info.cols), piece_cols, info.rows >= info.cols ? cols : rows,
                        all(piece_cols));
-  if (letter == "V") {
-    const bool by_shard = layout.shard_cuts_rows();
+  if (letter == "left" || letter == "right" || letter == "V") {
+    // Rows of the block; the processes of the axis that cuts the other dimension have shares of them.
+    const bool of_rows = letter == "left";
+    const Range block = of_rows ? rows : cols;
+    const bool by_shard = of_rows != layout.shard_cuts_rows();
     const Index processes = by_shard ? mesh.shard : mesh.tensor;
     const Index process = by_shard ? position.shard : position.tensor;
-    const Index begin = cols.begin + first_owned_row(cols.size(), processes, process);
-    return whole_block(info.cols, piece_cols,
-                       {begin, begin + owned_row_count(cols.size(), processes, process)}, all(piece_cols));
+    const Index begin = block.begin + first_owned_row(block.size(), processes, process);
+    return whole_block(of_rows ? info.rows : info.cols, piece_cols,
+                       {begin, begin + owned_row_count(block.size(), processes, process)}, all(piece_cols));
   }
   if (letter == "m" || letter == "v") {
     PiecePlace place = parameter_place(info, mesh, position);
@@ -62,7 +65,7 @@ PiecePlace state_place(const ParameterInfo& info, std::string_view letter, Index
   }
   if (letter == "row_v") return whole_block(info.rows, 1, rows, all(1));
   LB_EXPECTS(letter == "t", "optimizer state: found ", info.name, ".", letter,
-             ", expected a letter whose place is known: M, e, u, Q, V, m, v, row_v or t");
+             ", expected a letter whose place is known: M, e, u, Q, left, right, V, m, v, row_v or t");
   return whole_block(1, 1, all(1), all(1));
 }
 

@@ -46,7 +46,7 @@ Index control_bytes(const RunConfig& config, const std::vector<ParameterInfo>& p
                         config.optimizer().clip_estimator() == RunConfig::Optimizer::SKETCH;
   bytes += dtype_bytes(DType::kF64) * (sketches ? 1 + GradientSketch::kBuckets : 1);
   bytes += dtype_bytes(DType::kF64) * kStepSums;
-  if (!has_factor_ranks(config)) return bytes;
+  if (!exchanges_both_factors(optimizer_options(config).kind)) return bytes;
   // Replica axis. How each P was orthonormalised, and which of its columns are dead.
   const RankProfile profile = rank_profile(config, parameters);
   const ReplicaTraffic traffic = replica_traffic(config);

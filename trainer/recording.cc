@@ -28,8 +28,8 @@ std::string wire_dtype_name(const RunConfig& config) {
 }
 
 /// "factors 13.6 MB (bf16), dense matrices 1.20 MB".
-std::string matrix_bytes_text(const RunConfig& config, const RankProfile& profile) {
-  const MatrixBytes bytes = matrix_bytes(profile, replica_traffic(config));
+std::string matrix_bytes_text(const RunConfig& config) {
+  const MatrixBytes bytes = byte_plan(config).matrices;
   const auto quantity = [](Index count) { return format_quantity(static_cast<double>(count), "B"); };
   std::string text;
   if (bytes.factor > 0) text = cat("factors ", quantity(bytes.factor), " (", wire_dtype_name(config), ")");
@@ -112,8 +112,7 @@ void Trainer<Real>::State::announce() {
           format_quantity(static_cast<double>(model->activation_bytes()), "B"), ", optimizer ",
           format_quantity(static_cast<double>(state_bytes()), "B")));
   if (has_factor_ranks(config)) {
-    say(cat("profile ", profile.name, ": ", matrix_bytes_text(config, profile),
-            " per step and replica; B(r) is ",
+    say(cat("profile ", profile.name, ": ", matrix_bytes_text(config), " per step and replica; B(r) is ",
             static_cast<double>(factor_elements(profile)) / static_cast<double>(dense_elements(profile)),
             " of the dense gradient"));
   }

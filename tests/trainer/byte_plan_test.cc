@@ -28,6 +28,11 @@ RunConfig run_of(const Case& c, const ScratchDirectory& scratch) {
   return config;
 }
 
+/// Steps after which what is sent repeats itself.
+Index period_of(const RunConfig& config) {
+  return config.optimizer().kind() == RunConfig::Optimizer::ACPSGD ? 2 : 1;
+}
+
 class ByteBudgetOfARun : public testing::TestWithParam<Case> {};
 
 TEST_P(ByteBudgetOfARun, LetsAStepSendWhatIsPlannedAndNotAnElementMore) {
@@ -62,43 +67,52 @@ TEST_P(ByteBudgetOfARun, CountsTheStepAsPlanned) {
   const RunConfig config = run_of(GetParam(), scratch);
   const BytePlan plan = byte_plan(config);
   const MeshShape& mesh = GetParam().mesh;
+  const Index period = period_of(config);
+  const auto mean = [period](Index sum) { return (sum + period / 2) / period; };
   std::atomic<Index> factor = 0, dense = 0;
   run_world(mesh.processes(), [&](Communicator& world) {
     Trainer<float> trainer(config, world, {});
-    trainer.step();
-    EXPECT_EQ(world.ledger().step_sum("within_replica", Purpose::kUpdate).payload_bytes, plan.update_bytes);
-    const auto payload = [&](const char* axis, Purpose purpose) {
-      return world.ledger().step_sum(axis, purpose).payload_bytes;
-    };
-    EXPECT_EQ(payload("replica", Purpose::kControl) + payload("world", Purpose::kControl),
-              plan.control_bytes);
-    factor += payload("replica", Purpose::kFactor);
-    dense += payload("replica", Purpose::kDense);
+    Index update = 0;
+    for (Index step = 0; step < 2 * period; ++step) {
+      trainer.step();
+      const auto payload = [&](const char* axis, Purpose purpose) {
+        return world.ledger().step_sum(axis, purpose).payload_bytes;
+      };
+      EXPECT_EQ(payload("replica", Purpose::kControl) + payload("world", Purpose::kControl),
+                plan.control_bytes);
+      if (step < period) continue;  // the first step may be another
+      update += payload("within_replica", Purpose::kUpdate);
+      factor += payload("replica", Purpose::kFactor);
+      dense += payload("replica", Purpose::kDense);
+    }
+    EXPECT_EQ(mean(update), plan.update_bytes);
   });
-  EXPECT_EQ(factor, mesh.replica * plan.matrices.factor);
-  EXPECT_EQ(dense, mesh.replica * (plan.matrices.dense + plan.other_dense_bytes));
+  EXPECT_EQ(mean(factor / mesh.replica), plan.matrices.factor);
+  EXPECT_EQ(mean(dense / mesh.replica), plan.matrices.dense + plan.other_dense_bytes);
 }
 
 // Sizes that divide by none of the axes; rank 12 lies above the break-even rank of some matrices.
 INSTANTIATE_TEST_SUITE_P(
     Runs, ByteBudgetOfARun,
-    testing::Values(Case{{1, 1, 1}, {}}, Case{{2, 1, 2}, {}}, Case{{2, 2, 1}, {}}, Case{{3, 1, 1}, {}},
-                    Case{{2, 3, 1}, {}}, Case{{2, 2, 3}, {"optimizer.kind=POWERSGD"}},
-                    Case{{2, 1, 1}, {"optimizer.kind=POWERSGD", "optimizer.wire=BF16"}},
-                    Case{{2, 1, 3}, {"optimizer.exchange=DENSE"}},
-                    Case{{3, 2, 1}, {"optimizer.exchange=AUTO", "profile.rank=12"}},
-                    Case{{2, 2, 1},
-                         {"optimizer.exchange=AUTO", "profile.rank=12", "optimizer.wire=BF16",
-                          "optimizer.overlap=true", "optimizer.bucket_mib=0.01"}},
-                    Case{{2, 2, 2}, {"optimizer={kind: ADAMW learning_rate: 0.01}"}},
-                    Case{{2, 2, 1}, {"optimizer={kind: LION learning_rate: 0.001}"}},
-                    Case{{2, 1, 1}, {"optimizer={kind: MUON learning_rate: 0.01}"}},
-                    Case{{2, 2, 3}, {"optimizer={kind: MUON learning_rate: 0.01 sign: POLAR_EXPRESS_8}"}},
-                    Case{{2, 1, 3}, {"optimizer={kind: NORMUON learning_rate: 0.01}"}},
-                    Case{{2, 2, 2}, {"optimizer={kind: SPECTRA learning_rate: 0.01 spectra_fraction: 0.1}"}},
-                    Case{{1, 3, 1}, {"optimizer={kind: MUON learning_rate: 0.01}"}},
-                    Case{{1, 2, 2},
-                         {"optimizer={kind: MUON learning_rate: 0.01 overlap: true bucket_mib: 0.01}"}}));
+    testing::Values(
+        Case{{1, 1, 1}, {}}, Case{{2, 1, 2}, {}}, Case{{2, 2, 1}, {}}, Case{{3, 1, 1}, {}},
+        Case{{2, 3, 1}, {}}, Case{{2, 2, 3}, {"optimizer.kind=POWERSGD"}},
+        Case{{2, 1, 1}, {"optimizer.kind=POWERSGD", "optimizer.wire=BF16"}},
+        Case{{2, 2, 1}, {"optimizer.kind=ACPSGD", "optimizer.overlap=true", "optimizer.bucket_mib=0.01"}},
+        Case{{3, 1, 2}, {"optimizer.kind=ACPSGD", "optimizer.wire=BF16"}},
+        Case{{2, 1, 3}, {"optimizer.exchange=DENSE"}},
+        Case{{3, 2, 1}, {"optimizer.exchange=AUTO", "profile.rank=12"}},
+        Case{{2, 2, 1},
+             {"optimizer.exchange=AUTO", "profile.rank=12", "optimizer.wire=BF16", "optimizer.overlap=true",
+              "optimizer.bucket_mib=0.01"}},
+        Case{{2, 2, 2}, {"optimizer={kind: ADAMW learning_rate: 0.01}"}},
+        Case{{2, 2, 1}, {"optimizer={kind: LION learning_rate: 0.001}"}},
+        Case{{2, 1, 1}, {"optimizer={kind: MUON learning_rate: 0.01}"}},
+        Case{{2, 2, 3}, {"optimizer={kind: MUON learning_rate: 0.01 sign: POLAR_EXPRESS_8}"}},
+        Case{{2, 1, 3}, {"optimizer={kind: NORMUON learning_rate: 0.01}"}},
+        Case{{2, 2, 2}, {"optimizer={kind: SPECTRA learning_rate: 0.01 spectra_fraction: 0.1}"}},
+        Case{{1, 3, 1}, {"optimizer={kind: MUON learning_rate: 0.01}"}},
+        Case{{1, 2, 2}, {"optimizer={kind: MUON learning_rate: 0.01 overlap: true bucket_mib: 0.01}"}}));
 
 TEST(BytePlan, AmortisesWhatIsSentNowAndThen) {
   const ScratchDirectory scratch;

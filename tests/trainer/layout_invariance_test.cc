@@ -148,6 +148,13 @@ INSTANTIATE_TEST_SUITE_P(Muon, LayoutInvariance,
                                          Case{{1, 2, 2}, {kMuon}, {"optimizer.overlap=true"}}),
                          case_name);
 
+const std::string kAcpSgd = "optimizer.kind=ACPSGD";
+INSTANTIATE_TEST_SUITE_P(AcpSgd, LayoutInvariance,
+                         testing::Values(Case{{2, 2, 2}, {kAcpSgd}}, Case{{1, 1, 3}, {kAcpSgd}},
+                                         Case{{3, 1, 1}, {kAcpSgd}},
+                                         Case{{2, 2, 1}, {kAcpSgd}, {"optimizer.overlap=true"}}),
+                         case_name);
+
 const std::string kSpectra = "optimizer={kind: SPECTRA learning_rate: 0.01 spectra_fraction: 0.15}";
 INSTANTIATE_TEST_SUITE_P(Spectra, LayoutInvariance,
                          testing::Values(Case{{2, 2, 2}, {kSpectra}}, Case{{1, 1, 3}, {kSpectra}},

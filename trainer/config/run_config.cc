@@ -47,6 +47,8 @@ OptimizerKind optimizer_kind(RunConfig::Optimizer::Kind kind) {
       return OptimizerKind::kMuon;
     case RunConfig::Optimizer::NORMUON:
       return OptimizerKind::kNorMuon;
+    case RunConfig::Optimizer::ACPSGD:
+      return OptimizerKind::kAcpSgd;
     case RunConfig::Optimizer::SPECTRA:
       return OptimizerKind::kSpectra;
   }
@@ -244,7 +246,7 @@ RankProfile rank_profile(const RunConfig::Profile& profile, const ModelConfig& m
 RankProfile rank_profile(const RunConfig& config, std::span<const ParameterInfo> parameters) {
   LB_EXPECTS(has_factor_ranks(config), "optimizer.kind: found ",
              RunConfig::Optimizer::Kind_Name(config.optimizer().kind()),
-             ", expected DION or POWERSGD: only low-rank exchange has factor ranks");
+             ", expected DION, POWERSGD or ACPSGD: only low-rank exchange has factor ranks");
   return rank_profile(config.profile(), model_config(config), parameters);
 }
 

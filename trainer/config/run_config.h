@@ -60,7 +60,7 @@ Determinism determinism(const RunConfig& config);
 Index sequences_per_micro_batch(const RunConfig& config);
 Index micro_batches_per_step(const RunConfig& config);
 
-/// Whether layer matrices have factor ranks: optimizer.kind DION or POWERSGD.
+/// Whether layer matrices have factor ranks: they cross the replica axis compressed.
 bool has_factor_ranks(const RunConfig& config);
 /// How layer matrices cross the replica axis.
 ReplicaTraffic replica_traffic(const RunConfig& config);

@@ -164,16 +164,18 @@ void validate_optimizer(const RunConfig& config) {
   if (optimizer.kind() != Optimizer::DION) {
     expect_unset("optimizer.clip_estimator", optimizer.has_clip_estimator(), with_kind);
   }
-  if (optimizer.kind() != Optimizer::POWERSGD)
+  if (optimizer.kind() != Optimizer::POWERSGD && optimizer.kind() != Optimizer::ACPSGD)
     expect_unset("optimizer.powersgd_momentum", optimizer.has_powersgd_momentum(), with_kind);
-  if (!has_factor_ranks(config)) {
+  if (!exchanges_both_factors(options.kind)) {
     expect_unset("optimizer.residual", optimizer.has_residual(), with_kind);
     expect_unset("optimizer.exchange", optimizer.has_exchange(), with_kind);
+  }
+  if (!has_factor_ranks(config)) {
     expect_unset("optimizer.wire", optimizer.has_wire(), with_kind);
     expect_unset("profile", config.has_profile(), with_kind);
-    expect_unset("budget", config.has_budget(), with_kind);
     expect_unset("diagnostics", config.has_diagnostics(), with_kind);
   }
+  if (!exchanges_both_factors(options.kind)) expect_unset("budget", config.has_budget(), with_kind);
   if (!optimizer.overlap())
     expect_unset("optimizer.bucket_mib", optimizer.has_bucket_mib(), "without optimizer.overlap");
   if (optimizer.exchange() == Optimizer::DENSE)

@@ -1,7 +1,7 @@
 #include "trainer/replay/replay_account.h"
 
+#include "optimizers/planned_traffic.h"
 #include "runtime/json.h"
-#include "sharding/budget.h"
 
 #include <algorithm>
 
@@ -25,7 +25,6 @@ ReplayAccount::ReplayAccount(const ReplayStart& start, const ReplayPlan& plan, c
   summary_.set_planned_factor_bytes(start.planned_factor_bytes());
   summary_.set_planned_dense_bytes(start.planned_dense_bytes());
   summary_.set_dense_gradient_bytes(start.dense_gradient_bytes());
-  const ReplicaTraffic traffic = replica_traffic(plan.config);
   for (std::size_t l = 0; l < plan.profile.matrices.size(); ++l) {
     const ParameterInfo& info = plan.profile.matrices[l];
     ReplaySummary::Matrix& matrix = *summary_.add_matrices();
@@ -33,7 +32,10 @@ ReplayAccount::ReplayAccount(const ReplayStart& start, const ReplayPlan& plan, c
     matrix.set_rows(info.rows);
     matrix.set_cols(info.cols);
     matrix.set_factor_rank(plan.profile.factor_ranks[l]);
-    matrix.set_planned_bytes(matrix_bytes({"", {info}, {plan.profile.factor_ranks[l]}}, traffic).sum());
+    const PlannedTraffic traffic({&info, 1}, {&plan.profile.factor_ranks[l], 1}, mesh_shape(plan.config),
+                                 optimizer_options(plan.config), computed_dtype(plan.config));
+    const StepBytes sent = traffic.mean(plan.steps.first, plan.steps.first + plan.steps.count);
+    matrix.set_planned_bytes(sent.factor + sent.dense);
   }
 }
 

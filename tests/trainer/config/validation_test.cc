@@ -139,6 +139,20 @@ INSTANTIATE_TEST_SUITE_P(
                "profile: found a value, expected none with optimizer.kind SPECTRA"}));
 
 INSTANTIATE_TEST_SUITE_P(
+    AcpSgd, Refused,
+    testing::Values(
+        BadRun{{"optimizer.kind=ACPSGD", "optimizer.residual=LOCAL"},
+               "optimizer.residual: found a value, expected none with optimizer.kind ACPSGD"},
+        BadRun{{"optimizer.kind=ACPSGD", "optimizer.exchange=FACTORS"},
+               "optimizer.exchange: found a value, expected none with optimizer.kind ACPSGD"},
+        BadRun{{"optimizer.kind=ACPSGD", "budget={reference: \"uniform:6\"}"},
+               "budget: found a value, expected none with optimizer.kind ACPSGD"},
+        BadRun{{"optimizer.kind=ACPSGD", "optimizer.mu=0.9"},
+               "optimizer.mu: found a value, expected none with optimizer.kind ACPSGD"},
+        BadRun{{"optimizer.kind=ACPSGD", "optimizer.clip_estimator=SKETCH"},
+               "optimizer.clip_estimator: found a value, expected none with optimizer.kind ACPSGD"}));
+
+INSTANTIATE_TEST_SUITE_P(
     Elementwise, Refused,
     testing::Values(
         adamw_run("optimizer.scalar_optimizer=LION",

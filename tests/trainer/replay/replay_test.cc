@@ -261,9 +261,10 @@ TEST(Replay, ContinuesFromTheStateThatItWrote) {
 TEST(Replay, GivesTheSameOnEveryMesh) {
   const ScratchDirectory scratch;
   const auto folder = write_recording(scratch, "recording", 2, 0, 5);
-  for (const char* kind : {"DION", "POWERSGD", "LION"}) {
+  for (const char* kind : {"DION", "POWERSGD", "LION", "SPECTRA", "ACPSGD"}) {
     std::vector<std::string> settings{cat("optimizer.kind=", kind), "precision=F64"};
-    if (std::string(kind) != "LION") settings.emplace_back("profile.rank=3");
+    if (std::string(kind) != "LION" && std::string(kind) != "SPECTRA")
+      settings.emplace_back("profile.rank=3");
     replay_on_threads(request_of(scratch, folder, cat(kind, "-1"), settings));
     const auto expected = read_all(scratch.path() / cat(kind, "-1") / "weights.safetensors");
     const auto expected_state = read_all(scratch.path() / cat(kind, "-1") / "state.replica-1.safetensors");
