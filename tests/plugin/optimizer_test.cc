@@ -210,7 +210,8 @@ TYPED_TEST(PluginOptimizer, goes_on_bit_by_bit_from_saved_state) {
           lowband_state_place_defaults(&place);
           expect_ok(lowband_state_place_of(optimizer.handle, i, &place));
           EXPECT_EQ(place.element_end - place.element_begin, piece.rows * piece.cols) << piece.name;
-          EXPECT_EQ(place.rows * place.cols, piece.rows * piece.cols) << piece.name;  // a replica is one process
+          EXPECT_EQ(place.rows * place.cols, piece.rows * piece.cols)
+              << piece.name;  // a replica is one process
           const std::string letter = std::string(piece.name).substr(std::string(piece.name).rfind('.') + 1);
           EXPECT_EQ(place.differs_between_replicas, letter == "M" || letter == "e" ? 1 : 0) << piece.name;
           for (Index row = 0; row < piece.rows; ++row)
