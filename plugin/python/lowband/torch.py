@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import dataclasses
+import hashlib
 import sys
 from typing import Any, Callable, Iterable
 
@@ -103,6 +104,7 @@ class Optimizer(torch.optim.Optimizer):
         self._zeros: dict[torch.Tensor, torch.Tensor] = {}
         self._announced: set[int] = set()
         self._steps = 0
+        self._weights_compared = False
         self.last_report: lowband.StepReport | None = None
 
         described = []
@@ -112,8 +114,8 @@ class Optimizer(torch.optim.Optimizer):
             described.append(lowband.Parameter(name, role, rows, cols, address, address, cut))
         chosen = lowband.Options(kind=kind, profile=profile, mesh=mesh, dtype=dtype, weight_decay=self._weight_decay,
                                  budget_bytes=budget, **options)
-        group = _initialised(process_group)
-        self.world = _world_of(group, _pieces.order_of(group, team))
+        self._group = _initialised(process_group)
+        self.world = _world_of(self._group, _pieces.order_of(self._group, team))
         try:
             self.exchange = lowband.Optimizer(self.world, described, chosen)
         except lowband.Error:  # the same on all processes
@@ -132,11 +134,17 @@ class Optimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of all parameters. Collective. Raises: lowband.PeerFailed when a process is gone."""
+        """One update of all parameters. Collective.
+
+        Raises: lowband.PeerFailed when a process is gone; lowband.InvalidArgument, before the first step, when replicas
+        have different weights.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not self._weights_compared:
+            self._expect_equal_weights()
         self._unscale()
         learning_rate, scalar_learning_rate = self._learning_rates()
         gradients = {}  # alive until the step has used them
@@ -223,6 +231,21 @@ class Optimizer(torch.optim.Optimizer):
         for parameter in self._parameters:
             if parameter.grad is not None:
                 _pieces.local(parameter.grad).div_(_pieces.local(scale))
+
+    def _expect_equal_weights(self) -> None:
+        """Replicas stay equal only if they begin so, and neither FSDP2 nor plain processes see to that."""
+        own = [hashlib.blake2b(_pieces.local(parameter.detach()).numpy(), digest_size=8).digest()
+               for parameter in self._parameters]
+        gathered: list[Any] = [None] * self.world.processes
+        dist.all_gather_object(gathered, (self.world.process, own), group=self._group)
+        found, together = dict(gathered), self.exchange.options.mesh.tensor
+        for process in range(self.world.processes):
+            first = process % together  # which holds the same pieces
+            for name, digest, expected in zip(self._names, found[process], found[first]):
+                if digest != expected:
+                    raise lowband.InvalidArgument(f"weights of {name}: found others on process {process} than on process "
+                                                  f"{first}, expected equal ones: use one seed, or load or broadcast them")
+        self._weights_compared = True
 
     def _learning_rates(self) -> tuple[float, float]:
         rates: dict[bool, float] = {}

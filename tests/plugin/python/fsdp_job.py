@@ -356,6 +356,12 @@ def test_refuses_what_it_cannot_do():
     if dist.get_rank() < 3:
         expect_refused(["process_group: found processes [0, 1, 2]", "expected a group of whole replicas"],
                        lambda: lowband.torch.Optimizer(model.parameters(), process_group=half, **rank1))
+    with torch.no_grad():
+        if dist.get_rank() == 2:
+            model[2].weight.to_local()[0, 0] += 1e-6
+    expect_refused(["weights of param2: found others on process 2 than on process 0"], optimizer.step)
+    with torch.no_grad():
+        model[2].weight.zero_()
     model[0].weight.grad = DTensor.from_local(torch.ones(24, INPUTS), both["shard"], [Partial()])
     expect_refused(["gradient of param0: found placements (Partial(sum),), expected (Shard(dim=0),)"], optimizer.step)
     optimizer.close()
