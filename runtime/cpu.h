@@ -1,5 +1,7 @@
 #pragma once
 
+#include "runtime/types.h"
+
 #include <string>
 
 namespace lowband {
@@ -29,6 +31,9 @@ std::string gemm_library_name();
 /// Call it first in main. Returns when the kernels are right, when the user set OPENBLAS_CORETYPE, or when a
 /// second execution could not cure it.
 void ensure_fast_blas_kernels(char** argv);
+
+/// Most memory that was resident at once in this program so far, as the system counts it.
+Index peak_memory_bytes();
 
 /// Sets the number of compute threads of this thread's later calls, for every library underneath.
 /// Throws: InvalidArgument outside 1 .. most_compute_threads().

@@ -180,16 +180,20 @@ std::vector<ProcessTraffic> Trainer<Real>::State::gather_traffic() {
   TransferTotals own;
   for (const auto& [key, totals] : world.ledger().total()) own += totals;
   // Byte counts are exact in a double (< 2^53).
-  const std::array<double, 3> mine{own.modelled_wire_bytes, static_cast<double>(own.transport_bytes),
-                                   static_cast<double>(state_bytes())};
+  constexpr std::size_t kNumbers = 4;
+  const std::array<double, kNumbers> mine{own.modelled_wire_bytes, static_cast<double>(own.transport_bytes),
+                                          static_cast<double>(state_bytes()),
+                                          static_cast<double>(peak_memory_bytes())};
   const auto processes = static_cast<std::size_t>(world.size());
-  std::vector<double> all(3 * processes);
-  world.all_gather<double>(mine, all, std::vector<Index>(processes, 3), {Purpose::kControl});
+  std::vector<double> all(kNumbers * processes);
+  world.all_gather<double>(mine, all, std::vector<Index>(processes, kNumbers), {Purpose::kControl});
   std::vector<ProcessTraffic> traffic(processes);
   for (std::size_t p = 0; p < processes; ++p) {
-    traffic[p].set_modelled_wire_bytes(all[3 * p]);
-    traffic[p].set_transport_bytes(static_cast<Index>(all[3 * p + 1]));
-    traffic[p].set_state_bytes(static_cast<Index>(all[3 * p + 2]));
+    const double* const of_process = &all[kNumbers * p];
+    traffic[p].set_modelled_wire_bytes(of_process[0]);
+    traffic[p].set_transport_bytes(static_cast<Index>(of_process[1]));
+    traffic[p].set_state_bytes(static_cast<Index>(of_process[2]));
+    traffic[p].set_peak_memory_bytes(static_cast<Index>(of_process[3]));
   }
   return traffic;
 }

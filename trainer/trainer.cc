@@ -111,6 +111,7 @@ RunOutcome Trainer<Real>::run() {
   RunSummary summary = s.summary();
   for (ProcessTraffic& process : s.gather_traffic()) {
     summary.set_state_bytes(std::max(summary.state_bytes(), process.state_bytes()));
+    summary.set_peak_memory_bytes(std::max(summary.peak_memory_bytes(), process.peak_memory_bytes()));
     *summary.add_traffic() = std::move(process);
   }
   if (!s.first_process()) return outcome;

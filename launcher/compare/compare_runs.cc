@@ -72,6 +72,7 @@ Comparison compare_runs(std::span<const std::filesystem::path> run_folders) {
     run.set_optimizer_seconds_per_step(summary.optimizer_seconds_per_step());
     run.set_counted_dense_bytes(summary.counted_dense_bytes());
     run.set_state_bytes(summary.state_bytes());
+    run.set_peak_memory_bytes(summary.peak_memory_bytes());
     const auto first_bytes = static_cast<double>(comparison.runs(0).counted_factor_bytes());
     run.set_ratio_to_first(first_bytes > 0 ? static_cast<double>(run.counted_factor_bytes()) / first_bytes
                                            : 0);
@@ -90,7 +91,7 @@ std::string milliseconds(double seconds) { return seconds > 0 ? fixed(1e3 * seco
 /// What a step took and sent.
 std::string costs_table(const Comparison& comparison) {
   std::vector<std::vector<std::string>> rows{{"run", "optimizer", "ms / step", "in the optimizer", "factors",
-                                              "dense", "together / first run", "state per process"}};
+                                              "dense", "together / first run", "state", "peak memory"}};
   const auto sent = [](const Comparison::Run& run) {
     return run.counted_factor_bytes() + run.counted_dense_bytes();
   };
@@ -100,7 +101,8 @@ std::string costs_table(const Comparison& comparison) {
                     milliseconds(run.optimizer_seconds_per_step()), cat(run.counted_factor_bytes(), " B"),
                     cat(run.counted_dense_bytes(), " B"),
                     first > 0 ? fixed(static_cast<double>(sent(run)) / first, 4) : "none",
-                    cat(run.state_bytes(), " B")});
+                    cat(run.state_bytes(), " B"),
+                    format_quantity(static_cast<double>(run.peak_memory_bytes()), "B")});
   }
   return aligned(rows, 2);
 }
@@ -128,7 +130,7 @@ std::string comparison_table(const Comparison& comparison) {
          "of the optimizer's communication time for which training waited.\n\n" +
          costs_table(comparison) +
          "Means over the steps. Factors, dense: payload of one replica on the replica axis. State: of the "
-         "optimizer, on the process that has most.\n";
+         "optimizer, peak memory: resident, both on the process that has most.\n";
 }
 
 }  // namespace lowband

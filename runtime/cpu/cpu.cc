@@ -8,6 +8,7 @@
 
 #include <dlfcn.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #ifdef _OPENMP
@@ -89,6 +90,11 @@ void ensure_fast_blas_kernels(char** argv) {
   execv("/proc/self/exe", argv);
   // Reached only when the program cannot execute itself: it then runs with the slow kernels, which `info`
   // shows.
+}
+
+Index peak_memory_bytes() {
+  rusage usage{};
+  return getrusage(RUSAGE_SELF, &usage) == 0 ? Index{usage.ru_maxrss} * 1024 : 0;
 }
 
 void set_compute_threads(int threads) {

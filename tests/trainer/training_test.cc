@@ -109,6 +109,7 @@ TEST(Training, SummaryHasWhatEachProcessSent) {
   Index most = 0;
   for (const ProcessTraffic& process : summary.traffic()) most = std::max(most, process.state_bytes());
   EXPECT_EQ(summary.state_bytes(), most);
+  EXPECT_GT(summary.peak_memory_bytes(), most);
   EXPECT_GT(most, 0);
   double first_modelled = 0, modelled = 0;
   Index first_transport = 0, transport = 0;

@@ -32,14 +32,14 @@ TEST(CompareRuns, SetsEveryRunAgainstTheFirst) {
       "Loss in nats per token. Factors: their payload of one step on the replica axis. Exposed: the part of "
       "the optimizer's communication time for which training waited.\n"
       "\n"
-      "run         optimizer  ms / step  in the optimizer    factors     dense  together / first run  state "
-      "per process\n"
-      "uniform     DION          400.00             62.50  1890000 B  110000 B                1.0000        "
-      "  7000000 B\n"
-      "structural  DION          400.00             62.50  1889055 B  110000 B                0.9995        "
-      "  7000000 B\n"
+      "run         optimizer  ms / step  in the optimizer    factors     dense  together / first run      "
+      "state  peak memory\n"
+      "uniform     DION          400.00             62.50  1890000 B  110000 B                1.0000  "
+      "7000000 B       250 MB\n"
+      "structural  DION          400.00             62.50  1889055 B  110000 B                0.9995  "
+      "7000000 B       250 MB\n"
       "Means over the steps. Factors, dense: payload of one replica on the replica axis. State: of the "
-      "optimizer, on the process that has most.\n");
+      "optimizer, peak memory: resident, both on the process that has most.\n");
 }
 
 TEST(CompareRuns, SaysHowARunExchangedAndHowMuchItWaited) {
