@@ -2,9 +2,12 @@
 
 #include "optimizers/acp_sgd.h"
 #include "optimizers/dion.h"
+#include "optimizers/dion2.h"
 #include "optimizers/muon.h"
+#include "optimizers/muonbp.h"
 #include "optimizers/normuon.h"
 #include "optimizers/power_sgd.h"
+#include "optimizers/spec_gd.h"
 #include "optimizers/spectra.h"
 #include "runtime/linalg.h"
 
@@ -126,6 +129,16 @@ void Bucket<Real>::make_matrix_optimizer(ProcessMesh& update_mesh, Communicator&
       return;
     case OptimizerKind::kNorMuon:
       matrix_optimizer_ = std::make_unique<NorMuon<Real>>(update_mesh, std::move(infos), options_, rotation);
+      return;
+    case OptimizerKind::kMuonBp:
+      matrix_optimizer_ = std::make_unique<MuonBp<Real>>(update_mesh, std::move(infos), options_, rotation);
+      return;
+    case OptimizerKind::kDion2:
+    case OptimizerKind::kNorDion2:
+      matrix_optimizer_ = std::make_unique<Dion2<Real>>(update_mesh, std::move(infos), options_, rotation);
+      return;
+    case OptimizerKind::kSpecGd:
+      matrix_optimizer_ = std::make_unique<SpecGd<Real>>(update_mesh, std::move(infos), options_, rotation);
       return;
     case OptimizerKind::kSpectra:
       matrix_optimizer_ = std::make_unique<Spectra<Real>>(update_mesh, alone, infos, options_);

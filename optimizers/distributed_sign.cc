@@ -15,14 +15,8 @@ void copy(MatrixView<Real> from, MatrixView<Real> to) {
   for (Index i = 0; i < from.rows; ++i) std::copy_n(from.row(i), from.cols, to.row(i));
 }
 
-/// The extent that the only axis with several processes does not cut.
-Index uncut_extent(const ParameterInfo& matrix, const MeshShape& mesh) {
-  const MatrixLayout layout(matrix.rows, matrix.cols, matrix.cut, mesh.tensor, mesh.shard);
-  const bool cuts_rows = (mesh.shard > 1) == layout.shard_cuts_rows();
-  return cuts_rows ? matrix.cols : matrix.rows;
-}
-
-Index short_side(const ParameterInfo& matrix) { return std::min(matrix.rows, matrix.cols); }
+/// The extent that is not cut, of a matrix that is cut along one dimension.
+Index uncut_extent(const CutMatrix& matrix) { return matrix.rows_cut ? matrix.cols() : matrix.rows(); }
 
 }  // namespace
 
@@ -38,24 +32,22 @@ std::string_view assembly_name(Assembly assembly) {
   return "?";
 }
 
-Assembly choose_assembly(const ParameterInfo& matrix, const MeshShape& mesh, Index steps) {
-  const Index processes = Index{mesh.shard} * mesh.tensor;
-  if (processes == 1) return Assembly::kLocal;
-  if (mesh.shard > 1 && mesh.tensor > 1) return Assembly::kOwner;
-  const Index uncut = uncut_extent(matrix, mesh);
-  return steps * processes * uncut * uncut < matrix.elements() ? Assembly::kGram : Assembly::kOwner;
+Assembly choose_assembly(const CutMatrix& matrix, Index steps) {
+  if (!matrix.rows_cut && !matrix.cols_cut) return Assembly::kLocal;
+  if (matrix.rows_cut && matrix.cols_cut) return Assembly::kOwner;
+  const Index uncut = uncut_extent(matrix);
+  return steps * matrix.processes() * uncut * uncut < matrix.elements() ? Assembly::kGram : Assembly::kOwner;
 }
 
-Index sign_bytes(const ParameterInfo& matrix, const MeshShape& mesh, SignPolynomial polynomial,
-                 Index element_bytes) {
+Index sign_bytes(const CutMatrix& matrix, SignPolynomial polynomial, Index element_bytes) {
   const auto steps = static_cast<Index>(sign_iteration(polynomial).steps.size());
-  switch (choose_assembly(matrix, mesh, steps)) {
+  switch (choose_assembly(matrix, steps)) {
     case Assembly::kLocal:
       return 0;
     case Assembly::kOwner:
       return 2 * matrix.elements() * element_bytes;
     case Assembly::kGram: {
-      const Index uncut = uncut_extent(matrix, mesh);
+      const Index uncut = uncut_extent(matrix);
       return steps * uncut * uncut * element_bytes + dtype_bytes(DType::kF64);  // and the norm
     }
   }
@@ -63,52 +55,71 @@ Index sign_bytes(const ParameterInfo& matrix, const MeshShape& mesh, SignPolynom
 }
 
 template <class Real>
-DistributedSign<Real>::DistributedSign(ProcessMesh& mesh, std::vector<ParameterInfo> matrices,
+DistributedSign<Real>::DistributedSign(ProcessMesh& mesh, std::vector<CutMatrix> matrices,
                                        SignPolynomial polynomial, Index rotation)
     : mesh_(&mesh),
       group_(&mesh.within_replica()),
+      polynomial_(polynomial),
       matrices_(std::move(matrices)),
-      owners_(matrices_.size()) {
-  const MeshShape& shape = mesh.shape();
+      owners_(matrices_.size()),
+      blocks_(matrices_.size()) {
   const auto steps = static_cast<Index>(sign_iteration(polynomial).steps.size());
-  for (const ParameterInfo& info : matrices_) {
-    LB_EXPECTS(
-        info.cut != TensorCut::kNone || shape.tensor == 1, "optimizer: ", info.name,
-        " is not cut along the tensor axis, expected rows or columns cut with mesh.tensor = ", shape.tensor);
-    layouts_.emplace_back(info.rows, info.cols, info.cut, shape.tensor, shape.shard);
-    assemblies_.push_back(choose_assembly(info, shape, steps));
-  }
+  for (const CutMatrix& matrix : matrices_) assemblies_.push_back(choose_assembly(matrix, steps));
   choose_owners(rotation);
-  place_blocks();
-  place_parts();
   by_gram_ = of(Assembly::kGram);
   for (const Index i : by_gram_) {
     norm_shares_.push_back({matrix(i).name, 1});
-    gram_shares_.push_back({matrix(i).name, short_side(matrix(i)) * short_side(matrix(i))});
+    gram_shares_.push_back({matrix(i).name, matrix(i).short_side() * matrix(i).short_side()});
   }
   Index gram_elements = 0;
   for (const PayloadShare& share : gram_shares_) gram_elements += share.elements;
   norms_ = Buffer<double>(static_cast<Index>(by_gram_.size()));
   grams_ = Buffer<Real>(gram_elements);
+  arrange();
+}
 
-  Index side = 0, elements = 0;
+template <class Real>
+void DistributedSign<Real>::set_row_pieces(Index i, std::vector<Range> pieces) {
+  matrices_[at(i)].row_pieces = std::move(pieces);
+}
+
+template <class Real>
+void DistributedSign<Real>::set_col_pieces(Index i, std::vector<Range> pieces) {
+  matrices_[at(i)].col_pieces = std::move(pieces);
+}
+
+template <class Real>
+void DistributedSign<Real>::arrange() {
+  place_blocks();
+  place_parts();
+  reserve_workspace();
+}
+
+// A block that is signed by itself is no wider than the short side of its matrix.
+template <class Real>
+void DistributedSign<Real>::reserve_workspace() {
+  Index side = sign_side_, elements = sign_elements_;
   for (Index i = 0; i < size(); ++i) {
-    // A block that is signed by itself is no wider than the short side of its matrix.
-    side = std::max(side, assembly(i) == Assembly::kGram ? short_side(matrix(i))
+    side = std::max(side, assembly(i) == Assembly::kGram ? matrix(i).short_side()
                                                          : std::min(block(i).rows, block(i).cols));
     elements = std::max(elements, block(i).elements());
   }
   for (const Owned& owned : owned_) {
-    side = std::max(side, short_side(matrix(owned.matrix)));
+    side = std::max(side, matrix(owned.matrix).short_side());
     elements = std::max(elements, matrix(owned.matrix).elements());
   }
-  sign_.emplace(polynomial, side, elements);
+  if (sign_ && side == sign_side_ && elements == sign_elements_) return;
+  sign_.emplace(polynomial_, side, elements);
+  sign_side_ = side;
+  sign_elements_ = elements;
 }
 
 template <class Real>
 typename DistributedSign<Real>::Place DistributedSign<Real>::place(Index i, int process) const {
   const Index tensor = process % mesh_->shape().tensor, shard = process / mesh_->shape().tensor;
-  return {layouts_[at(i)].owned_rows(shard, tensor), layouts_[at(i)].owned_cols(shard, tensor)};
+  const CutMatrix& cut = matrix(i);
+  return cut.shard_cuts_rows ? Place{cut.row_pieces[at(shard)], cut.col_pieces[at(tensor)]}
+                             : Place{cut.row_pieces[at(tensor)], cut.col_pieces[at(shard)]};
 }
 
 template <class Real>
@@ -128,7 +139,7 @@ void DistributedSign<Real>::choose_owners(Index rotation) {
   extents.reserve(assembled.size());
   for (const Index i : assembled)
     extents.push_back(
-        {.rows = std::max(matrix(i).rows, matrix(i).cols), .factor_rank = short_side(matrix(i))});
+        {.rows = std::max(matrix(i).rows(), matrix(i).cols()), .factor_rank = matrix(i).short_side()});
   const std::vector<int> homes = choose_homes(extents, processes());
   for (std::size_t k = 0; k < homes.size(); ++k)
     owners_[at(assembled[k])] = static_cast<int>((homes[k] + rotation) % processes());
@@ -138,6 +149,8 @@ template <class Real>
 void DistributedSign<Real>::place_blocks() {
   std::vector<Index> order = of(Assembly::kOwner);
   std::ranges::stable_sort(order, {}, [&](Index i) { return owners_[at(i)]; });
+  shares_.clear();
+  sent_elements_ = 0;
   for (const Index i : order) {
     shares_.push_back({matrix(i).name, matrix(i).elements()});
     sent_elements_ += place(i, group_->process()).elements();
@@ -147,8 +160,7 @@ void DistributedSign<Real>::place_blocks() {
   }
   Index elements = 0;
   for (const Index i : order) elements += place(i, group_->process()).elements();
-  own_ = Buffer<Real>(elements);
-  blocks_.resize(matrices_.size());
+  if (own_.size() < elements) own_ = Buffer<Real>(elements);
   Index offset = 0;
   for (const Index i : order) {
     const Place own = place(i, group_->process());
@@ -160,6 +172,7 @@ void DistributedSign<Real>::place_blocks() {
 template <class Real>
 void DistributedSign<Real>::place_parts() {
   const int n = processes(), self = group_->process();
+  owned_.clear();
   counts_.assign(at(Index{n} * n), 0);
   counts_back_ = counts_;
   Index part_elements = 0, largest = 0;
@@ -174,8 +187,8 @@ void DistributedSign<Real>::place_parts() {
     part_elements += matrix(i).elements();
     largest = std::max(largest, matrix(i).elements());
   }
-  parts_ = Buffer<Real>(part_elements);
-  whole_ = Buffer<Real>(largest);
+  if (parts_.size() < part_elements) parts_ = Buffer<Real>(part_elements);
+  if (whole_.size() < largest) whole_ = Buffer<Real>(largest);
   Index offset = 0;
   for (int process = 0; process < n; ++process) {
     for (Owned& owned : owned_) {
@@ -196,13 +209,15 @@ void DistributedSign<Real>::compute() {
     group_->all_to_all<Real>(parts_.span(), sent, counts_back_, tag);
   }
   if (!by_gram_.empty()) compute_by_gram();
-  for (const Index i : of(Assembly::kLocal)) sign_->compute(block(i));
+  for (const Index i : of(Assembly::kLocal)) {
+    if (block(i).elements() > 0) sign_->compute(block(i));
+  }
 }
 
 template <class Real>
 void DistributedSign<Real>::compute_owned() {
   for (const Owned& owned : owned_) {
-    const MatrixView<Real> whole = whole_.matrix(0, matrix(owned.matrix).rows, matrix(owned.matrix).cols);
+    const MatrixView<Real> whole = whole_.matrix(0, matrix(owned.matrix).rows(), matrix(owned.matrix).cols());
     const auto held_by = [&](int process) {
       const auto& [rows, cols] = place(owned.matrix, process);
       return whole.block(rows.begin, rows.size(), cols.begin, cols.size());
@@ -225,21 +240,31 @@ void DistributedSign<Real>::compute_by_gram() {
   const auto for_each_gram = [&](auto visit) {
     Index offset = 0;
     for (const Index i : by_gram_) {
-      const Index side = short_side(matrix(i));
-      visit(block(i), matrix(i).rows == side, grams_.matrix(offset, side, side));
+      const Index side = matrix(i).short_side();
+      visit(block(i), matrix(i).rows() == side, grams_.matrix(offset, side, side));
       offset += side * side;
     }
   };
   for (Index step = 0; step < sign_->steps(); ++step) {
-    for_each_gram([&](auto x, bool wide, auto gram) { sign_->gram(x, wide, gram); });
+    for_each_gram([&](auto x, bool wide, auto gram) {
+      if (x.elements() > 0) {
+        sign_->gram(x, wide, gram);
+      } else {
+        std::ranges::fill(gram.flat(), Real{0});
+      }
+    });
     group_->all_reduce(grams_.span(), Reduction::kSum, {Purpose::kUpdate, gram_shares_});
-    for_each_gram([&](auto x, bool wide, auto gram) { sign_->advance(step, wide, gram, x); });
+    for_each_gram([&](auto x, bool wide, auto gram) {
+      if (x.elements() > 0) sign_->advance(step, wide, gram, x);
+    });
   }
 }
 
 template <class Real>
 void DistributedSign<Real>::compute_blocks() {
-  for (Index i = 0; i < size(); ++i) sign_->compute(block(i));
+  for (Index i = 0; i < size(); ++i) {
+    if (block(i).elements() > 0) sign_->compute(block(i));
+  }
 }
 
 template class DistributedSign<float>;

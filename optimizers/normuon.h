@@ -1,6 +1,7 @@
 #pragma once
 
 #include "optimizers/muon.h"
+#include "optimizers/row_scaling.h"
 
 namespace lowband {
 
@@ -11,16 +12,14 @@ namespace lowband {
 ///     Y   <- U_ij / (sqrt v_i + eps)
 ///     W   <- (1 - eta wd) W - eta c |U| / |Y| Y       Frobenius norms
 ///
-/// Means and norms are those of whole rows and matrices: per matrix and step one sum of m row sums and one
-/// more double over the processes of a replica. v starts at zero and is not corrected for it, since |Y| is
-/// divided out.
+/// v starts at zero and is not corrected for it, since |Y| is divided out.
 ///
 /// State: "<name>.M", and "<name>.row_v", the v of the rows of the block: "<name>.v" is AdamW's, of elements.
 /// Reference: Li et al., "NorMuon", arXiv 2510.05491; conventions of algorithms.md 2.6.
 template <class Real>
 class NorMuon final : public Muon<Real> {
  public:
-  using typename Muon<Real>::Piece;
+  using typename SignDescent<Real>::Piece;
 
   NorMuon(ProcessMesh& mesh, std::vector<ParameterInfo> matrices, const OptimizerOptions& options,
           Index rotation);
@@ -28,24 +27,11 @@ class NorMuon final : public Muon<Real> {
   std::vector<StateTensor<Real>> state(Index i) override;
 
  private:
-  void finish_signs(std::span<const Piece> pieces) override;
-  void sum_rows();
-  void average_rows(Index i);
-  void scale_rows(Index i, double factor);
+  void form_signs(std::span<const Piece> pieces, const StepInfo& info) override;
 
-  ProcessMesh* mesh_;
-  double beta2_;
-  std::vector<Buffer<Real>> v_;           // by matrix, of the block's rows
-  std::vector<Index> row_sums_of_;        // where those of a matrix begin in row_sums_
-  Buffer<double> row_sums_;               // of squares of U, all rows of all matrices
-  Buffer<double> norms_;                  // by matrix, |Y|^2
-  std::vector<PayloadShare> row_shares_;  // of row_sums_
-  std::vector<PayloadShare> norm_shares_;
+  RowScaling<Real> row_scaling_;
+  std::vector<Buffer<Real>> v_;             // by matrix, of the block's rows
+  std::vector<std::vector<Index>> places_;  // 0, 1, ...
 };
-
-/// Payload bytes of one update of `matrix` by Muon or NorMuon on axis within_replica, as every process of it
-/// counts them.
-Index update_bytes(const ParameterInfo& matrix, const MeshShape& mesh, const OptimizerOptions& options,
-                   Index element_bytes);
 
 }  // namespace lowband

@@ -7,6 +7,9 @@
 namespace lowband {
 namespace {
 
+/// Its product with any extent of a matrix fits 64 bits.
+constexpr Index kLargestDenominator = 1'000'000;
+
 void expect_fraction(const char* field, double value) {
   LB_EXPECTS(value >= 0 && value < 1, "optimizer.", field, ": found ", value, ", expected 0 <= ", field,
              " < 1");
@@ -43,6 +46,17 @@ void validate(const OptimizerOptions& options) {
              "optimizer.weight_decay: found ", options.weight_decay, ", expected a number >= 0");
   LB_EXPECTS(options.clip_norm >= 0 && std::isfinite(options.clip_norm), "optimizer.clip_norm: found ",
              options.clip_norm, ", expected a number >= 0 (0 = no clipping)");
+  LB_EXPECTS(options.muonbp_period >= 1, "optimizer.muonbp_period: found ", options.muonbp_period,
+             ", expected at least 1");
+  LB_EXPECTS(options.muonbp_block_rate > 0 && std::isfinite(options.muonbp_block_rate),
+             "optimizer.muonbp_block_rate: found ", options.muonbp_block_rate,
+             ", expected a positive number");
+  LB_EXPECTS(options.dion2_denominator >= 1 && options.dion2_denominator <= kLargestDenominator,
+             "optimizer.dion2_denominator: found ", options.dion2_denominator, ", expected 1 to ",
+             kLargestDenominator);
+  LB_EXPECTS(options.dion2_numerator >= 1 && options.dion2_numerator <= options.dion2_denominator,
+             "optimizer.dion2_numerator: found ", options.dion2_numerator, ", expected 1 to ",
+             options.dion2_denominator, ", the denominator");
   LB_EXPECTS(
       options.exchange == ExchangeChoice::kFactors || !exchanges_factors(options.kind) ||
           exchanges_both_factors(options.kind),

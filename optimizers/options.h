@@ -17,6 +17,10 @@ enum class OptimizerKind : std::uint8_t {
   kLion,
   kMuon,
   kNorMuon,
+  kMuonBp,
+  kDion2,
+  kNorDion2,
+  kSpecGd,
   kSpectra,
   kAcpSgd
 };
@@ -54,14 +58,26 @@ enum class UpdateScale : std::uint8_t {
   kNone,      // 1: its spectral norm is the rate
 };
 
+/// Which slices of its momentum Dion2 signs in a step.
+enum class SliceSelection : std::uint8_t {
+  kLargest,  // by L1 norm
+  kRandom,   // drawn anew in each step, the same for all processes
+};
+
 struct OptimizerOptions {
   OptimizerKind kind = OptimizerKind::kDion;
-  double mu = 0.95;       // momentum of Dion, Muon and Spectra
+  double mu = 0.95;       // momentum of Dion, Muon and their relatives, and of Spectra
   double lambda = 0.9;    // momentum of PowerSGD and ACP-SGD, after decompression
   bool nesterov = false;  // Muon looks ahead: its update is made of G + mu M
   SignPolynomial sign = SignPolynomial::kPolarExpress5;
   UpdateScale update_scale = UpdateScale::kRmsToRms;
-  double normuon_beta2 = 0.95;      // of NorMuon's mean squares of rows
+  double normuon_beta2 = 0.95;   // of NorMuon's mean squares of rows
+  Index muonbp_period = 1;       // steps from one sign of whole matrices to the next, blocks between them
+  double muonbp_block_rate = 1;  // learning rate of those steps between, relative to that of the others
+  /// Dion2 signs ceil(numerator / denominator x slices) of its momentum.
+  Index dion2_numerator = 1;
+  Index dion2_denominator = 4;
+  SliceSelection dion2_selection = SliceSelection::kLargest;
   double spectra_fraction = 0.015;  // k of min(m, n) singular values that Spectra brings down
   Index spectra_iterations = 1;     // of a step
   Residual residual = Residual::kLocal;
@@ -101,9 +117,19 @@ constexpr bool exchanges_factors(OptimizerKind kind) {
 /// Whether what is exchanged depends on the number of the step.
 constexpr bool exchange_follows_the_step(OptimizerKind kind) { return kind == OptimizerKind::kAcpSgd; }
 
-/// Whether the mean gradient of a layer matrix is exchanged, and the matrix signed as a whole.
+/// Whether a part of the momentum of a layer matrix is signed in each step.
+constexpr bool selects_slices(OptimizerKind kind) {
+  return kind == OptimizerKind::kDion2 || kind == OptimizerKind::kNorDion2;
+}
+
+/// Whether the momentum of a layer matrix is signed as Muon does, ahead of itself if asked to.
+constexpr bool is_muon(OptimizerKind kind) {
+  return kind == OptimizerKind::kMuon || kind == OptimizerKind::kNorMuon || kind == OptimizerKind::kMuonBp;
+}
+
+/// Whether the mean gradient of a layer matrix is exchanged, and signs of whole matrices move the weights.
 constexpr bool takes_signs(OptimizerKind kind) {
-  return kind == OptimizerKind::kMuon || kind == OptimizerKind::kNorMuon;
+  return is_muon(kind) || selects_slices(kind) || kind == OptimizerKind::kSpecGd;
 }
 
 /// Whether layer matrices are updated as matrices, otherwise element by element like everything else.

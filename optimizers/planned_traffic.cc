@@ -1,7 +1,11 @@
 #include "optimizers/planned_traffic.h"
 
 #include "collectives/factors/factor_rows.h"
-#include "optimizers/normuon.h"
+#include "optimizers/dion2.h"
+#include "optimizers/muonbp.h"
+#include "optimizers/row_scaling.h"
+#include "optimizers/signed_matrices.h"
+#include "optimizers/spec_gd.h"
 #include "sharding/layout.h"
 
 #include <algorithm>
@@ -47,6 +51,19 @@ class Piece {
   Range rows_, cols_;
 };
 
+/// Of an update by signs, on axis within_replica, as every process of it counts them.
+Index update_bytes(const ParameterInfo& info, const MeshShape& mesh, const OptimizerOptions& options,
+                   Index element_bytes) {
+  Index bytes = selects_slices(options.kind) ? slice_norm_bytes(info, mesh, options) : 0;
+  for (const SignedMatrix& matrix : signed_matrices(info, mesh, options)) {
+    bytes += sign_bytes(matrix.cut, options.sign, element_bytes);
+    if (options.kind == OptimizerKind::kNorMuon || options.kind == OptimizerKind::kNorDion2)
+      bytes += row_scaling_bytes(matrix.cut);
+    if (options.kind == OptimizerKind::kSpecGd) bytes += inner_product_bytes(matrix.cut);
+  }
+  return bytes;
+}
+
 std::vector<PlannedTransfer> of_matrix(const ParameterInfo& info, Index factor_rank, const MeshShape& mesh,
                                        const MeshPosition& position, const OptimizerOptions& options,
                                        DType computed) {
@@ -68,9 +85,16 @@ std::vector<PlannedTransfer> of_matrix(const ParameterInfo& info, Index factor_r
     }
     case OptimizerKind::kMuon:
     case OptimizerKind::kNorMuon:
+    case OptimizerKind::kMuonBp:
+    case OptimizerKind::kDion2:
+    case OptimizerKind::kNorDion2:
+    case OptimizerKind::kSpecGd: {
+      const StepPhase phase =
+          options.kind == OptimizerKind::kMuonBp ? whole_sign_steps(options) : StepPhase{};
       return {dense,
               {"within_replica", Purpose::kUpdate,
-               update_bytes(info, mesh, options, traffic.dense_element_bytes)}};
+               update_bytes(info, mesh, options, traffic.dense_element_bytes), phase}};
+    }
     case OptimizerKind::kSpectra:  // and a norm, where the matrix is cut
       return {
           dense,

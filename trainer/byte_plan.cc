@@ -4,6 +4,7 @@
 #include "optimizers/distributed_sign.h"
 #include "optimizers/gradient_sketch.h"
 #include "optimizers/planned_traffic.h"
+#include "optimizers/signed_matrices.h"
 #include "sharding/layout.h"
 
 #include <algorithm>
@@ -65,7 +66,9 @@ std::string assemblies(const RunConfig& config, const std::vector<ParameterInfo>
   const auto steps = static_cast<Index>(sign_iteration(options.sign).steps.size());
   std::map<Assembly, int> matrices;
   for (const ParameterInfo& info : parameters) {
-    if (is_layer_matrix(info.role)) ++matrices[choose_assembly(info, mesh_shape(config), steps)];
+    if (!is_layer_matrix(info.role)) continue;
+    for (const SignedMatrix& matrix : signed_matrices(info, mesh_shape(config), options))
+      ++matrices[choose_assembly(matrix.cut, steps)];
   }
   std::string text;
   for (const auto& [assembly, count] : matrices)

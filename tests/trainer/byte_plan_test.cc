@@ -114,6 +114,28 @@ INSTANTIATE_TEST_SUITE_P(
         Case{{1, 3, 1}, {"optimizer={kind: MUON learning_rate: 0.01}"}},
         Case{{1, 2, 2}, {"optimizer={kind: MUON learning_rate: 0.01 overlap: true bucket_mib: 0.01}"}}));
 
+// A plan says the mean; each step sends what its phase allows, or the budget that follows from it stops the
+// run.
+TEST(BytePlan, IsTheMeanOverAPeriod) {
+  const ScratchDirectory scratch;
+  RunConfig config = small_run(scratch.path(), {2, 1, 2});
+  apply_override(config, "optimizer={kind: MUON learning_rate: 0.01}");
+  config.clear_profile();
+  const Index whole = byte_plan(config).update_bytes;
+  apply_override(
+      config,
+      "optimizer={kind: MUONBP learning_rate: 0.01 muonbp_period: 2 muonbp_block_learning_rate: 0.01}");
+  EXPECT_EQ(byte_plan(config).update_bytes, whole / 2);
+  run_world(4, [&](Communicator& world) {
+    Trainer<float> trainer(config, world, {});
+    for (int step = 0; step < 3; ++step) {
+      trainer.step();
+      EXPECT_EQ(world.ledger().step_sum("within_replica", Purpose::kUpdate).payload_bytes,
+                step % 2 == 0 ? whole : 0);
+    }
+  });
+}
+
 TEST(BytePlan, AmortisesWhatIsSentNowAndThen) {
   const ScratchDirectory scratch;
   RunConfig config = small_run(scratch.path(), {2, 1, 2});

@@ -140,12 +140,17 @@ INSTANTIATE_TEST_SUITE_P(Elementwise, LayoutInvariance,
                          case_name);
 
 const std::string kMuon = "optimizer={kind: MUON learning_rate: 0.01}";
+const std::string kMuonBpOfPeriodOne =
+    "optimizer={kind: MUONBP learning_rate: 0.01 muonbp_period: 1 muonbp_block_learning_rate: 0.1}";
+const std::string kMuonBp =
+    "optimizer={kind: MUONBP learning_rate: 0.01 muonbp_period: 2 muonbp_block_learning_rate: 0.008}";
 INSTANTIATE_TEST_SUITE_P(Muon, LayoutInvariance,
                          testing::Values(Case{{2, 1, 1}, {kMuon}}, Case{{1, 3, 1}, {kMuon}},
                                          Case{{1, 1, 3}, {kMuon, "optimizer.nesterov=true"}},
                                          Case{{2, 2, 2}, {kMuon, "optimizer.scalar_optimizer=LION"}},
                                          Case{{2, 2, 2}, {"optimizer={kind: NORMUON learning_rate: 0.01}"}},
-                                         Case{{1, 2, 2}, {kMuon}, {"optimizer.overlap=true"}}),
+                                         Case{{1, 2, 2}, {kMuon}, {"optimizer.overlap=true"}},
+                                         Case{{2, 2, 2}, {kMuonBpOfPeriodOne}}, Case{{3, 1, 1}, {kMuonBp}}),
                          case_name);
 
 const std::string kAcpSgd = "optimizer.kind=ACPSGD";

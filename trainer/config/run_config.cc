@@ -47,6 +47,14 @@ OptimizerKind optimizer_kind(RunConfig::Optimizer::Kind kind) {
       return OptimizerKind::kMuon;
     case RunConfig::Optimizer::NORMUON:
       return OptimizerKind::kNorMuon;
+    case RunConfig::Optimizer::MUONBP:
+      return OptimizerKind::kMuonBp;
+    case RunConfig::Optimizer::DION2:
+      return OptimizerKind::kDion2;
+    case RunConfig::Optimizer::NORDION2:
+      return OptimizerKind::kNorDion2;
+    case RunConfig::Optimizer::SPECGD:
+      return OptimizerKind::kSpecGd;
     case RunConfig::Optimizer::ACPSGD:
       return OptimizerKind::kAcpSgd;
     case RunConfig::Optimizer::SPECTRA:
@@ -127,6 +135,14 @@ OptimizerOptions optimizer_options(const RunConfig& config) {
       .sign = sign_polynomial(optimizer.sign()),
       .update_scale = update_scale_of(optimizer.update_scale()),
       .normuon_beta2 = optimizer.normuon_beta2(),
+      .muonbp_period = optimizer.has_muonbp_period() ? optimizer.muonbp_period() : 1,
+      .muonbp_block_rate = optimizer.has_muonbp_block_learning_rate()
+                               ? optimizer.muonbp_block_learning_rate() / optimizer.learning_rate()
+                               : 1,
+      .dion2_numerator = optimizer.dion2_numerator(),
+      .dion2_denominator = optimizer.dion2_denominator(),
+      .dion2_selection = optimizer.dion2_selection() == Optimizer::RANDOM ? SliceSelection::kRandom
+                                                                          : SliceSelection::kLargest,
       .spectra_fraction = optimizer.spectra_fraction(),
       .spectra_iterations = optimizer.spectra_iterations(),
       .residual = optimizer.residual() == Optimizer::AGGREGATED ? Residual::kAggregated : Residual::kLocal,

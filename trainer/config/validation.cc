@@ -130,6 +130,33 @@ void validate_elementwise(const RunConfig::Optimizer& optimizer, const Optimizer
   check_owner("lion_beta2", optimizer.has_lion_beta2(), ElementwiseKind::kLion);
 }
 
+/// Fields of optimizers by signs, and mu, which others have too.
+void validate_signs(const RunConfig::Optimizer& optimizer, OptimizerKind kind) {
+  using Optimizer = RunConfig::Optimizer;
+  const std::string with_kind = "with optimizer.kind " + Optimizer::Kind_Name(optimizer.kind());
+  const auto check_owner = [&](const char* name, bool set, bool belongs) {
+    if (!belongs) expect_unset(std::string("optimizer.") + name, set, with_kind);
+  };
+  const bool signs_momentum = is_muon(kind) || selects_slices(kind);
+  check_owner("mu", optimizer.has_mu(),
+              signs_momentum || kind == OptimizerKind::kDion || kind == OptimizerKind::kSpectra);
+  check_owner("nesterov", optimizer.has_nesterov(), is_muon(kind));
+  check_owner("sign", optimizer.has_sign(), takes_signs(kind));
+  check_owner("update_scale", optimizer.has_update_scale(), signs_momentum);
+  check_owner("normuon_beta2", optimizer.has_normuon_beta2(),
+              kind == OptimizerKind::kNorMuon || kind == OptimizerKind::kNorDion2);
+  check_owner("dion2_numerator", optimizer.has_dion2_numerator(), selects_slices(kind));
+  check_owner("dion2_denominator", optimizer.has_dion2_denominator(), selects_slices(kind));
+  check_owner("dion2_selection", optimizer.has_dion2_selection(), selects_slices(kind));
+  const bool blocks = kind == OptimizerKind::kMuonBp;
+  check_owner("muonbp_period", optimizer.has_muonbp_period(), blocks);
+  check_owner("muonbp_block_learning_rate", optimizer.has_muonbp_block_learning_rate(), blocks);
+  if (!blocks) return;
+  expect_set("optimizer.muonbp_period", optimizer.has_muonbp_period());
+  expect_set("optimizer.muonbp_block_learning_rate", optimizer.has_muonbp_block_learning_rate());
+  expect_positive("optimizer.muonbp_block_learning_rate", optimizer.muonbp_block_learning_rate());
+}
+
 void validate_optimizer(const RunConfig& config) {
   using Optimizer = RunConfig::Optimizer;
   const Optimizer& optimizer = config.optimizer();
@@ -143,23 +170,14 @@ void validate_optimizer(const RunConfig& config) {
              "optimizer.powersgd_momentum: found ", optimizer.powersgd_momentum(),
              ", expected 0 <= value < 1");
   const OptimizerOptions options = optimizer_options(config);
+  validate_signs(optimizer, options.kind);
   validate(options);
   validate_elementwise(optimizer, options);
 
   const std::string with_kind = "with optimizer.kind " + Optimizer::Kind_Name(optimizer.kind());
-  if (optimizer.kind() != Optimizer::DION && optimizer.kind() != Optimizer::SPECTRA &&
-      !takes_signs(options.kind))
-    expect_unset("optimizer.mu", optimizer.has_mu(), with_kind);
   if (optimizer.kind() != Optimizer::SPECTRA) {
     expect_unset("optimizer.spectra_fraction", optimizer.has_spectra_fraction(), with_kind);
     expect_unset("optimizer.spectra_iterations", optimizer.has_spectra_iterations(), with_kind);
-  }
-  if (optimizer.kind() != Optimizer::NORMUON)
-    expect_unset("optimizer.normuon_beta2", optimizer.has_normuon_beta2(), with_kind);
-  if (!takes_signs(options.kind)) {
-    expect_unset("optimizer.nesterov", optimizer.has_nesterov(), with_kind);
-    expect_unset("optimizer.sign", optimizer.has_sign(), with_kind);
-    expect_unset("optimizer.update_scale", optimizer.has_update_scale(), with_kind);
   }
   if (optimizer.kind() != Optimizer::DION) {
     expect_unset("optimizer.clip_estimator", optimizer.has_clip_estimator(), with_kind);

@@ -185,7 +185,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadText{"trace: maybe", "run.txtpb:1:13: trace: found maybe, expected true or false"},
         BadText{"optimizer { kind: ADAM }",
                 "run.txtpb:1:24: optimizer.kind: found ADAM, expected one of DION, ADAMW, POWERSGD, SGD, "
-                "LION, MUON, NORMUON, SPECTRA, ACPSGD"},
+                "LION, MUON, NORMUON, MUONBP, DION2, NORDION2, SPECGD, SPECTRA, ACPSGD"},
         BadText{"name: run1", "run.txtpb:1:7: name: found run1, expected a string in quotes"},
         BadText{"data { train: [\"a\", 3] }",
                 "run.txtpb:1:21: data.train: found [\"a\", expected a string in quotes"},
@@ -277,7 +277,7 @@ INSTANTIATE_TEST_SUITE_P(
                 "optimizer.learning_rate: found 1 } mesh { tensor: 2, expected a number"},
         BadText{"optimizer.kind=ADAM",
                 "optimizer.kind: found ADAM, expected one of DION, ADAMW, POWERSGD, SGD, LION, MUON, "
-                "NORMUON, SPECTRA, ACPSGD"},
+                "NORMUON, MUONBP, DION2, NORDION2, SPECGD, SPECTRA, ACPSGD"},
         BadText{"model.layers=2.5", "model.layers: found 2.5, expected an integer of 64 bits"},
         BadText{"model.layers=", "model.layers: found nothing, expected an integer of 64 bits"},
         BadText{"trace=maybe", "trace: found maybe, expected true or false"},

@@ -1,0 +1,34 @@
+#include "optimizers/cut_matrix.h"
+
+#include "sharding/layout.h"
+
+namespace lowband {
+
+CutMatrix cut_matrix(const ParameterInfo& info, const MeshShape& mesh) {
+  LB_EXPECTS(
+      info.cut != TensorCut::kNone || mesh.tensor == 1, "optimizer: ", info.name,
+      " is not cut along the tensor axis, expected rows or columns cut with mesh.tensor = ", mesh.tensor);
+  const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.tensor, mesh.shard);
+  CutMatrix cut{.name = info.name, .row_pieces = {}, .col_pieces = {}};
+  cut.shard_cuts_rows = layout.shard_cuts_rows();
+  for (int shard = 0; shard < mesh.shard; ++shard)
+    (cut.shard_cuts_rows ? cut.row_pieces : cut.col_pieces)
+        .push_back(cut.shard_cuts_rows ? layout.owned_rows(shard, 0) : layout.owned_cols(shard, 0));
+  for (int tensor = 0; tensor < mesh.tensor; ++tensor)
+    (cut.shard_cuts_rows ? cut.col_pieces : cut.row_pieces)
+        .push_back(cut.shard_cuts_rows ? layout.owned_cols(0, tensor) : layout.owned_rows(0, tensor));
+  cut.rows_cut = cut.row_pieces.size() > 1;
+  cut.cols_cut = cut.col_pieces.size() > 1;
+  return cut;
+}
+
+std::vector<Range> consecutive_pieces(const std::vector<Index>& counts) {
+  std::vector<Range> pieces;
+  for (const Index count : counts) {
+    const Index begin = pieces.empty() ? 0 : pieces.back().end;
+    pieces.push_back({begin, begin + count});
+  }
+  return pieces;
+}
+
+}  // namespace lowband

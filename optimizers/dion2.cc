@@ -1,0 +1,209 @@
+#include "optimizers/dion2.h"
+
+#include "optimizers/sign_descent.h"
+#include "optimizers/signed_matrices.h"
+#include "runtime/random.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+namespace lowband {
+namespace {
+
+std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+
+std::vector<CutMatrix> selected_cuts(const std::vector<ParameterInfo>& infos, const MeshShape& mesh,
+                                     const OptimizerOptions& options) {
+  std::vector<CutMatrix> cuts;
+  for (const ParameterInfo& info : infos) cuts.push_back(signed_matrices(info, mesh, options).front().cut);
+  return cuts;
+}
+
+/// The positions of the `count` largest values, ties to the lower position; in increasing order.
+std::vector<Index> largest(std::span<const double> values, Index count) {
+  std::vector<Index> positions(values.size());
+  std::iota(positions.begin(), positions.end(), Index{0});
+  const auto last = positions.begin() + count;
+  std::partial_sort(positions.begin(), last, positions.end(), [&](Index i, Index j) {
+    return values[at(i)] != values[at(j)] ? values[at(i)] > values[at(j)] : i < j;
+  });
+  positions.erase(last, positions.end());
+  std::ranges::sort(positions);
+  return positions;
+}
+
+/// How many of increasing `indices` lie in each piece.
+std::vector<Index> counts_in(const std::vector<Range>& pieces, const std::vector<Index>& indices) {
+  std::vector<Index> counts;
+  for (const Range& piece : pieces)
+    counts.push_back(std::ranges::lower_bound(indices, piece.end) -
+                     std::ranges::lower_bound(indices, piece.begin));
+  return counts;
+}
+
+/// Calls `visit(row, col, u)` for the elements of the selected slices: row and column of the block they are
+/// taken from, and their place in the matrix of those slices alone.
+template <class Element, class Visit>
+void for_each_selected(bool of_rows, const std::vector<Index>& places, MatrixView<Element> u, Visit visit) {
+  for (Index row = 0; row < u.rows; ++row) {
+    for (Index col = 0; col < u.cols; ++col)
+      visit(of_rows ? places[at(row)] : row, of_rows ? col : places[at(col)], u(row, col));
+  }
+}
+
+}  // namespace
+
+bool slices_are_rows(const ParameterInfo& matrix, const OptimizerOptions& options) {
+  return options.kind == OptimizerKind::kNorDion2 || matrix.rows <= matrix.cols;
+}
+
+Index selected_slices(Index slices, const OptimizerOptions& options) {
+  return (options.dion2_numerator * slices + options.dion2_denominator - 1) / options.dion2_denominator;
+}
+
+Index slice_norm_bytes(const ParameterInfo& matrix, const MeshShape& mesh, const OptimizerOptions& options) {
+  if (mesh.shard * mesh.tensor == 1 || options.dion2_selection == SliceSelection::kRandom) return 0;
+  return (slices_are_rows(matrix, options) ? matrix.rows : matrix.cols) * dtype_bytes(DType::kF64);
+}
+
+template <class Real>
+Dion2<Real>::Dion2(ProcessMesh& mesh, std::vector<ParameterInfo> matrices, const OptimizerOptions& options,
+                   Index rotation)
+    : options_(options),
+      group_(&mesh.within_replica()),
+      sign_(mesh, selected_cuts(matrices, mesh.shape(), options), options.sign, rotation) {
+  Index norms = 0;
+  for (ParameterInfo& info : matrices) {
+    Matrix& matrix = matrices_.emplace_back();
+    matrix.of_rows = slices_are_rows(info, options);
+    const CutMatrix cut = cut_matrix(info, mesh.shape());
+    matrix.pieces = matrix.of_rows ? cut.row_pieces : cut.col_pieces;
+    const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.shape().tensor, mesh.shape().shard);
+    const Range rows = layout.owned_rows(mesh.position().shard, mesh.position().tensor);
+    const Range cols = layout.owned_cols(mesh.position().shard, mesh.position().tensor);
+    matrix.own = matrix.of_rows ? rows : cols;
+    matrix.momentum = Buffer<Real>(rows.size() * cols.size());
+    matrix.m = matrix.momentum.matrix(0, rows.size(), cols.size());
+    if (options.kind == OptimizerKind::kNorDion2) matrix.v = Buffer<Real>(rows.size());
+    matrix.info = std::move(info);
+    matrix.norms_begin = norms;
+    norms += matrix.slices();
+    norm_shares_.push_back({matrix.info.name, matrix.slices()});
+  }
+  norms_ = Buffer<double>(norms);
+  if (options.kind == OptimizerKind::kNorDion2) row_scaling_.emplace(mesh, sign_, options.normuon_beta2);
+}
+
+template <class Real>
+typename Dion2<Real>::Outcome Dion2<Real>::update(std::span<const Piece> pieces, Real scale,
+                                                  const StepInfo& info, Diagnosis<Real>* /*diagnosis*/) {
+  // M <- M + G
+  for (std::size_t i = 0; i < matrices_.size(); ++i) {
+    if (pieces[i].skipped) continue;
+    const std::span<Real> m = matrices_[i].momentum.span();
+    for (std::size_t k = 0; k < m.size(); ++k) m[k] += scale * pieces[i].gradient.data[k];
+  }
+  select(info.step);
+  // U <- M_K ; M_K <- mu M_K. A skipped matrix takes part with zeros.
+  for (Index i = 0; i < size(); ++i) {
+    if (pieces[at(i)].skipped) {
+      std::ranges::fill(sign_.block(i).flat(), Real{0});
+    } else {
+      take(matrices_[at(i)], sign_.block(i));
+    }
+  }
+  sign_.compute();
+  if (row_scaling_) scale_rows(pieces);
+  for (Index i = 0; i < size(); ++i) {
+    if (!pieces[at(i)].skipped)
+      move_weight(matrices_[at(i)], sign_.block(i), pieces[at(i)].weight, info.learning_rate);
+  }
+  return {};
+}
+
+// |M_s|_1 of every slice s; a sum that is no number counts as the largest, so that there is an order.
+template <class Real>
+void Dion2<Real>::sum_norms() {
+  norms_.fill(0);
+  for (const Matrix& matrix : matrices_) {
+    double* const own = norms_.data() + matrix.norms_begin + matrix.own.begin;
+    for (Index row = 0; row < matrix.m.rows; ++row) {
+      for (Index col = 0; col < matrix.m.cols; ++col)
+        own[matrix.of_rows ? row : col] += std::abs(static_cast<double>(matrix.m(row, col)));
+    }
+  }
+  if (group_->size() > 1 && size() > 0)
+    group_->all_reduce(norms_.span(), Reduction::kSum, {Purpose::kUpdate, norm_shares_});
+  for (double& norm : norms_.span()) {
+    if (std::isnan(norm)) norm = std::numeric_limits<double>::infinity();
+  }
+}
+
+template <class Real>
+void Dion2<Real>::select(Index step) {
+  const bool random = options_.dion2_selection == SliceSelection::kRandom;
+  if (!random) sum_norms();
+  for (Index i = 0; i < size(); ++i) {
+    Matrix& matrix = matrices_[at(i)];
+    const std::span<double> values = norms_.span(matrix.norms_begin, matrix.slices());
+    if (random) {
+      // The k largest of numbers drawn for all slices are k slices drawn without replacement.
+      const RandomStream stream(options_.seed, matrix.info.name + ".slices", step);
+      for (Index s = 0; s < matrix.slices(); ++s) values[at(s)] = stream.uniform(s);
+    }
+    matrix.selected = largest(values, selected_slices(matrix.slices(), options_));
+    matrix.own_places.clear();
+    for (const Index s : matrix.selected) {
+      if (s >= matrix.own.begin && s < matrix.own.end) matrix.own_places.push_back(s - matrix.own.begin);
+    }
+    std::vector<Range> pieces = consecutive_pieces(counts_in(matrix.pieces, matrix.selected));
+    matrix.of_rows ? sign_.set_row_pieces(i, std::move(pieces)) : sign_.set_col_pieces(i, std::move(pieces));
+  }
+  sign_.arrange();
+}
+
+template <class Real>
+void Dion2<Real>::take(const Matrix& matrix, MatrixView<Real> u) {
+  const auto mu = static_cast<Real>(options_.mu);
+  for_each_selected(matrix.of_rows, matrix.own_places, u, [&](Index row, Index col, Real& element) {
+    element = matrix.m(row, col);
+    matrix.m(row, col) = mu * element;
+  });
+}
+
+template <class Real>
+void Dion2<Real>::scale_rows(std::span<const Piece> pieces) {
+  std::vector<typename RowScaling<Real>::Rows> rows;
+  for (std::size_t i = 0; i < matrices_.size(); ++i)
+    rows.push_back({pieces[i].skipped, matrices_[i].v.span(), matrices_[i].own_places});
+  row_scaling_->apply(rows);
+}
+
+// W <- (1 - eta wd) W ; W_K <- W_K - eta c U
+template <class Real>
+void Dion2<Real>::move_weight(const Matrix& matrix, MatrixView<const Real> u, MatrixView<Real> weight,
+                              double eta) const {
+  const auto decay = static_cast<Real>(1 - eta * options_.weight_decay);
+  for (Index row = 0; row < weight.rows; ++row) {
+    for (Index col = 0; col < weight.cols; ++col) weight(row, col) *= decay;
+  }
+  const double c = update_scale(options_.update_scale, matrix.info.rows, matrix.info.cols);
+  const auto step = static_cast<Real>(eta * c);
+  for_each_selected(matrix.of_rows, matrix.own_places, u,
+                    [&](Index row, Index col, Real element) { weight(row, col) -= step * element; });
+}
+
+template <class Real>
+std::vector<StateTensor<Real>> Dion2<Real>::state(Index i) {
+  Matrix& matrix = matrices_[at(i)];
+  std::vector<StateTensor<Real>> tensors{{matrix.info.name + ".M", matrix.m}};
+  if (row_scaling_) tensors.push_back({matrix.info.name + ".row_v", matrix.v.matrix(0, matrix.v.size(), 1)});
+  return tensors;
+}
+
+template class Dion2<float>;
+template class Dion2<double>;
+
+}  // namespace lowband

@@ -1,0 +1,21 @@
+#pragma once
+
+#include "optimizers/cut_matrix.h"
+#include "optimizers/options.h"
+
+#include <vector>
+
+namespace lowband {
+
+/// A matrix that is signed by itself, and where it is taken from.
+struct SignedMatrix {
+  CutMatrix cut;
+  std::vector<Range> rows, cols;  // of the parameter, in increasing order
+};
+
+/// What is signed of one layer matrix by a kind that takes signs: the matrix itself, or as many slices as
+/// Dion2 selects, of which the pieces and places are found in each step.
+std::vector<SignedMatrix> signed_matrices(const ParameterInfo& info, const MeshShape& mesh,
+                                          const OptimizerOptions& options);
+
+}  // namespace lowband
