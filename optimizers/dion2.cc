@@ -90,8 +90,8 @@ Dion2<Real>::Dion2(ProcessMesh& mesh, std::vector<ParameterInfo> matrices, const
     matrix.info = std::move(info);
     matrix.norms_begin = norms;
     norms += matrix.slices();
-    norm_shares_.push_back({matrix.info.name, matrix.slices()});
   }
+  for (const Matrix& matrix : matrices_) norm_shares_.push_back({matrix.info.name, matrix.slices()});
   norms_ = Buffer<double>(norms);
   if (options.kind == OptimizerKind::kNorDion2) row_scaling_.emplace(mesh, sign_, options.normuon_beta2);
 }

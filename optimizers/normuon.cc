@@ -12,7 +12,8 @@ NorMuon<Real>::NorMuon(ProcessMesh& mesh, std::vector<ParameterInfo> matrices,
   for (Index i = 0; i < this->size(); ++i) {
     const Index rows = this->sign().block(i).rows;
     v_.emplace_back(rows);
-    std::iota(places_.emplace_back(rows).begin(), places_.back().end(), Index{0});
+    std::vector<Index>& places = places_.emplace_back(rows);
+    std::iota(places.begin(), places.end(), Index{0});
   }
 }
 

@@ -27,7 +27,7 @@ PiecePlace parameter_place(const ParameterInfo& info, const MeshShape& mesh, con
 ///             other columns keeping the rest
 ///   right, V  (n, r), of ACP-SGD, and (n, k), of Spectra: likewise of its columns
 ///   m, v      (m, n), of an elementwise optimizer: consecutive elements of the tensor-axis piece
-///   row_v     (m, 1), of NorMuon: the rows of the owned block
+///   row_v     (m, 1), of NorMuon and NorDion2: the rows of the owned block
 ///   t         (1, 1)
 /// Throws: InvalidArgument for another letter.
 PiecePlace state_place(const ParameterInfo& info, std::string_view letter, Index piece_cols,

@@ -34,6 +34,9 @@ const Named kOptimizers[] = {
     {"Spectra", {.kind = OptimizerKind::kSpectra, .spectra_fraction = 0.2}},
     {"SpectraTwice", {.kind = OptimizerKind::kSpectra, .spectra_fraction = 0.4, .spectra_iterations = 2}},
     {"MuonNesterov", {.kind = OptimizerKind::kMuon, .nesterov = true}},
+    {"Dion2", {.kind = OptimizerKind::kDion2}},
+    {"NorDion2", {.kind = OptimizerKind::kNorDion2}},
+    {"SpecGd", {.kind = OptimizerKind::kSpecGd}},
     {"MuonBpOfPeriodOne", {.kind = OptimizerKind::kMuonBp}},
     {"MuonBp", {.kind = OptimizerKind::kMuonBp, .muonbp_period = 3, .muonbp_block_rate = 0.6}},
 };

@@ -140,6 +140,8 @@ INSTANTIATE_TEST_SUITE_P(Elementwise, LayoutInvariance,
                          case_name);
 
 const std::string kMuon = "optimizer={kind: MUON learning_rate: 0.01}";
+const std::string kDion2 = "optimizer={kind: DION2 learning_rate: 0.01}";
+const std::string kSpecGd = "optimizer={kind: SPECGD learning_rate: 0.01}";
 const std::string kMuonBpOfPeriodOne =
     "optimizer={kind: MUONBP learning_rate: 0.01 muonbp_period: 1 muonbp_block_learning_rate: 0.1}";
 const std::string kMuonBp =
@@ -150,7 +152,12 @@ INSTANTIATE_TEST_SUITE_P(Muon, LayoutInvariance,
                                          Case{{2, 2, 2}, {kMuon, "optimizer.scalar_optimizer=LION"}},
                                          Case{{2, 2, 2}, {"optimizer={kind: NORMUON learning_rate: 0.01}"}},
                                          Case{{1, 2, 2}, {kMuon}, {"optimizer.overlap=true"}},
-                                         Case{{2, 2, 2}, {kMuonBpOfPeriodOne}}, Case{{3, 1, 1}, {kMuonBp}}),
+                                         Case{{2, 2, 2}, {kMuonBpOfPeriodOne}}, Case{{3, 1, 1}, {kMuonBp}},
+                                         Case{{2, 2, 2}, {kDion2}},
+                                         Case{{1, 1, 3}, {kDion2, "optimizer.dion2_selection=RANDOM"}},
+                                         Case{{1, 2, 2}, {kDion2}, {"optimizer.overlap=true"}},
+                                         Case{{2, 2, 2}, {"optimizer={kind: NORDION2 learning_rate: 0.01}"}},
+                                         Case{{1, 3, 1}, {kSpecGd}}, Case{{2, 2, 2}, {kSpecGd}}),
                          case_name);
 
 const std::string kAcpSgd = "optimizer.kind=ACPSGD";
