@@ -1,5 +1,7 @@
 #include "optimizers/lion.h"
 
+#include "runtime/elementwise_math.h"
+
 namespace lowband {
 
 template <class Real>
@@ -14,17 +16,16 @@ template <class Real>
 void Lion<Real>::update(Index i, std::span<const Real> gradient, std::span<Real> weight, Real gradient_scale,
                         double learning_rate) {
   Momentum& momentum = momenta_[static_cast<std::size_t>(i)];
-  const auto b1 = static_cast<Real>(options_.lion_beta1), new1 = static_cast<Real>(1 - options_.lion_beta1);
-  const auto b2 = static_cast<Real>(options_.lion_beta2), new2 = static_cast<Real>(1 - options_.lion_beta2);
-  const auto eta = static_cast<Real>(learning_rate);
-  const auto decay = static_cast<Real>(momentum.piece.decays ? 1 - learning_rate * options_.weight_decay : 1);
+  const LionStep<Real> step{
+      .beta1 = static_cast<Real>(options_.lion_beta1),
+      .new1 = static_cast<Real>(1 - options_.lion_beta1),
+      .beta2 = static_cast<Real>(options_.lion_beta2),
+      .new2 = static_cast<Real>(1 - options_.lion_beta2),
+      .eta = static_cast<Real>(learning_rate),
+      .decay = static_cast<Real>(momentum.piece.decays ? 1 - learning_rate * options_.weight_decay : 1),
+      .gradient_scale = gradient_scale};
   Real* const m = momentum.m.data();
-  for (std::size_t k = 0; k < weight.size(); ++k) {
-    const Real g = gradient_scale * gradient[k];
-    const Real u = b1 * m[k] + new1 * g;
-    m[k] = b2 * m[k] + new2 * g;
-    weight[k] = decay * weight[k] - (u > 0 ? eta : u < 0 ? -eta : Real{0});
-  }
+  for (std::size_t k = 0; k < weight.size(); ++k) step(gradient[k], m[k], weight[k]);
 }
 
 template <class Real>

@@ -1,5 +1,7 @@
 #include "optimizers/sgd.h"
 
+#include "runtime/elementwise_math.h"
+
 namespace lowband {
 
 template <class Real>
@@ -15,17 +17,15 @@ void Sgd<Real>::update(Index i, std::span<const Real> gradient, std::span<Real> 
                        double learning_rate) {
   Momentum& momentum = momenta_[static_cast<std::size_t>(i)];
   const auto mu = static_cast<Real>(options_.sgd_momentum);
-  const auto eta = static_cast<Real>(learning_rate);
-  const auto decay = static_cast<Real>(momentum.piece.decays ? 1 - learning_rate * options_.weight_decay : 1);
-  // The step is own g + across v.
-  const Real own = options_.sgd_nesterov ? Real{1} : Real{0};
-  const Real across = options_.sgd_nesterov ? mu : Real{1};
+  const SgdStep<Real> step{
+      .mu = mu,
+      .own = options_.sgd_nesterov ? Real{1} : Real{0},
+      .across = options_.sgd_nesterov ? mu : Real{1},
+      .eta = static_cast<Real>(learning_rate),
+      .decay = static_cast<Real>(momentum.piece.decays ? 1 - learning_rate * options_.weight_decay : 1),
+      .gradient_scale = gradient_scale};
   Real* const v = momentum.v.data();
-  for (std::size_t k = 0; k < weight.size(); ++k) {
-    const Real g = gradient_scale * gradient[k];
-    v[k] = mu * v[k] + g;
-    weight[k] = decay * weight[k] - eta * (own * g + across * v[k]);
-  }
+  for (std::size_t k = 0; k < weight.size(); ++k) step(gradient[k], v[k], weight[k]);
 }
 
 template <class Real>

@@ -30,9 +30,11 @@ struct DeviceMatrix {
         row_stride(row_stride_),
         count(count_),
         matrix_stride(matrix_stride_) {}
-  // NOLINTNEXTLINE(google-explicit-constructor): a const view of the same elements
-  operator DeviceMatrix<const T>() const requires(!std::is_const_v<T>) {
-    return {data, rows, cols, row_stride, count, matrix_stride};
+  /// Of the same elements.
+  template <class U>
+  requires(std::is_const_v<T>&& std::is_same_v<const U, T>)
+      DeviceMatrix(const DeviceMatrix<U>& other)  // NOLINT(google-explicit-constructor)
+      : DeviceMatrix(other.data, other.rows, other.cols, other.row_stride, other.count, other.matrix_stride) {
   }
 
   Index elements() const { return count * rows * cols; }

@@ -1,6 +1,7 @@
 #include "runtime/vector_kernels.h"
 
 #include "runtime/cpu.h"
+#include "runtime/elementwise_math.h"
 #include "runtime/random.h"
 
 #include <algorithm>
@@ -226,6 +227,29 @@ TYPED_TEST(VectorKernelsTest, AdamwMatchesItsFormula) {
   this->expect_near(m, mean, tolerance, "m");
   this->expect_near(v, square, tolerance, "v");
   this->expect_near(w, weight, tolerance, "w");
+}
+
+// What the device runs for each weight: the same numbers, to the bit.
+TYPED_TEST(VectorKernelsTest, AdamWHasTheBitsOfItsScalarForm) {
+  const AdamWStep<TypeParam> step{.beta1 = TypeParam(0.9),
+                                  .beta2 = TypeParam(0.95),
+                                  .step_size = TypeParam(0.02),
+                                  .inv_sqrt_correction2 = TypeParam(1.5),
+                                  .epsilon = TypeParam(1e-8),
+                                  .decay = TypeParam(0.99),
+                                  .gradient_scale = TypeParam(0.3)};
+  const Index n = 1003;
+  auto w = this->draw("w", n), m = this->draw("m", n), v = this->draw("v", n);
+  const auto g = this->draw("g", n);
+  for (TypeParam& x : v) x *= x;
+  auto scalar_w = w, scalar_m = m, scalar_v = v;
+  vector_kernels<TypeParam>().adamw_update(w.data(), m.data(), v.data(), g.data(), n, step.beta1, step.beta2,
+                                           step.step_size, step.inv_sqrt_correction2, step.epsilon,
+                                           step.decay, step.gradient_scale);
+  for (std::size_t i = 0; i < g.size(); ++i) step(g[i], scalar_m[i], scalar_v[i], scalar_w[i]);
+  EXPECT_EQ(scalar_m, m);
+  EXPECT_EQ(scalar_v, v);
+  EXPECT_EQ(scalar_w, w);
 }
 
 }  // namespace

@@ -1,0 +1,242 @@
+#include "runtime/cuda/blas.h"
+
+#include "runtime/cuda/buffer.h"
+#include "runtime/cuda/check.cuh"
+#include "runtime/cuda/kernels.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <map>
+#include <type_traits>
+
+#include <cublasLt.h>
+#include <cublas_v2.h>
+
+namespace lowband {
+namespace {
+
+// What NVIDIA's documentation of cublasSetWorkspace recommends for Hopper.
+constexpr Index kWorkspaceBytes = 32 * 1024 * 1024;
+
+// A symmetric product of this side or more is formed by blocks of this many rows. Two of them leave out a
+// quarter of the work and still give every multiprocessor a tile of 256 x 128. By arithmetic, not measured.
+constexpr Index kSymmetricRows = 2048;
+constexpr Index kSymmetricFrom = 4096;
+
+void check_blas(cublasStatus_t status, std::string_view call) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  throw CudaError(cat(call, ": code ", static_cast<int>(status), ", ", cublasGetStatusName(status), ": ",
+                      cublasGetStatusString(status)));
+}
+
+template <class T>
+constexpr cudaDataType_t kDataType = std::is_same_v<T, float>    ? CUDA_R_32F
+                                     : std::is_same_v<T, double> ? CUDA_R_64F
+                                                                 : CUDA_R_16BF;
+
+// Owners of cuBLASLt's descriptions.
+struct Destroy {
+  void operator()(cublasLtMatmulDescOpaque_t* x) const { cublasLtMatmulDescDestroy(x); }
+  void operator()(cublasLtMatrixLayoutOpaque_t* x) const { cublasLtMatrixLayoutDestroy(x); }
+  void operator()(cublasLtMatmulPreferenceOpaque_t* x) const { cublasLtMatmulPreferenceDestroy(x); }
+  void operator()(cublasLtContext* x) const { cublasLtDestroy(x); }
+};
+using Product = std::unique_ptr<cublasLtMatmulDescOpaque_t, Destroy>;
+using Layout = std::unique_ptr<cublasLtMatrixLayoutOpaque_t, Destroy>;
+using Preference = std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, Destroy>;
+
+struct Plan {
+  Product product;
+  Layout first, second, c, d;
+  cublasLtMatmulAlgo_t algorithm{};
+};
+
+// Everything that an algorithm may depend on.
+using Key = std::array<Index, 20>;
+
+// The largest power of two up to 256 that divides the address.
+std::uint32_t alignment_of(const void* address) {
+  const auto bits = reinterpret_cast<std::uintptr_t>(address) | 256;
+  return static_cast<std::uint32_t>(bits & (~bits + 1));
+}
+
+// A row-major matrix as cuBLASLt sees it: column-major and transposed.
+template <class T>
+Layout layout_of(DeviceMatrix<const T> a) {
+  cublasLtMatrixLayout_t layout = nullptr;
+  check_blas(cublasLtMatrixLayoutCreate(&layout, kDataType<T>, static_cast<std::uint64_t>(a.cols),
+                                        static_cast<std::uint64_t>(a.rows), a.row_stride),
+             "cublasLtMatrixLayoutCreate");
+  Layout owner(layout);
+  const auto count = static_cast<std::int32_t>(a.count);
+  const std::int64_t stride = a.matrix_stride;
+  check_blas(
+      cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count),
+      "cublasLtMatrixLayoutSetAttribute");
+  check_blas(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride,
+                                              sizeof stride),
+             "cublasLtMatrixLayoutSetAttribute");
+  return owner;
+}
+
+Product product_of(cublasComputeType_t compute, cudaDataType_t scale, Op op_first, Op op_second) {
+  cublasLtMatmulDesc_t product = nullptr;
+  check_blas(cublasLtMatmulDescCreate(&product, compute, scale), "cublasLtMatmulDescCreate");
+  Product owner(product);
+  const auto set = [&](cublasLtMatmulDescAttributes_t attribute, Op op) {
+    const cublasOperation_t value = op == Op::kNone ? CUBLAS_OP_N : CUBLAS_OP_T;
+    check_blas(cublasLtMatmulDescSetAttribute(product, attribute, &value, sizeof value),
+               "cublasLtMatmulDescSetAttribute");
+  };
+  set(CUBLASLT_MATMUL_DESC_TRANSA, op_first);
+  set(CUBLASLT_MATMUL_DESC_TRANSB, op_second);
+  return owner;
+}
+
+struct Alignments {
+  std::uint32_t first, second, c, d;
+};
+
+void choose_algorithm(cublasLtHandle_t handle, const Alignments& alignments, Plan& plan,
+                      const std::string& what) {
+  cublasLtMatmulPreference_t preference = nullptr;
+  check_blas(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
+  const Preference owner(preference);
+  const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+    check_blas(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value),
+               "cublasLtMatmulPreferenceSetAttribute");
+  };
+  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::uint64_t>(kWorkspaceBytes));
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignments.first);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignments.second);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignments.c);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignments.d);
+  cublasLtMatmulHeuristicResult_t best{};
+  int found = 0;
+  check_blas(cublasLtMatmulAlgoGetHeuristic(handle, plan.product.get(), plan.first.get(), plan.second.get(),
+                                            plan.c.get(), plan.d.get(), preference, 1, &best, &found),
+             cat("cublasLtMatmulAlgoGetHeuristic for ", what));
+  if (found == 0) throw CudaError(cat("cuBLASLt has no algorithm for ", what));
+  check_blas(best.state, cat("cublasLtMatmulAlgoGetHeuristic for ", what));
+  plan.algorithm = best.algo;
+}
+
+template <class T>
+std::string shape(DeviceMatrix<T> a) {
+  return cat(a.count, " x (", a.rows, ", ", a.cols, ")");
+}
+
+}  // namespace
+
+struct CudaBlas::State {
+  std::unique_ptr<cublasLtContext, Destroy> handle;
+  DeviceBuffer<std::uint8_t> workspace;
+  std::map<Key, Plan> plans;
+};
+
+CudaBlas::CudaBlas(const CudaStream& stream) : stream_(&stream), state_(std::make_unique<State>()) {
+  stream.make_current();
+  cublasLtHandle_t handle = nullptr;
+  check_blas(cublasLtCreate(&handle), "cublasLtCreate");
+  state_->handle.reset(handle);
+  state_->workspace = DeviceBuffer<std::uint8_t>(kWorkspaceBytes, stream);
+}
+
+CudaBlas::~CudaBlas() = default;
+
+Index CudaBlas::plans() const { return static_cast<Index>(state_->plans.size()); }
+
+// Row-major D = op(A) op(B) is column-major D^T = op(B)^T op(A)^T: the operands change places.
+template <class In, class Out>
+void CudaBlas::gemm(Op op_a, Op op_b, double alpha, DeviceMatrix<const In> a, DeviceMatrix<const In> b,
+                    double beta, DeviceMatrix<const Out> c, DeviceMatrix<Out> d) {
+  const Index rows = op_a == Op::kNone ? a.rows : a.cols, inner = op_a == Op::kNone ? a.cols : a.rows;
+  const Index inner_b = op_b == Op::kNone ? b.rows : b.cols, cols = op_b == Op::kNone ? b.cols : b.rows;
+  const auto what = [&] {
+    return cat("A ", shape(a), op_a == Op::kNone ? "" : "^T", ", B ", shape(b), op_b == Op::kNone ? "" : "^T",
+               ", C ", shape(c), ", D ", shape(d));
+  };
+  const bool fits = rows == d.rows && cols == d.cols && rows == c.rows && cols == c.cols &&
+                    inner == inner_b && a.count == d.count && b.count == d.count && c.count == d.count;
+  LB_EXPECTS(fits && d.elements() > 0 && inner > 0, "gemm: found ", what(),
+             ", expected op(A) (m, k), op(B) (k, n), C and D (m, n), none empty, equal counts");
+
+  stream_->make_current();
+  const Alignments alignments{alignment_of(b.data), alignment_of(a.data), alignment_of(c.data),
+                              alignment_of(d.data)};
+  const Key key{kDataType<In>,
+                kDataType<Out>,
+                static_cast<Index>(op_a),
+                static_cast<Index>(op_b),
+                rows,
+                cols,
+                inner,
+                d.count,
+                a.row_stride,
+                b.row_stride,
+                c.row_stride,
+                d.row_stride,
+                a.matrix_stride,
+                b.matrix_stride,
+                c.matrix_stride,
+                d.matrix_stride,
+                alignments.first,
+                alignments.second,
+                alignments.c,
+                alignments.d};
+  using Scale = std::conditional_t<std::is_same_v<In, double>, double, float>;
+  auto kept = state_->plans.find(key);
+  if (kept == state_->plans.end()) {
+    Plan plan;
+    plan.product = product_of(std::is_same_v<In, double> ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F,
+                              kDataType<Scale>, op_b, op_a);
+    plan.first = layout_of<In>(b);
+    plan.second = layout_of<In>(a);
+    plan.c = layout_of<Out>(c);
+    plan.d = layout_of<Out>(d);
+    choose_algorithm(state_->handle.get(), alignments, plan, what());
+    kept = state_->plans.emplace(key, std::move(plan)).first;
+  }
+  const Plan& plan = kept->second;
+  const auto scale_alpha = static_cast<Scale>(alpha), scale_beta = static_cast<Scale>(beta);
+  check_blas(cublasLtMatmul(state_->handle.get(), plan.product.get(), &scale_alpha, b.data, plan.first.get(),
+                            a.data, plan.second.get(), &scale_beta, c.data, plan.c.get(), d.data,
+                            plan.d.get(), &plan.algorithm, state_->workspace.data(),
+                            static_cast<std::size_t>(kWorkspaceBytes), stream_->handle()),
+             "cublasLtMatmul");
+}
+
+template <class T>
+void CudaBlas::symmetric_gemm(Op op_a, Op op_b, double alpha, DeviceMatrix<const T> a,
+                              DeviceMatrix<const T> b, double beta, DeviceMatrix<const T> c,
+                              DeviceMatrix<T> d) {
+  LB_EXPECTS(d.count == 1 && d.rows == d.cols, "symmetric_gemm: found D ", shape(d),
+             ", expected one square matrix");
+  if (d.rows < kSymmetricFrom) return gemm<T, T>(op_a, op_b, alpha, a, b, beta, c, d);
+  for (Index begin = 0; begin < d.rows; begin += kSymmetricRows) {
+    const Index rows = std::min(kSymmetricRows, d.rows - begin), cols = begin + rows;
+    const auto left = op_a == Op::kNone ? a.block(begin, rows, 0, a.cols) : a.block(0, a.rows, begin, rows);
+    const auto right = op_b == Op::kNone ? b.block(0, b.rows, 0, cols) : b.block(0, cols, 0, b.cols);
+    gemm<T, T>(op_a, op_b, alpha, left, right, beta, c.block(begin, rows, 0, cols),
+               d.block(begin, rows, 0, cols));
+  }
+  mirror_lower<T>(d, *stream_);
+}
+
+#define LB_INSTANTIATE(In, Out)                                                                         \
+  template void CudaBlas::gemm<In, Out>(Op, Op, double, DeviceMatrix<const In>, DeviceMatrix<const In>, \
+                                        double, DeviceMatrix<const Out>, DeviceMatrix<Out>);
+LB_INSTANTIATE(float, float)
+LB_INSTANTIATE(double, double)
+LB_INSTANTIATE(BFloat16, float)
+LB_INSTANTIATE(BFloat16, BFloat16)
+#undef LB_INSTANTIATE
+template void CudaBlas::symmetric_gemm<float>(Op, Op, double, DeviceMatrix<const float>,
+                                              DeviceMatrix<const float>, double, DeviceMatrix<const float>,
+                                              DeviceMatrix<float>);
+template void CudaBlas::symmetric_gemm<BFloat16>(Op, Op, double, DeviceMatrix<const BFloat16>,
+                                                 DeviceMatrix<const BFloat16>, double,
+                                                 DeviceMatrix<const BFloat16>, DeviceMatrix<BFloat16>);
+
+}  // namespace lowband

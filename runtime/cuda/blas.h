@@ -1,0 +1,52 @@
+#pragma once
+
+#include "runtime/bfloat16.h"
+#include "runtime/cuda/matrix.h"
+#include "runtime/cuda/stream.h"
+#include "runtime/linalg.h"
+
+#include <memory>
+
+namespace lowband {
+
+/// cuBLASLt on one stream: its handle, its workspace, and for every shape met so far the algorithm that its
+/// heuristic named.
+///
+/// The first product of a shape asks for the algorithm, later ones do nothing but launch: no allocation, no
+/// synchronisation. Ownership: borrows the stream. Threads: one at a time.
+/// Throws: CudaError naming the call, its code and its text.
+class CudaBlas {
+ public:
+  explicit CudaBlas(const CudaStream& stream);
+  ~CudaBlas();
+  CudaBlas(const CudaBlas&) = delete;
+  CudaBlas& operator=(const CudaBlas&) = delete;
+
+  const CudaStream& stream() const { return *stream_; }
+
+  /// D <- alpha op(A) op(B) + beta C, for each of the matrices. With beta = 0, C is not read.
+  ///
+  /// Shapes: op(A) is (m, k), op(B) is (k, n), C and D are (m, n); positive extents, equal counts. D may be
+  /// C and overlaps nothing else.
+  /// DType: In, Out: float, float; double, double; BFloat16, float; BFloat16, BFloat16. Sums are formed in
+  /// float, those of double in double; never in TF32. Stream: enqueued.
+  template <class In, class Out>
+  void gemm(Op op_a, Op op_b, double alpha, DeviceMatrix<const In> a, DeviceMatrix<const In> b, double beta,
+            DeviceMatrix<const Out> c, DeviceMatrix<Out> d);
+
+  /// D <- alpha op(A) op(B) + beta C where the result is symmetric: of a large one only the blocks on and
+  /// below the diagonal are computed, the others copied. Shapes: as above, one matrix.
+  template <class T>
+  void symmetric_gemm(Op op_a, Op op_b, double alpha, DeviceMatrix<const T> a, DeviceMatrix<const T> b,
+                      double beta, DeviceMatrix<const T> c, DeviceMatrix<T> d);
+
+  /// Shapes for which an algorithm is kept.
+  Index plans() const;
+
+ private:
+  struct State;
+  const CudaStream* stream_;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace lowband

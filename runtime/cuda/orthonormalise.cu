@@ -1,0 +1,244 @@
+#include "runtime/cuda/check.cuh"
+#include "runtime/cuda/orthonormalise.h"
+
+#include <algorithm>
+
+namespace lowband {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr int kThreads = 256;
+constexpr int kEliminationRows = 16;  // warps of the block that factorises, a row of the matrix each
+
+/// Largest deviation of the second Gram matrix from I that the second pass repairs to rounding; as
+/// collectives/factors/orthonormalise.cc.
+constexpr double kLargestDeviation = 0.1;
+
+constexpr auto kGramSchmidt = static_cast<std::int32_t>(DeviceFactorisation::kGramSchmidt);
+constexpr auto kNonFinite = static_cast<std::int32_t>(DeviceFactorisation::kNonFinite);
+
+__device__ Index first_element() { return Index{blockIdx.x} * blockDim.x + threadIdx.x; }
+__device__ Index element_stride() { return Index{gridDim.x} * blockDim.x; }
+
+// blockIdx.y is the matrix in all kernels of this kind.
+__global__ void find_non_finite_kernel(const float* p, Index elements, std::int32_t* factorisation) {
+  const float* const own = p + Index{blockIdx.y} * elements;
+  bool finite = true;
+  for (Index i = first_element(); i < elements; i += element_stride()) finite = finite && isfinite(own[i]);
+  if (!finite) factorisation[blockIdx.y] = kNonFinite;
+}
+
+// What is not finite is left out as zeros, so that it spoils nothing on the way.
+__global__ void widen_kernel(const float* p, Index elements, const std::int32_t* factorisation,
+                             double* wide) {
+  const Index begin = Index{blockIdx.y} * elements;
+  const bool left_alone = factorisation[blockIdx.y] == kNonFinite;
+  for (Index i = first_element(); i < elements; i += element_stride())
+    wide[begin + i] = left_alone ? 0.0 : static_cast<double>(p[begin + i]);
+}
+
+__global__ void narrow_kernel(const double* wide, Index elements, const std::int32_t* factorisation,
+                              float* p) {
+  if (factorisation[blockIdx.y] == kNonFinite) return;
+  const Index begin = Index{blockIdx.y} * elements;
+  for (Index i = first_element(); i < elements; i += element_stride())
+    p[begin + i] = static_cast<float>(wide[begin + i]);
+}
+
+// The largest x of the block, for all its threads; a NaN counts as infinite.
+__device__ double block_max(double x) {
+  __shared__ double of_warp[kEliminationRows];
+  if (isnan(x)) x = INFINITY;
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) x = fmax(x, __shfl_xor_sync(~0U, x, distance));
+  if (threadIdx.x == 0) of_warp[threadIdx.y] = x;
+  __syncthreads();
+  double largest = 0;
+  for (const double of_one : of_warp) largest = fmax(largest, of_one);
+  return largest;
+}
+
+// G <- T with T G T^T = I on the live columns: T = L^-1 for G = L L^T, lower triangular, rows of dead columns
+// zero. So P T^T has orthonormal live columns, and dead ones are zero.
+//
+// One block per matrix; its threads are (32, kEliminationRows). Elimination of [G | I]: before column j, the
+// part of G right of and below (j, j) is the Schur complement of the live columns so far, and the part left
+// of column j is L^-1, its diagonal kept apart. Dead is a column whose pivot is at most tolerance^2 of its
+// own diagonal entry, or whose entry is 0 or not finite.
+//
+// In the second pass G should be I already. Where it is further away than the pass can repair, the matrix is
+// left to gram_schmidt_kernel.
+__global__ void eliminate_kernel(double* gram, int n, double tolerance, bool second, bool in_shared_memory,
+                                 std::uint8_t* dead, std::int32_t* factorisation) {
+  extern __shared__ double shared[];
+  double* const own = gram + Index{blockIdx.x} * n * n;
+  std::uint8_t* const own_dead = dead + Index{blockIdx.x} * n;
+  double* const diagonal = shared;        // of G
+  double* const reciprocal = shared + n;  // diagonal of L^-1
+  double* const a = in_shared_memory ? shared + 2 * n : own;
+  const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
+
+  double deviation = 0;
+  for (int i = y; i < n; i += kEliminationRows) {
+    for (int k = x; k < n; k += kWarp) {
+      const double entry = own[i * n + k];
+      if (in_shared_memory) a[i * n + k] = entry;
+      if (i == k) diagonal[i] = entry;
+      if (second && !own_dead[i] && !own_dead[k]) {
+        const double off = fabs(entry - (i == k ? 1.0 : 0.0));
+        if (!(off <= deviation)) deviation = isnan(off) ? INFINITY : off;
+      }
+    }
+  }
+  if (second && block_max(deviation) > kLargestDeviation) {
+    if (x == 0 && y == 0) factorisation[blockIdx.x] = kGramSchmidt;
+    return;
+  }
+  __syncthreads();
+
+  for (int j = 0; j < n; ++j) {
+    const double pivot = a[j * n + j], entry = diagonal[j];
+    const bool is_dead = !(isfinite(entry) && entry > 0 && pivot > tolerance * tolerance * entry);
+    const double scale = is_dead ? 0.0 : 1 / sqrt(pivot);
+    __syncthreads();  // everyone has read the pivot
+    if (y == 0) {
+      for (int k = x; k < n; k += kWarp) {
+        if (k != j) a[j * n + k] = is_dead ? 0.0 : a[j * n + k] * scale;
+      }
+      if (x == 0) {
+        reciprocal[j] = scale;
+        own_dead[j] = is_dead;
+      }
+    }
+    __syncthreads();
+    // row i <- row i - L_ij row j, where row j of a dead column is zero
+    for (int i = j + 1 + y; i < n; i += kEliminationRows) {
+      const double factor = a[j * n + i];
+      for (int k = x; k < n; k += kWarp) {
+        if (k < j || k >= i) {
+          a[i * n + k] -= factor * a[j * n + k];
+        } else if (k == j) {
+          a[i * n + k] = -factor * scale;
+        }
+      }
+    }
+    __syncthreads();
+  }
+  for (int i = y; i < n; i += kEliminationRows) {
+    for (int k = x; k < n; k += kWarp) own[i * n + k] = k < i ? a[i * n + k] : k == i ? reciprocal[i] : 0.0;
+  }
+}
+
+// The sum over the threads of a block, for all of them; a fixed tree.
+__device__ double block_sum(double x) {
+  __shared__ double of_warp[kThreads / kWarp];
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(~0U, x, distance);
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  double sum = 0;
+  for (const double part : of_warp) sum += part;
+  __syncthreads();
+  return sum;
+}
+
+// Q <- unpivoted QR of P for matrices that two Cholesky passes could not do: from every column, twice, its
+// parts along the live columns before it. Twice is enough (Giraud et al. 2005): the second time removes what
+// rounding left of the first. One block per matrix; slow, and rare.
+__global__ void gram_schmidt_kernel(const float* p, Index rows, int cols, double tolerance, double* q,
+                                    std::uint8_t* dead, const std::int32_t* factorisation) {
+  if (factorisation[blockIdx.x] != kGramSchmidt) return;
+  const float* const from = p + Index{blockIdx.x} * rows * cols;
+  double* const to = q + Index{blockIdx.x} * rows * cols;
+  std::uint8_t* const own_dead = dead + Index{blockIdx.x} * cols;
+  // Every thread has rows of its own, so nobody reads what another writes but through block_sum.
+  const auto dot = [&](int k, int j) {
+    double sum = 0;
+    for (Index i = threadIdx.x; i < rows; i += kThreads) sum += to[i * cols + k] * to[i * cols + j];
+    return block_sum(sum);
+  };
+  for (int j = 0; j < cols; ++j) {
+    for (Index i = threadIdx.x; i < rows; i += kThreads)
+      to[i * cols + j] = static_cast<double>(from[i * cols + j]);
+    const double before = dot(j, j);
+    for (int time = 0; time < 2; ++time) {
+      for (int k = 0; k < j; ++k) {  // a dead column is zero
+        const double along = dot(k, j);
+        for (Index i = threadIdx.x; i < rows; i += kThreads) to[i * cols + j] -= along * to[i * cols + k];
+      }
+    }
+    const double left = dot(j, j);
+    const bool is_dead = !(before > 0 && left > tolerance * tolerance * before);
+    const double scale = is_dead ? 0.0 : 1 / sqrt(left);
+    for (Index i = threadIdx.x; i < rows; i += kThreads) to[i * cols + j] *= scale;
+    if (threadIdx.x == 0) own_dead[j] = is_dead;
+  }
+}
+
+}  // namespace
+
+DeviceOrthonormaliser::DeviceOrthonormaliser(Index count, Index rows, Index cols, double dead_tolerance,
+                                             CudaBlas& blas)
+    : count_(count), rows_(rows), cols_(cols), dead_tolerance_(dead_tolerance), blas_(&blas) {
+  // 65,535 is what a launch takes in its second direction; a Gram matrix is indexed with int.
+  LB_EXPECTS(count >= 1 && count <= 65'535 && cols >= 1 && rows >= cols && cols <= 8192,
+             "DeviceOrthonormaliser: found ", count, " matrices (", rows, ", ", cols,
+             "), expected 1 to 65535 with rows >= columns, 1 to 8192 of them");
+  const CudaStream& stream = blas.stream();
+  wide_ = DeviceBuffer<double>(count * rows * cols, stream);
+  other_ = DeviceBuffer<double>(count * rows * cols, stream);
+  gram_ = DeviceBuffer<double>(count * cols * cols, stream);
+  dead_ = DeviceBuffer<std::uint8_t>(count * cols, stream);
+  factorisation_ = DeviceBuffer<std::int32_t>(count, stream);
+
+  int most_bytes = 0;
+  check_cuda(cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device()),
+             "cudaDeviceGetAttribute");
+  const Index static_bytes = 1024;  // block_max and what the compiler adds
+  in_shared_memory_ = (cols * cols + 2 * cols) * Index{sizeof(double)} + static_bytes <= most_bytes;
+  stream.make_current();
+  check_cuda(cudaFuncSetAttribute(eliminate_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  most_bytes - static_cast<int>(static_bytes)),
+             "cudaFuncSetAttribute");
+}
+
+// G <- from^T from ;  G <- T ;  to <- from T^T
+void DeviceOrthonormaliser::pass(DeviceMatrix<const double> from, DeviceMatrix<double> to, bool second) {
+  const DeviceMatrix<double> g = gram_.matrix(0, cols_, cols_, count_);
+  blas_->gemm<double, double>(Op::kTranspose, Op::kNone, 1, from, from, 0, g, g);
+  const Index shared = 2 * cols_ + (in_shared_memory_ ? cols_ * cols_ : 0);
+  eliminate_kernel<<<static_cast<unsigned>(count_), dim3(kWarp, kEliminationRows),
+                     static_cast<std::size_t>(shared) * sizeof(double), blas_->stream().handle()>>>(
+      gram_.data(), static_cast<int>(cols_), dead_tolerance_, second, in_shared_memory_, dead_.data(),
+      factorisation_.data());
+  check_launch("orthonormalise, eliminate");
+  blas_->gemm<double, double>(Op::kNone, Op::kTranspose, 1, from, g, 0, to, to);
+}
+
+void DeviceOrthonormaliser::run(DeviceMatrix<float> p) {
+  LB_EXPECTS(p.count == count_ && p.rows == rows_ && p.cols == cols_ && p.contiguous(),
+             "DeviceOrthonormaliser: found ", p.count, " x (", p.rows, ", ", p.cols, "), expected ", count_,
+             " x (", rows_, ", ", cols_, "), contiguous");
+  const CudaStream& stream = blas_->stream();
+  stream.make_current();
+  const Index elements = rows_ * cols_;
+  const dim3 blocks(static_cast<unsigned>(std::clamp<Index>(elements / (4 * kThreads), 1, 1024)),
+                    static_cast<unsigned>(count_));
+  cuda_zero(factorisation_.data(), count_ * Index{sizeof(std::int32_t)}, stream);
+  find_non_finite_kernel<<<blocks, kThreads, 0, stream.handle()>>>(p.data, elements, factorisation_.data());
+  check_launch("orthonormalise, find_non_finite");
+  widen_kernel<<<blocks, kThreads, 0, stream.handle()>>>(p.data, elements, factorisation_.data(),
+                                                         wide_.data());
+  check_launch("orthonormalise, widen");
+  const DeviceMatrix<double> wide = wide_.matrix(0, rows_, cols_, count_);
+  const DeviceMatrix<double> other = other_.matrix(0, rows_, cols_, count_);
+  pass(wide, other, false);
+  pass(other, wide, true);
+  gram_schmidt_kernel<<<static_cast<unsigned>(count_), kThreads, 0, stream.handle()>>>(
+      p.data, rows_, static_cast<int>(cols_), dead_tolerance_, wide_.data(), dead_.data(),
+      factorisation_.data());
+  check_launch("orthonormalise, gram_schmidt");
+  narrow_kernel<<<blocks, kThreads, 0, stream.handle()>>>(wide_.data(), elements, factorisation_.data(),
+                                                          p.data);
+  check_launch("orthonormalise, narrow");
+}
+
+}  // namespace lowband
