@@ -3,6 +3,7 @@
 #include "optimizers/diagnosis.h"
 #include "optimizers/distributed_sign.h"
 #include "optimizers/gradient_sketch.h"
+#include "optimizers/planned_state.h"
 #include "optimizers/planned_traffic.h"
 #include "optimizers/signed_matrices.h"
 #include "sharding/layout.h"
@@ -99,6 +100,22 @@ BytePlan byte_plan(const RunConfig& config) {
   plan.weight_hashes = {.bytes = dtype_bytes(DType::kI64) * mesh_shape(config).processes(),
                         .interval_steps = config.hash_interval_steps()};
   return plan;
+}
+
+Index planned_state_bytes(const RunConfig& config) {
+  const std::vector<ParameterInfo> parameters = parameter_table(model_config(config));
+  const std::vector<Index> ranks = factor_ranks(config, parameters);
+  const OptimizerOptions options = optimizer_options(config);
+  const MeshShape mesh = mesh_shape(config);
+  Index most = 0;
+  for (int process = 0; process < mesh.shard * mesh.tensor; ++process) {
+    Index elements = 0;
+    for (std::size_t i = 0; i < parameters.size(); ++i)
+      elements +=
+          planned_state_elements(parameters[i], ranks[i], mesh, mesh_position(mesh, process), options);
+    most = std::max(most, elements);
+  }
+  return most * dtype_bytes(computed_dtype(config));
 }
 
 void allow_planned(ByteBudget& budget, const RunConfig& config, const MeshPosition& position) {

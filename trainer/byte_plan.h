@@ -38,6 +38,9 @@ struct BytePlan {
 /// `config` must be valid. Bytes of AdamW's layer matrices count as dense matrices.
 BytePlan byte_plan(const RunConfig& config);
 
+/// Bytes of persistent optimizer state, of the process that has most. `config` must be valid.
+Index planned_state_bytes(const RunConfig& config);
+
 /// Allows what the process at `position` will send, exactly. On the replica axis: factors and dense tensors
 /// by parameter, and nothing else for those purposes; diagnostics and weight hashes at their intervals. On
 /// the within_replica axis: signs, by matrix. Control is not limited.

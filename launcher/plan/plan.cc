@@ -191,6 +191,7 @@ PlanReport make_plan(const RunConfig& config, const RunConfig::Profile& referenc
   }
   add_layers(report, reference_profile, replica_traffic(config));
   add_traffic(report, byte_plan(config), dtype_bytes(dtype));
+  report.set_state_bytes(planned_state_bytes(config));
   if (config.has_budget()) {
     const RankProfile budget = budget_reference(config, parameters);
     BudgetPlan& plan = *report.mutable_budget();

@@ -197,6 +197,7 @@ std::string plan_table(const PlanReport& report) {
     text += cat("budget: ", grouped(report.budget().bytes()), " bytes of layer matrices against ",
                 grouped(report.budget().reference_bytes()), " of ", report.budget().reference(), ": ratio ",
                 fixed(report.budget().ratio(), 4), ", within ", report.budget().tolerance(), "\n");
+  text += cat("optimizer state: ", grouped(report.state_bytes()), " bytes on the process that has most\n");
   for (const std::string& remark : report.remarks()) text += remark + "\n";
   return text;
 }

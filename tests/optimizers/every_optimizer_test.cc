@@ -1,6 +1,7 @@
 // What every optimizer must do, whatever its mathematics.
 
 #include "collectives/local/local_world.h"
+#include "optimizers/planned_state.h"
 #include "world_run.h"
 
 #include <cmath>
@@ -261,6 +262,39 @@ TEST_P(EveryOptimizer, ContinuesFromItsStateBitByBit) {
       EXPECT_TRUE(std::ranges::equal(first.parameters[i].weight.flat(), second.parameters[i].weight.flat()))
           << tests[i].info.name;
   });
+}
+
+// On every process, from the shapes alone.
+TEST_P(EveryOptimizer, KeepsTheStateThatIsPlanned) {
+  for (const MeshShape& mesh : kMeshes) {
+    run_world(mesh.processes(), [&](Communicator& world) {
+      ProcessMesh processes(world, mesh);
+      RankProfile profile{.name = "test", .matrices = {}, .factor_ranks = {}};
+      std::vector<Buffer<float>> storage;
+      std::vector<Parameter<float>> parameters;
+      std::map<std::string, Index> planned;
+      for (const auto& [info, factor_rank] : assorted_parameters()) {
+        const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.tensor, mesh.shard);
+        const Index rows = layout.tensor_rows(processes.position().tensor).size();
+        const Index cols = layout.tensor_cols(processes.position().tensor).size();
+        storage.emplace_back(2 * rows * cols);
+        parameters.push_back(
+            {info, storage.back().matrix(0, rows, cols), storage.back().matrix(rows * cols, rows, cols)});
+        if (factor_rank > 0) {
+          profile.matrices.push_back(info);
+          profile.factor_ranks.push_back(factor_rank);
+        }
+        planned[info.name] = planned_state_elements(info, factor_rank, mesh, processes.position(), options());
+      }
+      ShardedOptimizer<float> optimizer(processes, parameters, profile, options());
+      std::map<std::string, Index> found;
+      for (const auto& [name, elements] : planned) found[name] = 0;
+      for (const StateTensor<float>& tensor : optimizer.state())
+        found[tensor.name.substr(0, tensor.name.rfind('.'))] += tensor.value.elements();
+      EXPECT_EQ(found, planned) << "process " << world.process() << " of " << mesh.replica << mesh.shard
+                                << mesh.tensor;
+    });
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Optimizers, EveryOptimizer, testing::ValuesIn(kOptimizers),

@@ -4,6 +4,7 @@
 #include "collectives/local/local_world.h"
 #include "tests/trainer/scratch_directory.h"
 #include "tests/trainer/small_run.h"
+#include "trainer/byte_plan.h"
 #include "trainer/trainer.h"
 
 #include <cmath>
@@ -109,6 +110,7 @@ TEST(Training, SummaryHasWhatEachProcessSent) {
   Index most = 0;
   for (const ProcessTraffic& process : summary.traffic()) most = std::max(most, process.state_bytes());
   EXPECT_EQ(summary.state_bytes(), most);
+  EXPECT_EQ(planned_state_bytes(small_run(scratch.path(), kMesh)), most);
   EXPECT_GT(summary.peak_memory_bytes(), most);
   EXPECT_GT(most, 0);
   double first_modelled = 0, modelled = 0;

@@ -232,6 +232,11 @@ TEST(Plan, ShowsWhatAnOptimizerWithoutRanksSends) {
   const PlanReport adamw = make_plan(config, parse_profile("structural"));
   EXPECT_EQ(adamw.sent_bytes(), report.sent_bytes());
   EXPECT_EQ(adamw.update_bytes(), 0);
+  // Process 0 holds half of every layer matrix, 25,129 rows of the embedding and all 37 gains. Muon keeps one
+  // number for each element, AdamW two and a counter for each parameter.
+  const Index matrices = 18 * 7'077'888 / 2, others = 2 * (25129 + 37) * 768 + 38;
+  EXPECT_EQ(report.state_bytes(), 4 * (matrices + others));
+  EXPECT_EQ(adamw.state_bytes(), 4 * (2 * matrices + 126 + others));
   EXPECT_THAT(plan_table(adamw), testing::Not(HasSubstr("within a replica")));
 }
 
