@@ -22,6 +22,20 @@ CutMatrix cut_matrix(const ParameterInfo& info, const MeshShape& mesh) {
   return cut;
 }
 
+CutMatrix part_of(const CutMatrix& whole, bool of_rows, const std::vector<Range>& ranges) {
+  CutMatrix part = whole;
+  std::vector<Index> counts;
+  for (const Range& piece : of_rows ? whole.row_pieces : whole.col_pieces) {
+    Index& count = counts.emplace_back(0);
+    for (const Range& range : ranges)
+      count += std::max(Index{0}, std::min(range.end, piece.end) - std::max(range.begin, piece.begin));
+  }
+  (of_rows ? part.row_pieces : part.col_pieces) = consecutive_pieces(counts);
+  (of_rows ? part.rows_cut : part.cols_cut) =
+      std::ranges::count_if(counts, [](Index count) { return count > 0; }) > 1;
+  return part;
+}
+
 std::vector<Range> consecutive_pieces(const std::vector<Index>& counts) {
   std::vector<Range> pieces;
   for (const Index count : counts) {

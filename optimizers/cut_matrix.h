@@ -29,6 +29,9 @@ struct CutMatrix {
 /// A parameter in the blocks that processes own (MatrixLayout).
 CutMatrix cut_matrix(const ParameterInfo& info, const MeshShape& mesh);
 
+/// The part of `whole` with the given rows, or columns, in increasing order.
+CutMatrix part_of(const CutMatrix& whole, bool of_rows, const std::vector<Range>& ranges);
+
 /// `count` consecutive indices, of which piece p has `counts[p]`.
 std::vector<Range> consecutive_pieces(const std::vector<Index>& counts);
 

@@ -46,6 +46,12 @@ ShardedOptimizer<Real>::ShardedOptimizer(ProcessMesh& mesh, std::span<Parameter<
       options_((validate(options), options)),
       stage_of_(parameters.size()),
       announced_(parameters.size()) {
+  for (const Parameter<Real>& parameter : parameters) {
+    const ParameterInfo& info = parameter.info;
+    LB_EXPECTS(info.blocks.empty() || (can_sign_blocks(options.kind) && is_layer_matrix(info.role)),
+               "blocks of ", info.name, ": found ", info.blocks.ranges.size(),
+               ", expected none but of layer matrices under Muon, MuonBP and SpecGD");
+  }
   const Ranks ranks = factor_ranks(parameters, profile, options.kind);
   const bool dion_factors =
       options.kind == OptimizerKind::kDion && std::ranges::any_of(ranks, [](Index r) { return r > 0; });

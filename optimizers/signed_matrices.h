@@ -13,8 +13,10 @@ struct SignedMatrix {
   std::vector<Range> rows, cols;  // of the parameter, in increasing order
 };
 
-/// What is signed of one layer matrix by a kind that takes signs: the matrix itself, or as many slices as
-/// Dion2 selects, of which the pieces and places are found in each step.
+/// What is signed of one layer matrix by a kind that takes signs: the matrix itself; its blocks, those of the
+/// parameter or the heads that OptimizerOptions::blocks asks for; or as many slices as Dion2 selects, of
+/// which the pieces and places are found in each step. Throws: InvalidArgument naming the parameter, when its
+/// blocks are none, or heads do not divide it.
 std::vector<SignedMatrix> signed_matrices(const ParameterInfo& info, const MeshShape& mesh,
                                           const OptimizerOptions& options);
 

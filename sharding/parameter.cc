@@ -1,5 +1,7 @@
 #include "sharding/parameter.h"
 
+#include <algorithm>
+
 namespace lowband {
 
 std::string_view role_name(Role role) {
@@ -26,6 +28,35 @@ std::string_view role_name(Role role) {
       return "norm";
   }
   return "?";
+}
+
+void validate_blocks(const ParameterInfo& info) {
+  if (info.blocks.empty()) return;
+  const Index extent = info.blocks.of_rows ? info.rows : info.cols;
+  const char* const lines = info.blocks.of_rows ? "rows" : "columns";
+  std::vector<Range> all;
+  for (const std::vector<Range>& block : info.blocks.ranges) {
+    LB_EXPECTS(!block.empty(), "blocks of ", info.name, ": found one without ", lines,
+               ", expected at least one range");
+    Index end = 0;
+    for (const Range& range : block) {
+      LB_EXPECTS(range.begin >= end && range.end > range.begin && range.end <= extent, "blocks of ",
+                 info.name, ": found ", lines, " ", range.begin, " to ", range.end,
+                 ", expected increasing ranges within 0 to ", extent);
+      end = range.end;
+      all.push_back(range);
+    }
+  }
+  std::ranges::sort(all, {}, &Range::begin);
+  Index covered = 0;
+  for (const Range& range : all) {
+    LB_EXPECTS(range.begin == covered, "blocks of ", info.name, ": found ", lines, " ",
+               std::min(covered, range.begin), " to ", std::max(covered, range.begin), " in ",
+               range.begin > covered ? "no block" : "several blocks", ", expected each in one");
+    covered = range.end;
+  }
+  LB_EXPECTS(covered == extent, "blocks of ", info.name, ": found ", lines, " ", covered, " to ", extent,
+             " in no block, expected each in one");
 }
 
 }  // namespace lowband

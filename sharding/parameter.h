@@ -5,6 +5,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace lowband {
 
@@ -15,6 +16,14 @@ std::string_view role_name(Role role);
 /// True for the matrices inside the layers: what matrix optimizers treat and low-rank exchange compresses.
 constexpr bool is_layer_matrix(Role role) { return role <= Role::kDown; }
 
+/// A parameter made of several matrices, side by side or interleaved: the heads of a query projection, the
+/// parts of a fused one. Its rows, or its columns, belong to one matrix each.
+struct ParameterBlocks {
+  bool of_rows = true;                          // otherwise of columns
+  std::vector<std::vector<Range>> ranges = {};  // by matrix, increasing; none: the parameter is one matrix
+  bool empty() const { return ranges.empty(); }
+};
+
 /// A parameter as everybody agrees on it: no memory, global shape.
 /// A vector (norm gain) is one row: rows = 1.
 struct ParameterInfo {
@@ -23,8 +32,12 @@ struct ParameterInfo {
   Index rows = 0;  // fan-out
   Index cols = 0;  // fan-in
   TensorCut cut = TensorCut::kNone;
+  ParameterBlocks blocks = {};
   Index elements() const { return rows * cols; }
 };
+
+/// Throws: InvalidArgument naming the parameter, when some row or column is in no block of it or in several.
+void validate_blocks(const ParameterInfo& info);
 
 /// A parameter as one process holds it: its tensor-axis piece of weight and gradient.
 template <class Real>

@@ -114,6 +114,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{{1, 2, 2}, {"optimizer={kind: NORDION2 learning_rate: 0.01 dion2_denominator: 3}"}},
         Case{{2, 2, 1}, {"optimizer={kind: DION2 learning_rate: 0.01 dion2_selection: RANDOM}"}},
         Case{{2, 2, 3}, {"optimizer={kind: SPECGD learning_rate: 0.01}"}},
+        Case{{2, 2, 3}, {"optimizer={kind: SPECGD learning_rate: 0.01 blocks: PER_HEAD}"}},
+        Case{{1, 2, 2}, {"optimizer={kind: MUON learning_rate: 0.01 blocks: PER_HEAD}"}},
         Case{{2, 2, 2}, {"optimizer={kind: SPECTRA learning_rate: 0.01 spectra_fraction: 0.1}"}},
         Case{{1, 3, 1}, {"optimizer={kind: MUON learning_rate: 0.01}"}},
         Case{{1, 2, 2}, {"optimizer={kind: MUON learning_rate: 0.01 overlap: true bucket_mib: 0.01}"}}));

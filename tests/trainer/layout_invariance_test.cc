@@ -157,6 +157,8 @@ INSTANTIATE_TEST_SUITE_P(Muon, LayoutInvariance,
                                          Case{{1, 1, 3}, {kDion2, "optimizer.dion2_selection=RANDOM"}},
                                          Case{{1, 2, 2}, {kDion2}, {"optimizer.overlap=true"}},
                                          Case{{2, 2, 2}, {"optimizer={kind: NORDION2 learning_rate: 0.01}"}},
+                                         Case{{2, 2, 2}, {kMuon, "optimizer.blocks=PER_HEAD"}},
+                                         Case{{1, 1, 2}, {kSpecGd, "optimizer.blocks=PER_HEAD"}},
                                          Case{{1, 3, 1}, {kSpecGd}}, Case{{2, 2, 2}, {kSpecGd}}),
                          case_name);
 

@@ -115,6 +115,13 @@ ExchangeChoice exchange_choice(RunConfig::Optimizer::Exchange exchange) {
   throw InvalidArgument(cat("optimizer.exchange: found ", static_cast<int>(exchange)));
 }
 
+/// 0 where a replay knows no model.
+Index head_dim(const RunConfig& config) {
+  const RunConfig::Model& model = config.model();
+  if (model.has_head_dim()) return model.head_dim();
+  return model.heads() > 0 ? model.width() / model.heads() : 0;
+}
+
 Index bucket_elements(const RunConfig& config) {
   constexpr double kMiB = 1 << 20;
   const double bytes = config.optimizer().bucket_mib() * kMiB;
@@ -143,6 +150,8 @@ OptimizerOptions optimizer_options(const RunConfig& config) {
       .dion2_denominator = optimizer.dion2_denominator(),
       .dion2_selection = optimizer.dion2_selection() == Optimizer::RANDOM ? SliceSelection::kRandom
                                                                           : SliceSelection::kLargest,
+      .blocks = optimizer.blocks() == Optimizer::PER_HEAD ? BlockStructure::kPerHead : BlockStructure::kWhole,
+      .head_dim = optimizer.blocks() == Optimizer::PER_HEAD ? head_dim(config) : 0,
       .spectra_fraction = optimizer.spectra_fraction(),
       .spectra_iterations = optimizer.spectra_iterations(),
       .residual = optimizer.residual() == Optimizer::AGGREGATED ? Residual::kAggregated : Residual::kLocal,

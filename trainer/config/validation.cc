@@ -148,10 +148,11 @@ void validate_signs(const RunConfig::Optimizer& optimizer, OptimizerKind kind) {
   check_owner("dion2_numerator", optimizer.has_dion2_numerator(), selects_slices(kind));
   check_owner("dion2_denominator", optimizer.has_dion2_denominator(), selects_slices(kind));
   check_owner("dion2_selection", optimizer.has_dion2_selection(), selects_slices(kind));
-  const bool blocks = kind == OptimizerKind::kMuonBp;
-  check_owner("muonbp_period", optimizer.has_muonbp_period(), blocks);
-  check_owner("muonbp_block_learning_rate", optimizer.has_muonbp_block_learning_rate(), blocks);
-  if (!blocks) return;
+  check_owner("blocks", optimizer.has_blocks(), can_sign_blocks(kind));
+  const bool periodic = kind == OptimizerKind::kMuonBp;
+  check_owner("muonbp_period", optimizer.has_muonbp_period(), periodic);
+  check_owner("muonbp_block_learning_rate", optimizer.has_muonbp_block_learning_rate(), periodic);
+  if (!periodic) return;
   expect_set("optimizer.muonbp_period", optimizer.has_muonbp_period());
   expect_set("optimizer.muonbp_block_learning_rate", optimizer.has_muonbp_block_learning_rate());
   expect_positive("optimizer.muonbp_block_learning_rate", optimizer.muonbp_block_learning_rate());

@@ -179,6 +179,8 @@ INSTANTIATE_TEST_SUITE_P(
                "optimizer.update_scale: found a value, expected none with optimizer.kind DION"},
         BadRun{{"optimizer={kind: MUON learning_rate: 0.1}", "optimizer.dion2_selection=RANDOM"},
                "optimizer.dion2_selection: found a value, expected none with optimizer.kind MUON"},
+        BadRun{{"optimizer={kind: NORMUON learning_rate: 0.1}", "optimizer.blocks=PER_HEAD"},
+               "optimizer.blocks: found a value, expected none with optimizer.kind NORMUON"},
         BadRun{{"optimizer={kind: DION2 learning_rate: 0.1}", "optimizer.nesterov=true"},
                "optimizer.nesterov: found a value, expected none with optimizer.kind DION2"},
         BadRun{{"optimizer={kind: DION2 learning_rate: 0.1}", "optimizer.normuon_beta2=0.9"},
