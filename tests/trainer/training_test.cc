@@ -215,13 +215,16 @@ TEST_P(Overlapped, RunIsBitIdentical) {
   EXPECT_GT(summary.exchange_seconds(), 0);
   EXPECT_LE(summary.exposed_seconds(), summary.exchange_seconds());
 }
-INSTANTIATE_TEST_SUITE_P(Optimizers, Overlapped,
-                         testing::Values(std::vector<const char*>{}, std::vector{"optimizer.kind=POWERSGD"},
-                                         std::vector{"optimizer.kind=POWERSGD", "optimizer.exchange=AUTO",
-                                                     "profile.rank=12"},
-                                         std::vector{"optimizer={kind: ADAMW learning_rate: 0.01}"},
-                                         std::vector{"optimizer={kind: MUON learning_rate: 0.01}"}),
-                         case_name);
+INSTANTIATE_TEST_SUITE_P(
+    Optimizers, Overlapped,
+    testing::Values(std::vector<const char*>{}, std::vector{"optimizer.kind=POWERSGD"},
+                    std::vector{"optimizer.kind=POWERSGD", "optimizer.exchange=AUTO", "profile.rank=12"},
+                    std::vector{"optimizer={kind: ADAMW learning_rate: 0.01}"},
+                    std::vector{"optimizer={kind: MUON learning_rate: 0.01}"},
+                    std::vector{"optimizer={kind: MUONBP learning_rate: 0.01 muonbp_period: 2 "
+                                "muonbp_block_learning_rate: 0.02}"},
+                    std::vector{"optimizer={kind: NORDION2 learning_rate: 0.01}"}),
+    case_name);
 
 using Diagnosed = TrainingWith;
 // Twenty steps, measured every six: after 6, 12 and 18.

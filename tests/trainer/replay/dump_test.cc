@@ -50,6 +50,7 @@ RunConfig dumping(const ScratchDirectory& scratch, const MeshShape& mesh,
   RunConfig config = small_run(scratch.path(), mesh);
   config.set_name(name);
   for (const std::string& setting : settings) apply_override(config, setting);
+  if (!has_factor_ranks(config)) config.clear_profile();
   config.mutable_dump()->set_folder((scratch.path() / name).string());
   config.mutable_dump()->set_first_step(first);
   config.mutable_dump()->set_steps(steps);
@@ -113,6 +114,20 @@ INSTANTIATE_TEST_SUITE_P(
              {2, 1, 1},
              2,
              {"optimizer.kind=POWERSGD", "optimizer.exchange=AUTO", "profile.rank=12"}},
+        Case{"muonbp",
+             {2, 2, 1},
+             2,
+             {"optimizer={kind: MUONBP learning_rate: 0.01 muonbp_period: 3 muonbp_block_learning_rate: "
+              "0.008}"}},
+        Case{"nordion2", {2, 1, 3}, 3, {"optimizer={kind: NORDION2 learning_rate: 0.01}"}},
+        Case{"dion2_draws",
+             {1, 2, 1},
+             2,
+             {"optimizer={kind: DION2 learning_rate: 0.01 dion2_selection: RANDOM}"}},
+        Case{"specgd_by_heads",
+             {2, 1, 1},
+             1,
+             {"optimizer={kind: SPECGD learning_rate: 0.01 blocks: PER_HEAD}"}},
         Case{"float64", {2, 1, 1}, 1, {"precision=F64"}}),
     [](const auto& test) { return std::string(test.param.name); });
 
