@@ -68,7 +68,8 @@ class Optimizer(torch.optim.Optimizer):
 
     DTensors, all on one mesh of one dimension, as `fully_shard` on the shard dimension of a mesh of two makes them: the
     processes of that mesh are one replica, each with its piece of every parameter, and gradients are the mean over the
-    replica's data, as FSDP2 gives them. They form `mesh.tensor`, which need not be said.
+    replica's data, as FSDP2 gives them. They form `mesh.tensor`, which need not be said. With `overlap=True` the exchange
+    of a gradient starts when the backward pass, and FSDP2's reduction, are done with it: once for every step.
 
     Shapes: dense CPU tensors without gaps, all float32 or all float64.
     Collective: all processes of `process_group` construct it, and call `step`, together.
@@ -102,9 +103,9 @@ class Optimizer(torch.optim.Optimizer):
                 raise lowband.InvalidArgument(f"{name}: found it as an argument, expected one of {sorted(known)}")
         self._weight_decay = self._checked_weight_decay()
         self._zeros: dict[torch.Tensor, torch.Tensor] = {}
-        self._announced: set[int] = set()
+        self._announced: dict[int, torch.Tensor] = {}  # gradients, alive until the step has used them
         self._steps = 0
-        self._weights_compared = False
+        self._weights_compared = self._is_closed = False
         self.last_report: lowband.StepReport | None = None
 
         described = []
@@ -122,6 +123,9 @@ class Optimizer(torch.optim.Optimizer):
             self.world.close()
             raise
         _open_optimizers[id(self)] = self
+        if chosen.overlap and team.ranks is not None:
+            for parameter in self._parameters:
+                parameter.register_post_accumulate_grad_hook(self._announce_own)
         self._show_state()
 
     # ---- What torch calls ----
@@ -147,12 +151,12 @@ class Optimizer(torch.optim.Optimizer):
             self._expect_equal_weights()
         self._unscale()
         learning_rate, scalar_learning_rate = self._learning_rates()
-        gradients = {}  # alive until the step has used them
+        gradients = self._announced
+        self._announced = {}
         for i, parameter in enumerate(self._parameters):
-            if i not in self._announced:
+            if i not in gradients:
                 gradients[i] = self._gradient(parameter)
                 self._rebind(parameter, gradients[i])
-        self._announced.clear()
         self.last_report = self.exchange.step(self._steps, learning_rate, scalar_learning_rate)
         self._steps += 1
         return loss
@@ -195,6 +199,7 @@ class Optimizer(torch.optim.Optimizer):
         """Lets go of the other processes. Collective; at the end of the program it happens by itself."""
         for parameter in self._parameters:
             self.state[parameter] = {}  # they show memory that is about to go
+        self._is_closed = True
         _open_optimizers.pop(id(self), None)
         self.exchange.close()
         self.world.close()
@@ -206,7 +211,12 @@ class Optimizer(torch.optim.Optimizer):
         self._rebind(parameter, gradient)
         i = self._position[parameter]
         self.exchange.gradient_ready(i)
-        self._announced.add(i)
+        self._announced[i] = gradient
+
+    def _announce_own(self, parameter: torch.Tensor) -> None:
+        if not self._is_closed:
+            with torch.no_grad():
+                self.announce(parameter, self._gradient(parameter))
 
     def _rebind(self, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
         weight = _pieces.local(parameter)

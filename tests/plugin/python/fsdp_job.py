@@ -141,19 +141,25 @@ def test_replicas_may_be_any_processes():
     assert torch.equal(*weights)
 
 
-def test_accumulates_without_synchronisation():
-    settings = dict(lr=0.02, profile=lowband.uniform(RANK), aggregated_residual=True)
+def test_accumulates_without_synchronisation_and_overlaps():
+    settings = dict(lr=0.02, profile=lowband.uniform(RANK), aggregated_residual=True, kind="power_sgd")
     weights, _ = alone_with_all_data(settings, 10, micro_batches=2)
-    model = sharded(meshes()["shard"])
-    optimizer = lowband.torch.Optimizer(model.parameters(), **settings)
-    for step in range(10):
-        optimizer.zero_grad()
-        for k in range(2):
-            model.set_requires_gradient_sync(k == 1)
-            (loss_of(model, 2 * step + k) / 2).backward()
-        optimizer.step()
-    expect_close(flat(model), weights, 1e-4)
-    optimizer.close()
+    found = []
+    for overlap in (False, True):
+        model = sharded(meshes()["shard"])
+        optimizer = lowband.torch.Optimizer(model.parameters(), overlap=overlap, bucket_elements=100, **settings)
+        for step in range(10):
+            optimizer.zero_grad()
+            for k in range(2):
+                model.set_requires_gradient_sync(k == 1)
+                (loss_of(model, 2 * step + k) / 2).backward()
+                assert len(optimizer._announced) == (4 if overlap and k == 1 else 0)
+            optimizer.step()
+        expect_close(flat(model), weights, 1e-4)
+        found.append(flat(model))
+        optimizer.close()
+        loss_of(model, 0).backward()  # nobody is told any more
+    assert torch.equal(*found)
 
 
 def test_clips_by_the_norm_of_the_whole_mean_gradient():
