@@ -16,10 +16,13 @@ namespace lowband {
 struct StepPhase {
   Index period = 1;
   Index offset = 0;
+  bool and_first = false;  // and step 0
+  bool others = false;     // all steps but these
   /// No step but `step`.
   static constexpr StepPhase only(Index step) { return {.period = 0, .offset = step}; }
   constexpr bool contains(Index step) const {
-    return period == 0 ? step == offset : step >= offset && (step - offset) % period == 0;
+    const bool listed = period == 0 ? step == offset : step >= offset && (step - offset) % period == 0;
+    return (listed || (and_first && step == 0)) != others;
   }
   bool operator==(const StepPhase&) const = default;
 };

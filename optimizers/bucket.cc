@@ -3,6 +3,7 @@
 #include "optimizers/acp_sgd.h"
 #include "optimizers/dion.h"
 #include "optimizers/dion2.h"
+#include "optimizers/galore.h"
 #include "optimizers/muon.h"
 #include "optimizers/muonbp.h"
 #include "optimizers/normuon.h"
@@ -120,6 +121,12 @@ void Bucket<Real>::make_matrix_optimizer(ProcessMesh& update_mesh, Communicator&
       return make_factored.template operator()<PowerSgd<Real>>();
     case OptimizerKind::kAcpSgd: {
       auto made = std::make_unique<AcpSgd<Real>>(*mesh_, definitions, options_);
+      compressed_ = made.get();
+      matrix_optimizer_ = std::move(made);
+      return;
+    }
+    case OptimizerKind::kGalore: {
+      auto made = std::make_unique<Galore<Real>>(*mesh_, update_mesh, definitions, options_);
       compressed_ = made.get();
       matrix_optimizer_ = std::move(made);
       return;

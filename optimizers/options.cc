@@ -35,6 +35,10 @@ void validate(const OptimizerOptions& options) {
              "optimizer.spectra_fraction: found ", options.spectra_fraction, ", expected 0.000001 to 1");
   LB_EXPECTS(options.spectra_iterations >= 1 && options.spectra_iterations <= 100,
              "optimizer.spectra_iterations: found ", options.spectra_iterations, ", expected 1 to 100");
+  LB_EXPECTS(options.galore_scale > 0 && std::isfinite(options.galore_scale),
+             "optimizer.galore_scale: found ", options.galore_scale, ", expected a positive number");
+  LB_EXPECTS(options.galore_interval >= 1, "optimizer.galore_interval: found ", options.galore_interval,
+             ", expected at least 1");
   expect_fraction("sgd_momentum", options.sgd_momentum);
   expect_fraction("lion_beta1", options.lion_beta1);
   expect_fraction("lion_beta2", options.lion_beta2);

@@ -22,7 +22,8 @@ enum class OptimizerKind : std::uint8_t {
   kNorDion2,
   kSpecGd,
   kSpectra,
-  kAcpSgd
+  kAcpSgd,
+  kGalore
 };
 
 /// What updates parameters element by element.
@@ -88,6 +89,8 @@ struct OptimizerOptions {
   Index head_dim = 0;                              // with kPerHead
   double spectra_fraction = 0.015;                 // k of min(m, n) singular values that Spectra brings down
   Index spectra_iterations = 1;                    // of a step
+  double galore_scale = 0.25;                      // alpha, beside the learning rate
+  Index galore_interval = 200;                     // steps from one basis to the next
   Residual residual = Residual::kLocal;
   double weight_decay = 0.01;  // decoupled, of every parameter but norm gains
   /// Of what is not a layer matrix, beside an optimizer of matrices; an elementwise `kind` takes everything.
@@ -119,11 +122,18 @@ constexpr bool exchanges_both_factors(OptimizerKind kind) {
 
 /// Whether layer matrices cross the replica axis compressed, and have factor ranks.
 constexpr bool exchanges_factors(OptimizerKind kind) {
-  return exchanges_both_factors(kind) || kind == OptimizerKind::kAcpSgd;
+  return exchanges_both_factors(kind) || kind == OptimizerKind::kAcpSgd || kind == OptimizerKind::kGalore;
+}
+
+/// Whether replicas keep what they did not send of layer matrices, for later steps.
+constexpr bool feeds_back(OptimizerKind kind) {
+  return exchanges_factors(kind) && kind != OptimizerKind::kGalore;
 }
 
 /// Whether what is exchanged depends on the number of the step.
-constexpr bool exchange_follows_the_step(OptimizerKind kind) { return kind == OptimizerKind::kAcpSgd; }
+constexpr bool exchange_follows_the_step(OptimizerKind kind) {
+  return kind == OptimizerKind::kAcpSgd || kind == OptimizerKind::kGalore;
+}
 
 /// Whether a part of the momentum of a layer matrix is signed in each step.
 constexpr bool selects_slices(OptimizerKind kind) {

@@ -31,6 +31,8 @@ std::vector<StateLetter> state_letters(const ParameterInfo& info, Index factor_r
       return {{"e"}, {"Q", factor_rank}, {"u"}};
     case OptimizerKind::kAcpSgd:
       return {{"e"}, {"u"}, {"left", factor_rank}, {"right", factor_rank}};
+    case OptimizerKind::kGalore:
+      return {{"basis", factor_rank}, {"m1", factor_rank}, {"m2", factor_rank}, {"t"}};
     case OptimizerKind::kMuon:
     case OptimizerKind::kMuonBp:
     case OptimizerKind::kDion2:

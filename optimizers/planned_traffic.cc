@@ -2,6 +2,7 @@
 
 #include "collectives/factors/factor_rows.h"
 #include "optimizers/dion2.h"
+#include "optimizers/galore.h"
 #include "optimizers/muonbp.h"
 #include "optimizers/row_scaling.h"
 #include "optimizers/signed_matrices.h"
@@ -82,6 +83,18 @@ std::vector<PlannedTransfer> of_matrix(const ParameterInfo& info, Index factor_r
       const Index row_bytes = factor_rank * traffic.factor_element_bytes;
       return {{"replica", Purpose::kFactor, piece.row_factor_rows() * row_bytes, {.period = 2, .offset = 0}},
               {"replica", Purpose::kFactor, piece.col_factor_rows() * row_bytes, {.period = 2, .offset = 1}}};
+    }
+    case OptimizerKind::kGalore: {
+      const StepPhase of_basis = basis_steps(info, options.galore_interval);
+      StepPhase others = of_basis;
+      others.others = true;
+      const Index rows = info.rows >= info.cols ? piece.row_factor_rows() : piece.col_factor_rows();
+      const Index basis = std::min(info.rows, info.cols) * factor_rank * traffic.dense_element_bytes;
+      const int owner = basis_owner(info, mesh) % (mesh.shard * mesh.tensor);
+      return {{"replica", Purpose::kFactor, rows * factor_rank * traffic.factor_element_bytes, others},
+              {"replica", Purpose::kDense, dense.bytes, of_basis},
+              {"replica", Purpose::kFactor,
+               position.tensor + mesh.tensor * position.shard == owner ? basis : 0, of_basis}};
     }
     case OptimizerKind::kMuon:
     case OptimizerKind::kNorMuon:

@@ -44,12 +44,13 @@ PiecePlace state_place(const ParameterInfo& info, std::string_view letter, Index
   const Range rows = layout.owned_rows(position.shard, position.tensor);
   const Range cols = layout.owned_cols(position.shard, position.tensor);
   if (letter == "M" || letter == "e" || letter == "u") return whole_block(info.rows, info.cols, rows, cols);
-  if (letter == "Q")
-    return whole_block(std::min(info.rows, info.cols), piece_cols, info.rows >= info.cols ? cols : rows,
-                       all(piece_cols));
-  if (letter == "left" || letter == "right" || letter == "V") {
+  const bool tall = info.rows >= info.cols;
+  if (letter == "Q" || letter == "basis")
+    return whole_block(std::min(info.rows, info.cols), piece_cols, tall ? cols : rows, all(piece_cols));
+  const bool of_h = letter == "m1" || letter == "m2";
+  if (letter == "left" || letter == "right" || letter == "V" || of_h) {
     // Rows of the block; the processes of the axis that cuts the other dimension have shares of them.
-    const bool of_rows = letter == "left";
+    const bool of_rows = of_h ? tall : letter == "left";
     const Range block = of_rows ? rows : cols;
     const bool by_shard = of_rows != layout.shard_cuts_rows();
     const Index processes = by_shard ? mesh.shard : mesh.tensor;
@@ -65,7 +66,8 @@ PiecePlace state_place(const ParameterInfo& info, std::string_view letter, Index
   }
   if (letter == "row_v") return whole_block(info.rows, 1, rows, all(1));
   LB_EXPECTS(letter == "t", "optimizer state: found ", info.name, ".", letter,
-             ", expected a letter whose place is known: M, e, u, Q, left, right, V, m, v, row_v or t");
+             ", expected a letter whose place is known: M, e, u, Q, basis, left, right, V, m1, m2, m, v, "
+             "row_v or t");
   return whole_block(1, 1, all(1), all(1));
 }
 

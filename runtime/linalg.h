@@ -51,6 +51,16 @@ void householder_orthonormalise(MatrixView<Real> p, double tolerance, std::span<
 template <class Real>
 std::vector<double> singular_values(MatrixView<const Real> a);
 
+/// Singular vectors of A for its vectors.cols largest singular values, in decreasing order, as columns; their
+/// signs are arbitrary. Computed in double.
+///
+/// Shapes: A is (rows, cols); left vectors are (rows, count), right ones (cols, count), count at most
+/// min(rows, cols). Throws: InvalidArgument for other shapes.
+template <class Real>
+void left_singular_vectors(MatrixView<const Real> a, MatrixView<Real> vectors);
+template <class Real>
+void right_singular_vectors(MatrixView<const Real> a, MatrixView<Real> vectors);
+
 /// Sum of squares, accumulated in double in a fixed order.
 template <class Real>
 double sum_of_squares(MatrixView<const Real> a);

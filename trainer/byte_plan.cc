@@ -89,7 +89,7 @@ BytePlan byte_plan(const RunConfig& config) {
   plan.matrices = {.factor = of_matrices.factor, .dense = of_matrices.dense};
   plan.update_bytes = of_matrices.update;
   plan.other_dense_bytes = planned_traffic(config, parameters, false).of(0).dense;
-  if (has_factor_ranks(config)) {
+  if (feeds_back(optimizer_options(config).kind)) {
     const RankProfile profile = rank_profile(config, parameters);
     plan.diagnostics = {
         .bytes = Diagnosis<float>::kSums * dense_elements(profile) * traffic.dense_element_bytes,

@@ -268,6 +268,63 @@ std::vector<double> singular_values(MatrixView<const Real> a) {
   return values;
 }
 
+namespace {
+
+// A = U S V^T. Fortran's U is (rows, side) and V^T is (side, cols), both column-major.
+struct SingularVectors {
+  std::vector<double> u, vt;
+  Index side;
+};
+
+template <class Real>
+SingularVectors singular_vectors(MatrixView<const Real> a) {
+  SingularVectors found{.u = {}, .vt = {}, .side = std::min(a.rows, a.cols)};
+  const auto side = static_cast<std::size_t>(found.side);
+  if (side == 0) return found;
+  found.u.resize(static_cast<std::size_t>(a.rows) * side);
+  found.vt.resize(static_cast<std::size_t>(a.cols) * side);
+  std::vector<double> columns = columns_of<Real>(a), values(side);
+  std::vector<int> integers(8 * side);
+  const int m = as_int(a.rows), n = as_int(a.cols), k = as_int(found.side);
+  std::vector<double> work(1);
+  int work_size = -1, info = 0;  // the first call asks for the best size
+  for (const bool asks : {true, false}) {
+    dgesdd_("S", &m, &n, columns.data(), &m, values.data(), found.u.data(), &m, found.vt.data(), &k,
+            work.data(), &work_size, integers.data(), &info);
+    if (asks) work.resize(static_cast<std::size_t>(work[0]));
+    work_size = as_int(static_cast<Index>(work.size()));
+  }
+  LB_EXPECTS(info == 0, "singular_vectors: found dgesdd status ", info, " for a matrix ", shape(a),
+             ", expected finite elements");
+  return found;
+}
+
+}  // namespace
+
+template <class Real>
+void left_singular_vectors(MatrixView<const Real> a, MatrixView<Real> vectors) {
+  LB_EXPECTS(vectors.rows == a.rows && vectors.cols <= std::min(a.rows, a.cols),
+             "left_singular_vectors: found A ", shape(a), " and vectors ", shape(vectors), ", expected (",
+             a.rows, ", at most ", std::min(a.rows, a.cols), ")");
+  const SingularVectors found = singular_vectors(a);
+  for (Index i = 0; i < vectors.rows; ++i) {
+    for (Index j = 0; j < vectors.cols; ++j)
+      vectors(i, j) = static_cast<Real>(found.u[static_cast<std::size_t>(j * a.rows + i)]);
+  }
+}
+
+template <class Real>
+void right_singular_vectors(MatrixView<const Real> a, MatrixView<Real> vectors) {
+  LB_EXPECTS(vectors.rows == a.cols && vectors.cols <= std::min(a.rows, a.cols),
+             "right_singular_vectors: found A ", shape(a), " and vectors ", shape(vectors), ", expected (",
+             a.cols, ", at most ", std::min(a.rows, a.cols), ")");
+  const SingularVectors found = singular_vectors(a);
+  for (Index i = 0; i < vectors.rows; ++i) {
+    for (Index j = 0; j < vectors.cols; ++j)
+      vectors(i, j) = static_cast<Real>(found.vt[static_cast<std::size_t>(i * found.side + j)]);
+  }
+}
+
 template <class Real>
 double sum_of_squares(MatrixView<const Real> a) {
   // Eight running sums, combined in a fixed order: vector registers, and the same bits everywhere.
@@ -314,6 +371,8 @@ bool all_finite(MatrixView<const Real> a) {
   template void solve_upper_right<Real>(MatrixView<Real>, MatrixView<const double>);                 \
   template void householder_orthonormalise<Real>(MatrixView<Real>, double, std::span<std::uint8_t>); \
   template std::vector<double> singular_values<Real>(MatrixView<const Real>);                        \
+  template void left_singular_vectors<Real>(MatrixView<const Real>, MatrixView<Real>);               \
+  template void right_singular_vectors<Real>(MatrixView<const Real>, MatrixView<Real>);              \
   template double sum_of_squares<Real>(MatrixView<const Real>);                                      \
   template bool all_finite<Real>(MatrixView<const Real>);
 LB_INSTANTIATE(float)

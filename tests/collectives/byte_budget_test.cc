@@ -60,9 +60,15 @@ TEST(ByteBudget, LimitsTheStepsOfAPhase) {
   account.budget.allow("replica", Purpose::kFactor, 5, "wq");
   account.budget.allow("replica", Purpose::kFactor, 30, "wq", {.period = 3, .offset = 1});
   account.budget.allow("replica", Purpose::kFactor, 200, "wk", StepPhase::only(2));
+  const StepPhase third{.period = 3, .offset = 2, .and_first = true};
+  StepPhase others = third;
+  others.others = true;
+  account.budget.allow("replica", Purpose::kFactor, 1000, "wk", third);
+  account.budget.allow("replica", Purpose::kFactor, 4000, "wk", others);
   for (Index step = 0; step < 8; ++step) {
     account.ledger.begin_step(step + 1);
-    const Index wq = step % 3 == 1 ? 35 : 5, wk = step == 2 ? 200 : 0;
+    const bool listed = step == 0 || step == 2 || step == 5;
+    const Index wq = step % 3 == 1 ? 35 : 5, wk = (step == 2 ? 200 : 0) + (listed ? 1000 : 4000);
     account.send("replica", Purpose::kFactor, wq + wk, {{"wq", wq}, {"wk", wk}});
     EXPECT_THROW(account.send("replica", Purpose::kFactor, 1, {{"wq", 1}}), BudgetExceeded) << step;
     EXPECT_THROW(account.send("replica", Purpose::kFactor, 1), BudgetExceeded) << step;

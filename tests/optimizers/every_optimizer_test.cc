@@ -32,6 +32,8 @@ const Named kOptimizers[] = {
     {"Muon", {.kind = OptimizerKind::kMuon}},
     {"NorMuon", {.kind = OptimizerKind::kNorMuon}},
     {"AcpSgd", {.kind = OptimizerKind::kAcpSgd}},
+    {"Galore", {.kind = OptimizerKind::kGalore}},
+    {"GaloreOften", {.kind = OptimizerKind::kGalore, .galore_scale = 0.5, .galore_interval = 3}},
     {"Spectra", {.kind = OptimizerKind::kSpectra, .spectra_fraction = 0.2}},
     {"SpectraTwice", {.kind = OptimizerKind::kSpectra, .spectra_fraction = 0.4, .spectra_iterations = 2}},
     {"MuonNesterov", {.kind = OptimizerKind::kMuon, .nesterov = true}},

@@ -236,7 +236,7 @@ std::vector<Snapshot> run(const RunPlan& plan) {
         if (const auto q = state.find(info.name + ".Q"); q != state.end())
           state_of_replica.add(q->first, std::min(info.rows, info.cols), q->second.cols, q->second,
                                info.rows >= info.cols ? cols.begin : rows.begin, 0);
-        for (const std::string letter : {"V", "left", "right"}) {
+        for (const std::string letter : {"V", "left", "right", "basis", "m1", "m2"}) {
           const auto tensor = state.find(info.name + "." + letter);
           if (tensor == state.end()) continue;
           const PiecePlace place = state_place(info, letter, tensor->second.cols, plan.mesh, position);
@@ -253,7 +253,7 @@ std::vector<Snapshot> run(const RunPlan& plan) {
     snapshots[s].weights = std::move(weights[s].whole);
     for (Assembly& replica : states[s]) snapshots[s].states.push_back(std::move(replica.whole));
     for (const TestParameter& test : plan.parameters) {
-      for (const char* letter : {".Q", ".u", ".V", ".left", ".right"}) {
+      for (const char* letter : {".Q", ".u", ".V", ".left", ".right", ".basis", ".m1", ".m2"}) {
         const auto q = snapshots[s].states[0].find(test.info.name + letter);
         if (q == snapshots[s].states[0].end()) continue;
         for (const auto& replica : snapshots[s].states)

@@ -39,7 +39,8 @@ struct RunPlan {
 struct Snapshot {
   std::map<std::string, Dense> weights;
   std::vector<std::map<std::string, Dense>>
-      states;  // of each replica: "<name>.M" or ".e", ".Q", ".u", ".V", ".left", ".right", and "<name>.t"
+      states;  // of each replica: "<name>.M" or ".e", ".Q", ".u", ".V", ".left", ".right", ".basis", ".m1",
+               // ".m2", and "<name>.t"
   StepReport report;
   Index factor_bytes = 0;  // counted on the replica axis, over the processes of one replica
   Index dense_bytes = 0;

@@ -232,6 +232,40 @@ TYPED_TEST(Linalg, SingularValuesOfAScaledOrthonormalFactor) {
   for (std::size_t j = 0; j < 4; ++j) EXPECT_NEAR(values[j], 8 >> j, 100 * TestFixture::kEpsilon);
 }
 
+// A v_j = s_j u_j, and orthonormal vectors, of tall and wide matrices that are views with a stride.
+TYPED_TEST(Linalg, SingularVectorsDiagonalise) {
+  using Real = TypeParam;
+  for (const auto& [rows, cols] : {std::pair<Index, Index>{30, 7}, {7, 30}, {9, 9}, {1, 5}, {5, 1}}) {
+    const Index side = std::min(rows, cols), count = std::max<Index>(1, side - 2);
+    auto storage = gaussian<Real>(rows * (cols + 3), "a");
+    const MatrixView<const Real> a = storage.matrix(0, rows, cols + 3).block(0, rows, 1, cols);
+    Buffer<Real> left(rows * count), right(cols * count), image(rows * count);
+    left_singular_vectors<Real>(a, left.matrix(0, rows, count));
+    right_singular_vectors<Real>(a, right.matrix(0, cols, count));
+    const std::vector<double> values = singular_values<Real>(a);
+    gemm<Real>(Op::kNone, Op::kNone, 1, a, right.matrix(0, cols, count), 0, image.matrix(0, rows, count));
+    for (Index j = 0; j < count; ++j) {
+      const double s = values[static_cast<std::size_t>(j)];
+      double dot = 0;
+      for (Index i = 0; i < rows; ++i) dot += static_cast<double>(left[i * count + j] * image[i * count + j]);
+      const double sign = dot > 0 ? 1 : -1;  // either may be turned
+      for (Index i = 0; i < rows; ++i)
+        EXPECT_NEAR(image[i * count + j], sign * s * static_cast<double>(left[i * count + j]),
+                    100 * TestFixture::kEpsilon * s);
+    }
+    for (const auto& [vectors, extent] : {std::pair{&left, rows}, {&right, cols}}) {
+      Buffer<double> products(count * count);
+      gram<Real>(vectors->matrix(0, extent, count), products.matrix(0, count, count));
+      for (Index i = 0; i < count; ++i) {
+        for (Index j = 0; j < count; ++j)
+          EXPECT_NEAR(products[i * count + j], i == j ? 1 : 0, 20 * TestFixture::kEpsilon);
+      }
+    }
+    Buffer<Real> many(rows * (side + 1));
+    EXPECT_THROW(left_singular_vectors<Real>(a, many.matrix(0, rows, side + 1)), InvalidArgument) << rows;
+  }
+}
+
 TYPED_TEST(Linalg, FiniteScanSeesEveryPosition) {
   using Real = TypeParam;
   const Index rows = 3, cols = 37;

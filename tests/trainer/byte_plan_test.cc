@@ -30,7 +30,9 @@ RunConfig run_of(const Case& c, const ScratchDirectory& scratch) {
 
 /// Steps after which what is sent repeats itself.
 Index period_of(const RunConfig& config) {
-  return config.optimizer().kind() == RunConfig::Optimizer::ACPSGD ? 2 : 1;
+  const auto& optimizer = config.optimizer();
+  if (optimizer.kind() == RunConfig::Optimizer::GALORE) return optimizer.galore_interval();
+  return optimizer.kind() == RunConfig::Optimizer::ACPSGD ? 2 : 1;
 }
 
 class ByteBudgetOfARun : public testing::TestWithParam<Case> {};
@@ -100,6 +102,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{{2, 1, 1}, {"optimizer.kind=POWERSGD", "optimizer.wire=BF16"}},
         Case{{2, 2, 1}, {"optimizer.kind=ACPSGD", "optimizer.overlap=true", "optimizer.bucket_mib=0.01"}},
         Case{{3, 1, 2}, {"optimizer.kind=ACPSGD", "optimizer.wire=BF16"}},
+        Case{{2, 2, 2}, {"optimizer.kind=GALORE", "optimizer.galore_interval=4"}},
+        Case{{3, 1, 2},
+             {"optimizer.kind=GALORE", "optimizer.galore_interval=5", "optimizer.wire=BF16",
+              "optimizer.overlap=true", "optimizer.bucket_mib=0.01"}},
         Case{{2, 1, 3}, {"optimizer.exchange=DENSE"}},
         Case{{3, 2, 1}, {"optimizer.exchange=AUTO", "profile.rank=12"}},
         Case{{2, 2, 1},

@@ -169,6 +169,13 @@ INSTANTIATE_TEST_SUITE_P(AcpSgd, LayoutInvariance,
                                          Case{{2, 2, 1}, {kAcpSgd}, {"optimizer.overlap=true"}}),
                          case_name);
 
+const std::string kGalore = "optimizer.kind=GALORE";
+INSTANTIATE_TEST_SUITE_P(Galore, LayoutInvariance,
+                         testing::Values(Case{{2, 2, 2}, {kGalore}}, Case{{1, 1, 3}, {kGalore}},
+                                         Case{{3, 1, 1}, {kGalore, "optimizer.galore_interval=7"}},
+                                         Case{{2, 2, 1}, {kGalore}, {"optimizer.overlap=true"}}),
+                         case_name);
+
 const std::string kSpectra = "optimizer={kind: SPECTRA learning_rate: 0.01 spectra_fraction: 0.15}";
 INSTANTIATE_TEST_SUITE_P(Spectra, LayoutInvariance,
                          testing::Values(Case{{2, 2, 2}, {kSpectra}}, Case{{1, 1, 3}, {kSpectra}},

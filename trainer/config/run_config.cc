@@ -57,6 +57,8 @@ OptimizerKind optimizer_kind(RunConfig::Optimizer::Kind kind) {
       return OptimizerKind::kSpecGd;
     case RunConfig::Optimizer::ACPSGD:
       return OptimizerKind::kAcpSgd;
+    case RunConfig::Optimizer::GALORE:
+      return OptimizerKind::kGalore;
     case RunConfig::Optimizer::SPECTRA:
       return OptimizerKind::kSpectra;
   }
@@ -154,6 +156,8 @@ OptimizerOptions optimizer_options(const RunConfig& config) {
       .head_dim = optimizer.blocks() == Optimizer::PER_HEAD ? head_dim(config) : 0,
       .spectra_fraction = optimizer.spectra_fraction(),
       .spectra_iterations = optimizer.spectra_iterations(),
+      .galore_scale = optimizer.galore_scale(),
+      .galore_interval = optimizer.galore_interval(),
       .residual = optimizer.residual() == Optimizer::AGGREGATED ? Residual::kAggregated : Residual::kLocal,
       .weight_decay = optimizer.weight_decay(),
       .scalar_optimizer = scalar_optimizer(optimizer.scalar_optimizer()),
@@ -271,7 +275,7 @@ RankProfile rank_profile(const RunConfig::Profile& profile, const ModelConfig& m
 RankProfile rank_profile(const RunConfig& config, std::span<const ParameterInfo> parameters) {
   LB_EXPECTS(has_factor_ranks(config), "optimizer.kind: found ",
              RunConfig::Optimizer::Kind_Name(config.optimizer().kind()),
-             ", expected DION, POWERSGD or ACPSGD: only low-rank exchange has factor ranks");
+             ", expected DION, POWERSGD, ACPSGD or GALORE: only low-rank exchange has factor ranks");
   return rank_profile(config.profile(), model_config(config), parameters);
 }
 

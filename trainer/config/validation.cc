@@ -180,6 +180,10 @@ void validate_optimizer(const RunConfig& config) {
     expect_unset("optimizer.spectra_fraction", optimizer.has_spectra_fraction(), with_kind);
     expect_unset("optimizer.spectra_iterations", optimizer.has_spectra_iterations(), with_kind);
   }
+  if (optimizer.kind() != Optimizer::GALORE) {
+    expect_unset("optimizer.galore_scale", optimizer.has_galore_scale(), with_kind);
+    expect_unset("optimizer.galore_interval", optimizer.has_galore_interval(), with_kind);
+  }
   if (optimizer.kind() != Optimizer::DION) {
     expect_unset("optimizer.clip_estimator", optimizer.has_clip_estimator(), with_kind);
   }
@@ -192,8 +196,8 @@ void validate_optimizer(const RunConfig& config) {
   if (!has_factor_ranks(config)) {
     expect_unset("optimizer.wire", optimizer.has_wire(), with_kind);
     expect_unset("profile", config.has_profile(), with_kind);
-    expect_unset("diagnostics", config.has_diagnostics(), with_kind);
   }
+  if (!feeds_back(options.kind)) expect_unset("diagnostics", config.has_diagnostics(), with_kind);
   if (!exchanges_both_factors(options.kind)) expect_unset("budget", config.has_budget(), with_kind);
   if (!optimizer.overlap())
     expect_unset("optimizer.bucket_mib", optimizer.has_bucket_mib(), "without optimizer.overlap");

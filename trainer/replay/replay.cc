@@ -128,7 +128,7 @@ void Replay<Real>::check_gradients() {
 
 template <class Real>
 bool Replay<Real>::diagnoses(Index step) const {
-  if (!has_factor_ranks(plan_.config)) return false;
+  if (!feeds_back(optimizer_options(plan_.config).kind)) return false;
   const auto& diagnostics = plan_.config.diagnostics();
   const Index interval = diagnostics.has_interval_steps() ? diagnostics.interval_steps() : 1;
   const bool last = step + 1 == plan_.steps.first + plan_.steps.count;

@@ -69,6 +69,11 @@ ReplayPlan plan_replay(const ReplayRequest& request) {
                ": found no layer matrix, expected one for optimizer.kind ",
                RunConfig::Optimizer::Kind_Name(plan.config.optimizer().kind()));
   }
+  // It would go through unit vectors until then.
+  LB_EXPECTS(plan.config.optimizer().kind() != RunConfig::Optimizer::GALORE || plan.steps.first == 0 ||
+                 !request.state.empty(),
+             request.folder.string(), ": found step ", plan.steps.first,
+             " first, expected step 0, in which GALORE takes its first bases, or --state");
   expect_free_output(request.output);
   return plan;
 }

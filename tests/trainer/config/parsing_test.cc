@@ -113,6 +113,19 @@ TEST(ParseRunConfig, PassesOptionsOfAcpSgdOn) {
   EXPECT_EQ(optimizer.wire, FactorWire::kBF16);
 }
 
+TEST(ParseRunConfig, PassesOptionsOfGaloreOn) {
+  RunConfig config = valid_run();
+  for (const char* assignment : {"optimizer.kind=GALORE", "optimizer.galore_scale=0.5",
+                                 "optimizer.galore_interval=50", "optimizer.wire=BF16"})
+    apply_override(config, assignment);
+  validate(config, 4);
+  const OptimizerOptions optimizer = optimizer_options(config);
+  EXPECT_EQ(optimizer.kind, OptimizerKind::kGalore);
+  EXPECT_EQ(optimizer.galore_scale, 0.5);
+  EXPECT_EQ(optimizer.galore_interval, 50);
+  EXPECT_EQ(optimizer.wire, FactorWire::kBF16);
+}
+
 TEST(ParseRunConfig, PassesTheLevelOfDeterminismOn) {
   RunConfig config = valid_run();
   EXPECT_EQ(determinism(config), Determinism::kExact);
@@ -130,6 +143,8 @@ TEST(ParseRunConfig, DefaultsOfTheOptimizerAreThoseOfItsOptions) {
   EXPECT_EQ(written.lambda, own.lambda);
   EXPECT_EQ(written.spectra_fraction, own.spectra_fraction);
   EXPECT_EQ(written.spectra_iterations, own.spectra_iterations);
+  EXPECT_EQ(written.galore_scale, own.galore_scale);
+  EXPECT_EQ(written.galore_interval, own.galore_interval);
   EXPECT_EQ(written.exchange, own.exchange);
   EXPECT_EQ(written.wire, own.wire);
   EXPECT_EQ(written.overlap, own.overlap);
@@ -185,7 +200,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadText{"trace: maybe", "run.txtpb:1:13: trace: found maybe, expected true or false"},
         BadText{"optimizer { kind: ADAM }",
                 "run.txtpb:1:24: optimizer.kind: found ADAM, expected one of DION, ADAMW, POWERSGD, SGD, "
-                "LION, MUON, NORMUON, MUONBP, DION2, NORDION2, SPECGD, SPECTRA, ACPSGD"},
+                "LION, MUON, NORMUON, MUONBP, DION2, NORDION2, SPECGD, SPECTRA, ACPSGD, GALORE"},
         BadText{"name: run1", "run.txtpb:1:7: name: found run1, expected a string in quotes"},
         BadText{"data { train: [\"a\", 3] }",
                 "run.txtpb:1:21: data.train: found [\"a\", expected a string in quotes"},
@@ -277,7 +292,7 @@ INSTANTIATE_TEST_SUITE_P(
                 "optimizer.learning_rate: found 1 } mesh { tensor: 2, expected a number"},
         BadText{"optimizer.kind=ADAM",
                 "optimizer.kind: found ADAM, expected one of DION, ADAMW, POWERSGD, SGD, LION, MUON, "
-                "NORMUON, MUONBP, DION2, NORDION2, SPECGD, SPECTRA, ACPSGD"},
+                "NORMUON, MUONBP, DION2, NORDION2, SPECGD, SPECTRA, ACPSGD, GALORE"},
         BadText{"model.layers=2.5", "model.layers: found 2.5, expected an integer of 64 bits"},
         BadText{"model.layers=", "model.layers: found nothing, expected an integer of 64 bits"},
         BadText{"trace=maybe", "trace: found maybe, expected true or false"},

@@ -153,6 +153,25 @@ INSTANTIATE_TEST_SUITE_P(
                "optimizer.clip_estimator: found a value, expected none with optimizer.kind ACPSGD"}));
 
 INSTANTIATE_TEST_SUITE_P(
+    Galore, Refused,
+    testing::Values(
+        BadRun{{"optimizer.galore_scale=0.5"},
+               "optimizer.galore_scale: found a value, expected none with optimizer.kind DION"},
+        adamw_run("optimizer.galore_interval=20",
+                  "optimizer.galore_interval: found a value, expected none with optimizer.kind ADAMW"),
+        BadRun{{"optimizer.kind=GALORE", "optimizer.galore_interval=0"},
+               "optimizer.galore_interval: found 0, expected at least 1"},
+        BadRun{{"optimizer.kind=GALORE", "optimizer.galore_scale=-1"},
+               "optimizer.galore_scale: found -1, expected a positive number"},
+        BadRun{{"optimizer.kind=GALORE", "optimizer.exchange=DENSE"},
+               "optimizer.exchange: found dense or auto, expected factors with an optimizer that does not "
+               "exchange both of them in every step"},
+        BadRun{{"optimizer.kind=GALORE", "diagnostics={interval_steps: 5}"},
+               "diagnostics: found a value, expected none with optimizer.kind GALORE"},
+        BadRun{{"optimizer.kind=GALORE", "optimizer.powersgd_momentum=0.5"},
+               "optimizer.powersgd_momentum: found a value, expected none with optimizer.kind GALORE"}));
+
+INSTANTIATE_TEST_SUITE_P(
     Elementwise, Refused,
     testing::Values(
         adamw_run("optimizer.scalar_optimizer=LION",

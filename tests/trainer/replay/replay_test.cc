@@ -261,7 +261,7 @@ TEST(Replay, ContinuesFromTheStateThatItWrote) {
 TEST(Replay, GivesTheSameOnEveryMesh) {
   const ScratchDirectory scratch;
   const auto folder = write_recording(scratch, "recording", 2, 0, 5);
-  for (const char* kind : {"DION", "POWERSGD", "LION", "SPECTRA", "ACPSGD"}) {
+  for (const char* kind : {"DION", "POWERSGD", "LION", "SPECTRA", "ACPSGD", "GALORE"}) {
     std::vector<std::string> settings{cat("optimizer.kind=", kind), "precision=F64"};
     if (std::string(kind) != "LION" && std::string(kind) != "SPECTRA")
       settings.emplace_back("profile.rank=3");
