@@ -190,7 +190,10 @@ INSTANTIATE_TEST_SUITE_P(Optimizers, Continued,
                                          std::vector{"optimizer.kind=POWERSGD", "optimizer.overlap=true",
                                                      "optimizer.bucket_mib=0.01"},
                                          std::vector{"optimizer.kind=POWERSGD", "optimizer.exchange=AUTO",
-                                                     "profile.rank=12"}),
+                                                     "profile.rank=12"},
+                                         std::vector{"optimizer.kind=ACPSGD", "optimizer.overlap=true",
+                                                     "optimizer.bucket_mib=0.01"},
+                                         std::vector{"optimizer.kind=GALORE", "optimizer.galore_interval=4"}),
                          case_name);
 
 using Overlapped = TrainingWith;
@@ -219,6 +222,9 @@ INSTANTIATE_TEST_SUITE_P(
     Optimizers, Overlapped,
     testing::Values(std::vector<const char*>{}, std::vector{"optimizer.kind=POWERSGD"},
                     std::vector{"optimizer.kind=POWERSGD", "optimizer.exchange=AUTO", "profile.rank=12"},
+                    std::vector{"optimizer.kind=ACPSGD"},
+                    std::vector{"optimizer.kind=GALORE", "optimizer.galore_interval=4"},
+                    std::vector{"optimizer={kind: SPECTRA learning_rate: 0.01 spectra_fraction: 0.1}"},
                     std::vector{"optimizer={kind: ADAMW learning_rate: 0.01}"},
                     std::vector{"optimizer={kind: MUON learning_rate: 0.01}"},
                     std::vector{"optimizer={kind: MUONBP learning_rate: 0.01 muonbp_period: 2 "

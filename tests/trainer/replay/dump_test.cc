@@ -128,6 +128,13 @@ INSTANTIATE_TEST_SUITE_P(
              {2, 1, 1},
              1,
              {"optimizer={kind: SPECGD learning_rate: 0.01 blocks: PER_HEAD}"}},
+        Case{"acp_sgd_from_an_odd_step", {2, 2, 1}, 3, {"optimizer.kind=ACPSGD"}},
+        Case{"galore_from_a_later_step",
+             {2, 1, 3},
+             3,
+             {"optimizer.kind=GALORE", "optimizer.galore_interval=4"}},
+        Case{
+            "spectra", {1, 2, 2}, 2, {"optimizer={kind: SPECTRA learning_rate: 0.01 spectra_fraction: 0.2}"}},
         Case{"float64", {2, 1, 1}, 1, {"precision=F64"}}),
     [](const auto& test) { return std::string(test.param.name); });
 
