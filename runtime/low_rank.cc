@@ -45,7 +45,7 @@ void expect_factors(const char* function, const FactorPair<Real>& factors, Matri
 struct Range {
   Index fewest, most;
 };
-constexpr Range kDotColumns = {1, 8};
+constexpr Range kDotColumns = {1, 16};
 constexpr Range kOuterColumns = {2, 16};
 constexpr Range kProductColumns = {1, 64};
 
@@ -155,6 +155,9 @@ void skinny_multiply_transposed(const LowRankKernels<Real>& kernels, Real alpha,
                                 MatrixView<const Real> q, MatrixView<Real> out) {
   constexpr Index kStripAlignment = 32, kStripBytes = 64 * 1024;
   const Index r = q.cols;
+  // The strip of out is read and written once for so many rows of M. Few columns wait for memory, which
+  // delivers eight rows at a time better than sixteen.
+  const Index panel = r <= 8 ? 8 : 16;
   Transposed<Real> out_t(m.cols, r);
   const VectorKernels<Real>& vectors = vector_kernels<Real>();
   const Index cached = kStripBytes / (r * static_cast<Index>(sizeof(Real)));
@@ -166,15 +169,15 @@ void skinny_multiply_transposed(const LowRankKernels<Real>& kernels, Real alpha,
   for (Index s = 0; s < strips; ++s) {
     const Index col = s * strip, cols = std::min(strip, m.cols - col);
     const MatrixView<const Real> block = m.block(0, m.rows, col, cols);
-    for (Index begin = 0; begin < m.rows; begin += kPanelRows) {
-      const Index rows = std::min(kPanelRows, m.rows - begin);
+    for (Index begin = 0; begin < m.rows; begin += panel) {
+      const Index rows = std::min(panel, m.rows - begin);
       if (g != nullptr) {
         for (Index i = begin; i < begin + rows; ++i)
           vectors.axpy(alpha, g->row(i) + col, writable + i * m.row_stride + col, cols);
       }
-      const PackedRows<Real> packed(Real{1}, q.row_block(begin, rows));
-      kernels.add_outer(block.row(begin), m.row_stride, rows, cols, packed.data(), r, out_t.data() + col,
-                        out_t.stride(), g == nullptr ? rows_below(block, begin + rows) : Ahead<Real>{});
+      kernels.add_outer(block.row(begin), m.row_stride, rows, cols, q.row(begin), q.row_stride, r,
+                        out_t.data() + col, out_t.stride(),
+                        g == nullptr ? rows_below(block, begin + rows) : Ahead<Real>{});
     }
   }
   out_t.copy_to(out);

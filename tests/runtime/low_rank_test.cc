@@ -188,8 +188,8 @@ TYPED_TEST(LowRank, BitsDependOnNeitherInstructionSetNorPanelsNorThreads) {
         const Index count = std::min(step, rows - i);
         kernels.dot(m.view().row(i), cols + 2, count, cols, qt.view().data, cols + 2, r, out.view().row(i),
                     r + 2, {});
-        kernels.add_outer(m.view().row(i), cols + 2, count, cols, packed.data() + i, r, out_t.view().data,
-                          cols + 2, {});
+        kernels.add_outer(m.view().row(i), cols + 2, count, cols, packed.data() + i * r, r, r,
+                          out_t.view().data, cols + 2, {});
         kernels.add_product(Real(0.5), sum.view().row(i), cols + 2, count, cols, packed.data() + i, r,
                             qt.view().data, cols + 2, {});
       }

@@ -240,12 +240,22 @@ LB_INLINE Lanes<Real> keep(const Lanes<Real>& value, FirstLanes lanes, const Lan
 
 LB_INLINE Lanes<double> widen(const Lanes<double>& value) { return value; }
 LB_INLINE Lanes<double> widen(const Lanes<float>& value) {
-  float narrow[kLanes];
-  double wide[kLanes];
-  __builtin_memcpy(narrow, &value, sizeof narrow);
-  for (Index l = 0; l < kLanes; ++l) wide[l] = static_cast<double>(narrow[l]);
   Lanes<double> result;
-  __builtin_memcpy(&result, wide, sizeof result);
+  for_parts<float>([&](auto p) LB_INLINE_LAMBDA {
+    const NativeFloat& part = value.part[p];
+#if defined(__AVX512F__)
+    result.part[2 * p] =
+        _mm512_maskz_cvtps_pd(0xFF, __builtin_shufflevector(part, part, 0, 1, 2, 3, 4, 5, 6, 7));
+    result.part[2 * p + 1] =
+        _mm512_maskz_cvtps_pd(0xFF, __builtin_shufflevector(part, part, 8, 9, 10, 11, 12, 13, 14, 15));
+#elif defined(__AVX2__)
+    result.part[2 * p] = _mm256_cvtps_pd(_mm256_castps256_ps128(part));
+    result.part[2 * p + 1] = _mm256_cvtps_pd(_mm256_extractf128_ps(part, 1));
+#else
+    result.part[2 * p] = __builtin_convertvector(__builtin_shufflevector(part, part, 0, 1), NativeDouble);
+    result.part[2 * p + 1] = __builtin_convertvector(__builtin_shufflevector(part, part, 2, 3), NativeDouble);
+#endif
+  });
   return result;
 }
 
@@ -320,9 +330,35 @@ LB_INLINE Real fold(const Lanes<Real>& lanes, F f) {
   }
   return value[0];
 }
+// The same additions on registers.
 template <class Real>
 LB_INLINE Real sum(const Lanes<Real>& lanes) {
+#if defined(__AVX2__)
+  if constexpr (sizeof(Real) == 4) {
+#if defined(__AVX512F__)
+    const NativeFloat& all = lanes.part[0];
+    const __m256 eight = __builtin_shufflevector(all, all, 0, 1, 2, 3, 4, 5, 6, 7) +
+                         __builtin_shufflevector(all, all, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+    const __m256 eight = lanes.part[0] + lanes.part[1];
+#endif
+    const __m128 four = _mm256_castps256_ps128(eight) + _mm256_extractf128_ps(eight, 1);
+    const __m128 two = four + _mm_movehl_ps(four, four);
+    return two[0] + two[1];
+  } else {
+#if defined(__AVX512F__)
+    const NativeDouble eight = lanes.part[0] + lanes.part[1];
+    const __m256d four =
+        __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+#else
+    const __m256d four = (lanes.part[0] + lanes.part[2]) + (lanes.part[1] + lanes.part[3]);
+#endif
+    const __m128d two = _mm256_castpd256_pd128(four) + _mm256_extractf128_pd(four, 1);
+    return two[0] + two[1];
+  }
+#else
   return fold(lanes, [](Real a, Real b) LB_INLINE_LAMBDA { return a + b; });
+#endif
 }
 template <class Real>
 LB_INLINE Real maximum(const Lanes<Real>& lanes) {

@@ -18,18 +18,18 @@ struct Ahead {
 /// Products of a panel of at most kPanelRows rows of a matrix with few columns, lanes along the rows of the
 /// matrix. Real: float, double. Single-threaded.
 ///
-/// Factors come transposed, (r, cols) with a row stride; those of the panel's own rows come packed:
-/// element (row i, column k) at [k * kPanelRows + i].
-/// Determinism: the same bits on AVX-512 and AVX2 and for every division into panels. Sums along a row run in
-/// 16 lanes as in runtime/vector_kernels.h, all others one FMA at a time in the order of their index.
+/// Factors come transposed, (r, cols) with a row stride; those of the panel's own rows come as they are, q,
+/// or packed: element (row i, column k) at [k * kPanelRows + i]. Determinism: the same bits on AVX-512 and
+/// AVX2 and for every division into panels. Sums along a row run in 16 lanes as in runtime/vector_kernels.h,
+/// all others one FMA at a time in the order of their index.
 template <class Real>
 struct LowRankKernels {
   /// out(i, k) <- sum over j of m(i, j) qt(k, j)
   void (*dot)(const Real* m, Index stride, Index rows, Index cols, const Real* qt, Index qt_stride, Index r,
               Real* out, Index out_stride, Ahead<Real> ahead);
-  /// out_t(k, j) <- out_t(k, j) + sum over i of packed(i, k) m(i, j)
-  void (*add_outer)(const Real* m, Index stride, Index rows, Index cols, const Real* packed, Index r,
-                    Real* out_t, Index out_stride, Ahead<Real> ahead);
+  /// out_t(k, j) <- out_t(k, j) + sum over i of q(i, k) m(i, j), any number of rows
+  void (*add_outer)(const Real* m, Index stride, Index rows, Index cols, const Real* q, Index q_stride,
+                    Index r, Real* out_t, Index out_stride, Ahead<Real> ahead);
   /// m(i, j) <- beta m(i, j) + sum over k of packed(i, k) rt(k, j); with beta = 0 the old m is not read.
   void (*add_product)(Real beta, Real* m, Index stride, Index rows, Index cols, const Real* packed, Index r,
                       const Real* rt, Index rt_stride, Ahead<Real> ahead);
