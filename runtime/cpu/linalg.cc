@@ -3,6 +3,7 @@
 #include "runtime/cpu/blas.h"
 #include "runtime/cpu/gemm.h"
 #include "runtime/cpu/kernels/low_rank_tables.h"
+#include "runtime/vector_kernels.h"
 
 #include <algorithm>
 #include <cmath>
@@ -93,6 +94,49 @@ void triangular_solve(MatrixView<double> p, const Buffer<double>& u) {
   dtrsm_("L", "L", "N", "N", &columns, &rows, &one, u.data(), &columns, p.data, &ld_p);
 }
 
+// Rows [begin, end) of the upper triangle of G <- G - V^T V, V the rows [first, last) of G, of which there
+// are at most 64. What is left of the diagonal may become anything.
+void subtract_squares(MatrixView<double> g, Index first, Index last, Index begin, Index end) {
+  const LowRankKernels<double>* const kernels = low_rank_kernels<double>();
+  double packed[64 * kPanelRows];
+  for (Index i = begin; i < end; i += kPanelRows) {
+    const Index rows = std::min(kPanelRows, end - i);
+    for (Index k = first; k < last; ++k) {
+      for (Index l = 0; l < rows; ++l) packed[(k - first) * kPanelRows + l] = -g(k, i + l);
+    }
+    if (kernels != nullptr) {
+      kernels->add_product(1, g.row(i) + i, g.row_stride, rows, g.cols - i, packed, last - first,
+                           g.row(first) + i, g.row_stride, {});
+      continue;
+    }
+    for (Index l = 0; l < rows; ++l) {
+      for (Index k = first; k < last; ++k)
+        vector_kernels<double>().axpy(packed[(k - first) * kPanelRows + l], g.row(k) + i + l,
+                                      g.row(i + l) + i + l, g.cols - i - l);
+    }
+  }
+}
+
+// P <- P U^-1 by blocks J of columns: P_J <- (P_J - sum over I < J of P_I U_IJ) U_JJ^-1, products by `gemm`.
+template <class Real>
+void solve_by_blocks(const LowRankKernels<Real>& kernels, MatrixView<Real> p, MatrixView<const double> u) {
+  constexpr Index kBlock = 128;
+  Buffer<Real> above(u.rows * kBlock);
+  for (Index begin = 0; begin < p.cols; begin += kBlock) {
+    const Index cols = std::min(kBlock, p.cols - begin);
+    const MatrixView<Real> block = p.block(0, p.rows, begin, cols);
+    if (begin > 0) {
+      const MatrixView<Real> factor = above.matrix(0, begin, cols);
+      for (Index i = 0; i < begin; ++i) {
+        for (Index j = 0; j < cols; ++j) factor(i, j) = static_cast<Real>(u(i, begin + j));
+      }
+      gemm<Real>(Op::kNone, Op::kNone, Real{-1}, p.block(0, p.rows, 0, begin), factor, Real{1}, block);
+    }
+    const Buffer<Real> blocks = solve_blocks<Real>(u.block(begin, cols, begin, cols));
+    kernels.solve_upper(block.data, block.row_stride, block.rows, cols, blocks.data());
+  }
+}
+
 // G <- P^T P by the BLAS, for processors without AVX2.
 template <class Real>
 void library_gram(MatrixView<const Real> p, MatrixView<double> g) {
@@ -130,8 +174,10 @@ void gram(MatrixView<const Real> p, MatrixView<double> g) {
   const LowRankKernels<Real>* const kernels = low_rank_kernels<Real>();
   if (kernels == nullptr) return library_gram(p, g);
   const Index n = p.cols, sums_stride = gram_stride(n);
-  // A block of rows in double stays in the first cache, or in the second for many columns.
-  const Index block_rows = std::clamp<Index>(8192 / std::max<Index>(1, n), 32, 1024);
+  // A block of rows in double stays in the first cache, or in the second for many columns: sums then come
+  // from the third, once for every block, and blocks of 64 KiB would wait for them as long as they compute.
+  const Index block_rows =
+      n <= 128 ? std::clamp<Index>(8192 / std::max<Index>(1, n), 32, 1024) : std::max<Index>(32, 49152 / n);
   Buffer<double> wide(std::min(block_rows, p.rows) * n + kGramTile);
   Buffer<double> sums(sums_stride * sums_stride);
   for (Index begin = 0; begin < p.rows; begin += block_rows)
@@ -148,28 +194,35 @@ void cholesky_with_dead_columns(MatrixView<double> g, double tolerance, std::spa
              dead.size(), " flags, expected a square G and a flag per column");
   std::vector<double> diagonal(static_cast<std::size_t>(n));
   for (Index j = 0; j < n; ++j) diagonal[static_cast<std::size_t>(j)] = g(j, j);
-  // Right-looking: before column j, the trailing block is the Schur complement of the live columns so far.
-  for (Index j = 0; j < n; ++j) {
-    const auto flag = static_cast<std::size_t>(j);
-    const double pivot = g(j, j);
-    const double limit = tolerance * tolerance * diagonal[flag];
-    // Negated comparisons, so that NaN is dead too.
-    dead[flag] = !(std::isfinite(diagonal[flag]) && diagonal[flag] > 0 && pivot > limit);
-    if (dead[flag]) {
-      for (Index i = 0; i < j; ++i) g(i, j) = 0;
-      std::fill(g.row(j) + j, g.row(j) + n, 0.0);
-      g(j, j) = 1;
-      continue;
+  // Right-looking: before row j, the rows below it hold the Schur complement of the live columns so far.
+  // Within kRows rows one pivot at a time; these then act together on the other rows of their block of
+  // kBlock, and all rows of the block on those below.
+  constexpr Index kRows = kPanelRows, kBlock = 64;
+  for (Index block = 0; block < n; block += kBlock) {
+    const Index block_end = std::min(n, block + kBlock);
+    for (Index begin = block; begin < block_end; begin += kRows) {
+      const Index end = std::min(block_end, begin + kRows);
+      for (Index j = begin; j < end; ++j) {
+        const auto flag = static_cast<std::size_t>(j);
+        const double pivot = g(j, j);
+        const double limit = tolerance * tolerance * diagonal[flag];
+        // Negated comparisons, so that NaN is dead too.
+        dead[flag] = !(std::isfinite(diagonal[flag]) && diagonal[flag] > 0 && pivot > limit);
+        if (dead[flag]) {
+          for (Index i = 0; i < j; ++i) g(i, j) = 0;
+          std::fill(g.row(j) + j, g.row(j) + n, 0.0);
+          g(j, j) = 1;
+          continue;
+        }
+        const double root = std::sqrt(pivot);
+        g(j, j) = root;
+        for (Index k = j + 1; k < n; ++k) g(j, k) /= root;
+        for (Index i = j + 1; i < end; ++i)
+          vector_kernels<double>().axpy(-g(j, i), g.row(j) + i, g.row(i) + i, n - i);
+      }
+      subtract_squares(g, begin, end, end, block_end);
     }
-    const double root = std::sqrt(pivot);
-    g(j, j) = root;
-    for (Index k = j + 1; k < n; ++k) g(j, k) /= root;
-    for (Index i = j + 1; i < n; ++i) {
-      const double factor = g(j, i);
-      const double* source = g.row(j);
-      double* target = g.row(i);
-      for (Index k = i; k < n; ++k) target[k] -= factor * source[k];
-    }
+    subtract_squares(g, block, block_end, block_end, n);
   }
   for (Index i = 0; i < n; ++i) std::fill_n(g.row(i), i, 0.0);
 }
@@ -184,6 +237,7 @@ void solve_upper_right(MatrixView<Real> p, MatrixView<const double> u) {
     const Buffer<Real> blocks = solve_blocks<Real>(u);
     return kernels->solve_upper(p.data, p.row_stride, p.rows, p.cols, blocks.data());
   }
+  if (kernels != nullptr) return solve_by_blocks<Real>(*kernels, p, u);
   // P U^-1 = (U^-T P^T)^T, and row-major U is Fortran's U^T, a lower triangle.
   Buffer<Real> factor(u.elements());
   for (Index i = 0; i < u.rows; ++i) {
@@ -327,23 +381,11 @@ void right_singular_vectors(MatrixView<const Real> a, MatrixView<Real> vectors) 
 
 template <class Real>
 double sum_of_squares(MatrixView<const Real> a) {
-  // Eight running sums, combined in a fixed order: vector registers, and the same bits everywhere.
-  double lanes[8] = {};
-  for (Index i = 0; i < a.rows; ++i) {
-    const Real* row = a.row(i);
-    Index j = 0;
-    for (; j + 8 <= a.cols; j += 8) {
-      for (int lane = 0; lane < 8; ++lane) {
-        const auto value = static_cast<double>(row[j + lane]);
-        lanes[lane] += value * value;
-      }
-    }
-    for (; j < a.cols; ++j) {
-      const auto value = static_cast<double>(row[j]);
-      lanes[j % 8] += value * value;
-    }
-  }
-  return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+  const VectorKernels<Real>& kernels = vector_kernels<Real>();
+  if (a.contiguous()) return kernels.sum_of_squares(a.data, a.elements());
+  double sum = 0;
+  for (Index i = 0; i < a.rows; ++i) sum += kernels.sum_of_squares(a.row(i), a.cols);
+  return sum;
 }
 
 template <class Real>
