@@ -70,6 +70,16 @@ bool is_usable_gradient(MatrixView<const Real> gradient) {
   return unusable == 0;
 }
 
+/// The sum of squares, in the same pass when all is well: terms that add up to a number of type Real are such
+/// numbers. NaN when some element or its square is not finite.
+template <class Real>
+double usable_sum_of_squares(MatrixView<const Real> gradient) {
+  const double squares = sum_of_squares<Real>(gradient);
+  const bool usable =
+      squares <= static_cast<double>(std::numeric_limits<Real>::max()) || is_usable_gradient<Real>(gradient);
+  return usable ? squares : std::numeric_limits<double>::quiet_NaN();
+}
+
 }  // namespace
 
 template <class Real>
@@ -86,6 +96,7 @@ Bucket<Real>::Bucket(ProcessMesh& exchange_mesh, ProcessMesh& update_mesh, Commu
       shards_(exchange_mesh, parameters_, are_matrices(members_)),
       elementwise_optimizer_(make_elementwise<Real>(
           elementwise_kind(options), elementwise_pieces(parameters_, elementwise_, shards_), options)),
+      squares_(static_cast<Index>(members_.size())),
       unusable_(static_cast<Index>(members_.size())),
       pieces_(matrices_.size()) {
   std::vector<DenseTensor> tensors;
@@ -165,7 +176,8 @@ void Bucket<Real>::exchange_gradients(Index step) {
     const Index i = matrices_[k];
     pieces_[k] = {.gradient = shards_.gradient(i), .weight = shards_.weight(i), .skipped = !is_usable(i)};
   }
-  for (std::size_t k = 0; k < dense_.size(); ++k) {
+  const bool travels = mesh_->replica().size() > 1;  // otherwise the sum is the gradient, where it is
+  for (std::size_t k = 0; travels && k < dense_.size(); ++k) {
     const std::span<const Real> gradient = shards_.gradient(dense_[k]).flat();
     dense_exchange_ ? dense_exchange_->put_dense(static_cast<Index>(k), gradient)
                     : carrier_->put_rider(static_cast<Index>(k), gradient);
@@ -173,7 +185,7 @@ void Bucket<Real>::exchange_gradients(Index step) {
   if (dense_exchange_) dense_exchange_->exchange_left();
   if (compressed_ != nullptr && !factors_wait(options_))
     compressed_->exchange(pieces_, Real{1} / static_cast<Real>(mesh_->shape().shard), step);
-  for (std::size_t k = 0; k < dense_.size(); ++k) {
+  for (std::size_t k = 0; travels && k < dense_.size(); ++k) {
     const std::span<Real> gradient = shards_.gradient(dense_[k]).flat();
     dense_exchange_ ? dense_exchange_->get_dense(static_cast<Index>(k), gradient)
                     : carrier_->get_rider(static_cast<Index>(k), gradient);
@@ -187,7 +199,10 @@ void Bucket<Real>::exchange_factors(double clip_scale, Index step) {
 
 template <class Real>
 void Bucket<Real>::agree_on_usable_gradients() {
-  for (Index i = 0; i < unusable_.size(); ++i) unusable_[i] = !is_usable_gradient<Real>(shards_.gradient(i));
+  for (Index i = 0; i < unusable_.size(); ++i) {
+    squares_[i] = usable_sum_of_squares<Real>(shards_.gradient(i));
+    unusable_[i] = std::isnan(squares_[i]);
+  }
   mesh_->world().all_reduce(unusable_.span(), Reduction::kMax, {Purpose::kControl});
 }
 
@@ -201,12 +216,14 @@ double Bucket<Real>::sum_of_squares(bool of_compressed) const {
   if (position.replica == 0) {
     for (const Index i : dense_) {
       const bool counted_elsewhere = info(i).cut == TensorCut::kNone && position.tensor > 0;
-      if (is_usable(i) && !counted_elsewhere) squares += lowband::sum_of_squares<Real>(shards_.gradient(i));
+      if (!is_usable(i) || counted_elsewhere) continue;
+      squares +=
+          mesh_->replica().size() == 1 ? squares_[i] : lowband::sum_of_squares<Real>(shards_.gradient(i));
     }
   }
   if (!of_compressed || compressed_ == nullptr) return squares / std::pow(mesh_->data_size(), 2);
   for (const Index i : matrices_) {
-    if (is_usable(i)) squares += lowband::sum_of_squares<Real>(shards_.gradient(i));
+    if (is_usable(i)) squares += squares_[i];
   }
   return squares / std::pow(mesh_->data_size(), 2);
 }

@@ -105,7 +105,8 @@ class Bucket {
   CompressedMatrices<Real>* compressed_ = nullptr;           // the same, where it has an exchange of its own
   FactoredMatrices<Real>* carrier_ = nullptr;                // the same, where dense_ ride along
   std::optional<FactorExchange<Real>> dense_exchange_;       // unless they go by themselves
-  Buffer<std::uint8_t> unusable_;                            // by member, agreed
+  Buffer<double> squares_;         // by member, of this process\'s piece before replicas are summed
+  Buffer<std::uint8_t> unusable_;  // by member, agreed
   std::vector<typename MatrixOptimizer<Real>::Piece> pieces_;
 };
 
