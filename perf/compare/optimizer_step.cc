@@ -67,15 +67,17 @@ OptimizerOptions options_for(const std::string& kind) {
   OptimizerOptions options;
   options.clip_norm = 0;
   options.clip_estimator = NormEstimator::kTrueNorm;
-  if (kind == "adamw") {
+  if (kind == "adamw" || kind == "adamw_clipped") {
     options.kind = OptimizerKind::kAdamW;
+    options.clip_norm = kind == "adamw" ? 0 : 1;
   } else if (kind == "dion") {
     options.kind = OptimizerKind::kDion;
   } else if (kind == "muon") {
     options.kind = OptimizerKind::kMuon;
     options.sign = SignPolynomial::kNewtonSchulz5;
   } else {
-    throw InvalidArgument(cat("start: found optimizer \"", kind, "\", expected adamw, dion or muon"));
+    throw InvalidArgument(
+        cat("start: found optimizer \"", kind, "\", expected adamw, adamw_clipped, dion or muon"));
   }
   return options;
 }
