@@ -2,6 +2,7 @@
 
 #include "runtime/random.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -165,6 +166,45 @@ TYPED_TEST(Linalg, SolveUpperRightLeavesASmallResidual) {
             << i << ", " << j;
       }
       for (Index j = cols; j < cols + 2; ++j) ASSERT_EQ(p[row + j], before[row + j]) << "padding";
+    }
+  }
+}
+
+TEST(Cholesky, ReproducesTheLiveColumnsAndFindsDeadOnesInEveryBlock) {
+  // Several blocks of pivots, and a last one that is not full.
+  const Index rows = 200, n = 150;
+  auto p = gaussian<double>(rows * n, "p");
+  for (Index i = 0; i < rows; ++i) {
+    double* const row = p.data() + i * n;
+    row[70] = row[3];
+    row[100] = 0;
+    row[149] = row[1] + row[66];
+  }
+  Buffer<double> g(n * n);
+  gram<double>(std::as_const(p).matrix(0, rows, n), g.matrix(0, n, n));
+  for (Index i = 0; i < n; ++i) g[20 * n + i] = g[i * n + 20] = std::numeric_limits<double>::quiet_NaN();
+  Buffer<double> u(n * n);
+  std::ranges::copy(g.span(), u.data());
+  std::vector<std::uint8_t> dead(n);
+  cholesky_with_dead_columns(u.matrix(0, n, n), 1e-5, dead);
+  std::vector<std::uint8_t> expected(n);
+  for (const int j : {20, 70, 100, 149}) expected[static_cast<std::size_t>(j)] = 1;
+  ASSERT_EQ(dead, expected);
+  for (Index i = 0; i < n; ++i) {
+    for (Index j = 0; j < n; ++j) {
+      const bool live = !dead[static_cast<std::size_t>(i)] && !dead[static_cast<std::size_t>(j)];
+      if (i > j || !live) {
+        ASSERT_EQ(u[i * n + j], i == j ? 1 : 0) << i << ", " << j;
+        continue;
+      }
+      double sum = 0, magnitude = 0;
+      for (Index k = 0; k <= i; ++k) {
+        const double term = u[k * n + i] * u[k * n + j];
+        sum += term, magnitude += std::abs(term);
+      }
+      // |U^T U - G| <= (n + 1) eps |U^T| |U|, and this sum again
+      ASSERT_NEAR(sum, g[i * n + j], 2 * (n + 1) * std::numeric_limits<double>::epsilon() * magnitude)
+          << i << ", " << j;
     }
   }
 }

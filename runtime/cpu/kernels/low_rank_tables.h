@@ -18,10 +18,11 @@ struct Ahead {
 /// Products of a panel of at most kPanelRows rows of a matrix with few columns, lanes along the rows of the
 /// matrix. Real: float, double. Single-threaded.
 ///
-/// Factors come transposed, (r, cols) with a row stride; those of the panel's own rows come as they are, q,
-/// or packed: element (row i, column k) at [k * kPanelRows + i]. Determinism: the same bits on AVX-512 and
-/// AVX2 and for every division into panels. Sums along a row run in 16 lanes as in runtime/vector_kernels.h,
-/// all others one FMA at a time in the order of their index.
+/// Factors come transposed, (r, cols) with a row stride. Those of the panel's own rows come as they are, q,
+/// or packed: element (row i, column k) at [k * kPanelRows + i].
+///
+/// Determinism: the same bits on AVX-512 and AVX2 and for every division into panels. Sums along a row run in
+/// 16 lanes as in runtime/vector_kernels.h, all others one FMA at a time in the order of their index.
 template <class Real>
 struct LowRankKernels {
   /// out(i, k) <- sum over j of m(i, j) qt(k, j)
