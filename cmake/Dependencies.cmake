@@ -2,27 +2,13 @@
 # off (OFF), demanded (ON: an error when it is missing) or taken when it is there (AUTO, the default).
 
 include(CheckCXXSourceCompiles)
+include(Decide)
 set(LOWBAND_SWITCH_HELP "AUTO: use it when found; ON: error when missing; OFF: never")
 foreach(switch MPI UCX ONEDNN OPENMP NVTX CUDA NCCL TESTS)
   set(LOWBAND_${switch} AUTO CACHE STRING "${LOWBAND_SWITCH_HELP}")
   set_property(CACHE LOWBAND_${switch} PROPERTY STRINGS AUTO ON OFF)
 endforeach()
 option(LOWBAND_PERF "Build the benchmarks" ON)
-
-# lowband_decide(SWITCH found hint): sets LOWBAND_HAVE_<SWITCH>, or stops when it was demanded and is not there.
-function(lowband_decide switch found hint)
-  if(LOWBAND_${switch} STREQUAL "OFF")
-    set(have FALSE)
-  elseif(found)
-    set(have TRUE)
-  elseif(LOWBAND_${switch} STREQUAL "ON")
-    message(FATAL_ERROR "LOWBAND_${switch}=ON, but it was not found. ${hint}")
-  else()
-    set(have FALSE)
-  endif()
-  set(LOWBAND_HAVE_${switch} ${have} PARENT_SCOPE)
-  message(STATUS "lowband: ${switch} ${LOWBAND_${switch}} -> ${have}")
-endfunction()
 
 if(NOT CMAKE_BUILD_TYPE)
   set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)

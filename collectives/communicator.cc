@@ -124,8 +124,7 @@ void Communicator::all_reduce(std::span<T> data, Reduction reduction, const Tag&
                   .operation = Operation::kAllReduce,
                   .reduction = reduction,
                   .dtype = dtype_of<T>};
-  perform(call, tag,
-          [&](const Call& checked) { return size_ == 1 ? 0 : do_all_reduce(checked, data.data()); });
+  perform(call, tag, [&](const Call& checked) { return alone() ? 0 : do_all_reduce(checked, data.data()); });
 }
 
 template <class T>
@@ -139,7 +138,7 @@ void Communicator::reduce_scatter(std::span<const T> send, std::span<SumOf<T>> r
                   .reduction = reduction,
                   .dtype = dtype_of<T>};
   perform(call, tag, [&](const Call& checked) -> Index {
-    if (size_ > 1) return do_reduce_scatter(checked, send.data(), receive.data(), counts);
+    if (!alone()) return do_reduce_scatter(checked, send.data(), receive.data(), counts);
     if constexpr (std::is_same_v<T, BFloat16>) {
       vector_kernels<float>().widen_bf16(send.data(), receive.data(), total);
     } else if (receive.data() != send.data()) {
@@ -158,7 +157,7 @@ void Communicator::all_gather(std::span<const T> send, std::span<T> receive, std
                   .operation = Operation::kAllGather,
                   .dtype = dtype_of<T>};
   perform(call, tag, [&](const Call& checked) -> Index {
-    if (size_ > 1) return do_all_gather(checked, send.data(), receive.data(), counts);
+    if (!alone()) return do_all_gather(checked, send.data(), receive.data(), counts);
     if (receive.data() != send.data()) std::ranges::copy(send, receive.begin());
     return 0;
   });
@@ -195,7 +194,7 @@ void Communicator::all_to_all(std::span<const T> send, std::span<T> receive, std
   perform(
       call, tag,
       [&](const Call& checked) -> Index {
-        if (size_ > 1) return do_all_to_all(checked, send.data(), receive.data(), counts);
+        if (!alone()) return do_all_to_all(checked, send.data(), receive.data(), counts);
         std::ranges::copy(send, receive.begin());
         return 0;
       },
@@ -207,15 +206,20 @@ void Communicator::broadcast(std::span<T> data, int root, const Tag& tag) {
   LB_EXPECTS(0 <= root && root < size_, "broadcast: root ", root, ", expected a process of 0 to ", size_ - 1);
   const Call call{
       .elements = size_of(data), .root = root, .operation = Operation::kBroadcast, .dtype = dtype_of<T>};
-  perform(call, tag,
-          [&](const Call& checked) { return size_ == 1 ? 0 : do_broadcast(checked, data.data()); });
+  perform(call, tag, [&](const Call& checked) { return alone() ? 0 : do_broadcast(checked, data.data()); });
 }
 
 void Communicator::barrier() {
   const Call call{.operation = Operation::kBarrier};
   perform(call, {Purpose::kControl}, [&](const Call& checked) -> Index {
-    if (size_ > 1) do_barrier(checked);
+    if (!alone()) do_barrier(checked);
     return 0;
+  });
+}
+
+void Communicator::meet(const Call& call) {
+  break_on_failure([&] {
+    if (!alone()) do_barrier(call);
   });
 }
 

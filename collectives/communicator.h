@@ -134,6 +134,10 @@ class Communicator {
 
   void barrier();
 
+  /// For a group whose data goes another way, and that has a host group at its side: waits until all
+  /// processes made `call`, compares, and fails as the call itself would here. Not recorded.
+  void meet(const Call& call);
+
   /// Groups of the processes with equal `colour`, ordered by `key`, then by process. Collective. Colours and
   /// keys are gathered by an ordinary all_gather on this group, recorded with Purpose::kControl.
   std::unique_ptr<Communicator> split(int colour, int key, std::string axis);
@@ -170,6 +174,8 @@ class Communicator {
   virtual Determinism do_set_determinism(Determinism asked) = 0;
   /// Tells the other processes, and a thread of this one that is in a call. From any thread. Quiet.
   virtual void do_abort(std::string_view reason) = 0;
+  /// Whether a group of one calls the `do_...` that move data too, because only the backend can copy it.
+  virtual bool moves_alone() const { return false; }
   /// Lets go of every buffer of the call that failed, on the thread that made it, after do_abort. Quiet.
   virtual void do_let_go() {}
 
@@ -181,6 +187,7 @@ class Communicator {
   template <class Action>
   auto break_on_failure(Action action);
   void throw_if_broken();
+  bool alone() const { return size_ == 1 && !moves_alone(); }
 
   int process_;
   int size_;

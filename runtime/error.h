@@ -53,6 +53,11 @@ class UcxError : public Error {
   using Error::Error;
 };
 
+class NcclError : public Error {
+ public:
+  using Error::Error;
+};
+
 class CudaError : public Error {
  public:
   using Error::Error;

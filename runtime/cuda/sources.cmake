@@ -1,0 +1,8 @@
+# As seen from runtime/.
+set(cuda_sources
+    cuda/blas.cc
+    cuda/device.cc
+    cuda/kernels.cu
+    cuda/matrix_sign.cc
+    cuda/orthonormalise.cu
+    cuda/stream.cc)
