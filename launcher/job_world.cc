@@ -3,11 +3,14 @@
 #include "collectives/agreement.h"
 #include "collectives/local/local_world.h"
 #include "collectives/mpi/mpi_world.h"
+#include "collectives/nccl/nccl_group.h"
+#include "collectives/nccl/nccl_status.h"
 #include "collectives/rendezvous/communicator_rendezvous.h"
 #include "collectives/rendezvous/tcp_rendezvous.h"
 #include "collectives/ucx/ucx_world.h"
 #include "launcher/commands.h"
 #include "runtime/cpu.h"
+#include "runtime/device.h"
 
 #include <algorithm>
 #include <atomic>
@@ -38,11 +41,23 @@ int run_agreed(Communicator& world, Arguments& arguments, const JobBody& body) {
 // What has to be known before processes can be joined.
 std::string take_backend(Arguments& arguments, const std::string& fallback) {
   std::string backend = arguments.option("backend", fallback);
-  LB_EXPECTS(backend == "mpi" || backend == "ucx" || backend == "local", "--backend: found ", backend,
-             ", expected mpi, ucx or local");
+  LB_EXPECTS(backend == "mpi" || backend == "ucx" || backend == "nccl" || backend == "local",
+             "--backend: found ", backend, ", expected mpi, ucx, nccl or local");
+  if (backend == "nccl") {
+    const NcclStatus nccl = nccl_status();
+    LB_EXPECTS(nccl.built_in, "--backend: found nccl, expected mpi, ucx or local: ", nccl.reason);
+    const CudaStatus cuda = cuda_status();
+    LB_EXPECTS(!cuda.devices.empty(),
+               "--backend: found nccl, expected mpi, ucx or local: no CUDA device: ", cuda.reason);
+  }
   LB_EXPECTS(backend != "ucx" || ucx_available(),
              "--backend: found ucx, expected mpi or local: lowband was built without UCX (LOWBAND_UCX)");
   return backend;
+}
+
+// The same processes over NCCL, which share the devices of their hosts in turns.
+std::unique_ptr<Communicator> on_devices(Communicator& world) {
+  return make_nccl_group(world, world.process() % static_cast<int>(cuda_status().devices.size()));
 }
 
 void print_failure(const Communicator& world, const std::exception& error) {
@@ -80,9 +95,10 @@ int run_under_mpi(Arguments& arguments, const JobBody& body) {
     agree(*mpi_world, [&] {
       backend = take_backend(arguments, "mpi");
       LB_EXPECTS(backend != "local",
-                 "--backend: found local in a job of an MPI launcher, expected mpi or ucx");
+                 "--backend: found local in a job of an MPI launcher, expected mpi, ucx or nccl");
     });
     if (backend == "mpi") return body(*mpi_world, arguments);
+    if (backend == "nccl") return run_agreed(*on_devices(*mpi_world), arguments, body);
     CommunicatorRendezvous rendezvous(*mpi_world);
     const UcxWorld ucx(rendezvous);
     const auto world = ucx.world();
@@ -91,7 +107,7 @@ int run_under_mpi(Arguments& arguments, const JobBody& body) {
   return run_or_end_job(*mpi_world, arguments, on_chosen_backend, end_job);
 }
 
-int run_over_tcp(Arguments& arguments, const JobBody& body) {
+int run_over_tcp(Arguments& arguments, const std::string& backend, const JobBody& body) {
   const TcpMeeting meeting = tcp_meeting_from_environment();
   std::optional<UcxWorld> ucx;
   try {
@@ -102,9 +118,12 @@ int run_over_tcp(Arguments& arguments, const JobBody& body) {
     return kExitTemporary;
   }
   const auto world = ucx->world();
-  return run_or_end_job(*world, arguments, body, [&](const std::exception& error, int exit_code) {
-    ucx->abort(exit_code, error.what());
-  });
+  const auto on_chosen_backend = [&](Communicator& host, Arguments& own) {
+    return backend == "nccl" ? run_agreed(*on_devices(host), own, body) : body(host, own);
+  };
+  return run_or_end_job(
+      *world, arguments, on_chosen_backend,
+      [&](const std::exception& error, int exit_code) { ucx->abort(exit_code, error.what()); });
 }
 
 int run_on_threads(Arguments& arguments, const JobBody& body) {
@@ -128,7 +147,10 @@ int run_job(Arguments arguments, const JobBody& body) {
   if (launched_by_mpi()) return run_under_mpi(arguments, body);
   const bool meets_others = tcp_meeting_in_environment();
   const std::string backend = take_backend(arguments, meets_others ? "ucx" : "local");
-  if (backend == "ucx") return run_over_tcp(arguments, body);
+  LB_EXPECTS(backend != "nccl" || meets_others,
+             "--backend: found nccl, expected a start by lowband-run, or RANK and its companions in the "
+             "environment");
+  if (backend == "ucx" || backend == "nccl") return run_over_tcp(arguments, backend, body);
   LB_EXPECTS(backend == "local",
              "--backend: found mpi without an MPI launcher, expected a start by lowband-run or mpirun");
   LB_EXPECTS(!meets_others, "--backend: found local with WORLD_SIZE in the environment, expected ucx");

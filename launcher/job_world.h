@@ -13,11 +13,11 @@ using JobBody = std::function<int(Communicator& world, Arguments& arguments)>;
 /// Joins the processes of the job, runs `body` as this one of them, and returns the program's exit code.
 ///
 /// Takes these arguments:
-///   --backend mpi|ucx|local    how bytes move between processes. Without it: mpi when an MPI launcher
-///   started
-///                              this process, ucx when WORLD_SIZE is in the environment, else local. For ucx
-///                              processes meet over MPI, or where RANK, WORLD_SIZE, MASTER_ADDR and
-///                              MASTER_PORT say.
+///   --backend mpi|ucx|nccl|local
+///                              how bytes move between processes. Without it: mpi when an MPI launcher
+///                              started this process, ucx when WORLD_SIZE is in the environment, else
+///                              local. For ucx and nccl processes meet over MPI, or where RANK, WORLD_SIZE,
+///                              MASTER_ADDR and MASTER_PORT say.
 ///   --threads-as-processes N   local: N processes as threads of this program (1)
 ///
 /// What concerns all processes alike (AgreedFailure) is printed once and ends with kExitUsage. Another

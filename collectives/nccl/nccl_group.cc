@@ -10,6 +10,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -59,7 +60,8 @@ class NcclCommunicator final : public Communicator {
   ~NcclCommunicator() override {
     if (comm_ == nullptr) return;
     // Calls wait for their transfers, so only a broken group has any under way.
-    if (!failed_ && !aborted_ && ncclCommFinalize(comm_) != ncclInvalidUsage) {
+    const bool in_peace = !failed_ && !aborted_ && std::uncaught_exceptions() == exceptions_in_flight_;
+    if (in_peace && ncclCommFinalize(comm_) != ncclInvalidUsage) {
       ncclResult_t state = ncclInProgress;
       const Clock::time_point give_up = Clock::now() + kFarewell;
       while (state == ncclInProgress && Clock::now() < give_up) {
@@ -459,6 +461,7 @@ class NcclCommunicator final : public Communicator {
   std::array<DeviceBuffer<std::byte>, kPlaces> buffers_;
   std::array<PinnedBuffer<std::byte>, kPlaces> pinned_;
   ncclComm_t comm_ = nullptr;
+  int exceptions_in_flight_ = std::uncaught_exceptions();
   bool failed_ = false;     // a call threw
   bool in_flight_ = false;  // work of the running call may be on the stream
   std::atomic<bool> aborted_ = false;

@@ -4,7 +4,7 @@
 
 namespace lowband {
 
-/// The NCCL of this binary. Collectives between devices are not part of it yet.
+/// The NCCL of this binary (collectives/nccl/nccl_group.h).
 struct NcclStatus {
   bool built_in = false;
   std::string version;  // of the library that was loaded, "2.28.9"; empty when not built in
