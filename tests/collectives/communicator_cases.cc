@@ -767,6 +767,35 @@ void mismatches_name_both_sides(Communicator& group) {
       gather_text(shifted));
 }
 
+// A group may speak for another whose data goes elsewhere: calls are compared and named as that group made
+// them, and nothing is recorded.
+void processes_meet_for_a_call_made_elsewhere(Communicator& parent) {
+  const auto group = parent.split(0, 0, "replica");
+  parent.ledger().begin_step();
+  Call call{.sequence = 7,
+            .elements = 12,
+            .operation = Operation::kAllReduce,
+            .dtype = DType::kF32,
+            .purpose = Purpose::kDense};
+  group->meet(call);
+  group->meet(call);
+  EXPECT_TRUE(parent.ledger().step().empty());
+  parent.barrier();  // everybody has met twice
+  if (parent.size() > 1) {
+    if (group->process() == group->size() - 1) call.elements = 13;
+    std::string text;
+    try {
+      for (;;) group->meet(call);  // a process may have met all it had to before the news came
+    } catch (const Error& failure) {
+      text = failure.what();
+    }
+    EXPECT_THAT(text, HasSubstr("all_reduce(sum, f32, 13 elements, dense)"));
+    EXPECT_THAT(text, HasSubstr("on axis replica as call 7"));
+    EXPECT_THROW(group->barrier(), Error);
+  }
+  parent.barrier();
+}
+
 void a_silent_process_is_named_at_the_deadline(Communicator& parent) {
   if (parent.size() == 1) return;
   const auto group = parent.split(0, 0, "replica");
@@ -984,6 +1013,7 @@ constexpr CommunicatorCase kCases[] = {
     {"refused_arguments_break_nothing", refused_arguments_break_nothing},
     {"a_transfer_over_budget_is_refused_by_all", a_transfer_over_budget_is_refused_by_all},
     {"mismatches_name_both_sides", mismatches_name_both_sides},
+    {"processes_meet_for_a_call_made_elsewhere", processes_meet_for_a_call_made_elsewhere},
     {"a_silent_process_is_named_at_the_deadline", a_silent_process_is_named_at_the_deadline},
     {"abort_wakes_those_who_wait", abort_wakes_those_who_wait},
     {"an_abort_ends_the_call_of_another_thread", an_abort_ends_the_call_of_another_thread},
