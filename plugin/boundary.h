@@ -3,7 +3,9 @@
 #include "plugin/lowband.h"
 #include "runtime/error.h"
 
+#include <algorithm>
 #include <exception>
+#include <initializer_list>
 #include <string>
 #include <string_view>
 
@@ -31,13 +33,17 @@ void expect_pointer(const T* pointer, std::string_view field) {
   LB_EXPECTS(pointer != nullptr, field, ": found NULL, expected a pointer");
 }
 
-/// Throws: InvalidArgument, also when the struct is not as large as this version's.
+/// Throws: InvalidArgument, also when the struct is not as large as this version's, or as one of
+/// `earlier_bytes`, an earlier version's.
 template <class Struct>
-void expect_struct(const Struct* pointer, std::string_view field) {
+void expect_struct(const Struct* pointer, std::string_view field,
+                   std::initializer_list<std::size_t> earlier_bytes = {}) {
   expect_pointer(pointer, field);
-  LB_EXPECTS(pointer->struct_bytes == static_cast<int64_t>(sizeof(Struct)), field, ".struct_bytes: found ",
-             pointer->struct_bytes, ", expected ", sizeof(Struct),
-             ": fill it in with its _defaults function, from the lowband.h of this library");
+  const auto found = static_cast<std::size_t>(pointer->struct_bytes);
+  LB_EXPECTS(
+      found == sizeof(Struct) || std::ranges::find(earlier_bytes, found) != earlier_bytes.end(), field,
+      ".struct_bytes: found ", pointer->struct_bytes, ", expected ", sizeof(Struct),
+      ": fill it in with its _defaults function, from the lowband.h of this library or an earlier one");
 }
 
 /// What `*_defaults` of a struct without other defaults does.

@@ -12,9 +12,15 @@ namespace {
 constexpr std::array kRoleNames{"query", "key",    "value",     "output", "gate", "up",
                                 "down",  "matrix", "embedding", "head",   "norm"};
 constexpr std::array kCutNames{"uncut", "rows cut", "columns cut"};
-constexpr std::array kKindNames{"dion", "power_sgd", "adamw", "sgd", "lion"};
-constexpr std::array kKinds{OptimizerKind::kDion, OptimizerKind::kPowerSgd, OptimizerKind::kAdamW,
-                            OptimizerKind::kSgd, OptimizerKind::kLion};
+constexpr std::array kKindNames{"dion",   "power_sgd", "adamw",    "sgd",    "lion",    "muon",    "normuon",
+                                "muonbp", "dion2",     "nordion2", "specgd", "spectra", "acp_sgd", "galore"};
+constexpr std::array kKinds{OptimizerKind::kDion,     OptimizerKind::kPowerSgd, OptimizerKind::kAdamW,
+                            OptimizerKind::kSgd,      OptimizerKind::kLion,     OptimizerKind::kMuon,
+                            OptimizerKind::kNorMuon,  OptimizerKind::kMuonBp,   OptimizerKind::kDion2,
+                            OptimizerKind::kNorDion2, OptimizerKind::kSpecGd,   OptimizerKind::kSpectra,
+                            OptimizerKind::kAcpSgd,   OptimizerKind::kGalore};
+constexpr std::array kSignNames{"newton_schulz_5", "polar_express_5", "polar_express_8"};
+constexpr std::array kScaleNames{"rms_to_rms", "adam_rms", "shape", "none"};
 constexpr std::array kProfileNames{"uniform", "structural", "inverted", "fraction", "explicit"};
 constexpr std::array kExchangeNames{"factors", "dense", "fewer"};
 
@@ -131,6 +137,20 @@ OptimizerOptions optimizer_options(const lowband_options& options) {
   own.overlap = options.overlap != 0;
   own.bucket_elements = options.bucket_elements;
   own.seed = options.seed;
+  own.sign = static_cast<SignPolynomial>(checked(options.sign, kSignNames, "options.sign"));
+  own.update_scale =
+      static_cast<UpdateScale>(checked(options.update_scale, kScaleNames, "options.update_scale"));
+  own.nesterov = options.nesterov != 0;
+  own.normuon_beta2 = options.normuon_beta2;
+  own.muonbp_period = options.muonbp_period;
+  own.muonbp_block_rate = options.muonbp_block_rate;
+  own.dion2_numerator = options.dion2_numerator;
+  own.dion2_denominator = options.dion2_denominator;
+  own.dion2_selection = options.dion2_random != 0 ? SliceSelection::kRandom : SliceSelection::kLargest;
+  own.spectra_fraction = options.spectra_fraction;
+  own.spectra_iterations = options.spectra_iterations;
+  own.galore_scale = options.galore_scale;
+  own.galore_interval = options.galore_interval;
   validate(own);
   LB_EXPECTS(options.dtype == LOWBAND_F32 || options.dtype == LOWBAND_F64, "options.dtype: found ",
              options.dtype, ", expected 0 (float32) or 1 (float64)");
@@ -194,6 +214,18 @@ std::vector<std::string> facts(const lowband_options& options,
   add("scale", options.scale);
   add("fraction", cat(options.fraction_numerator, "/", options.fraction_denominator));
   add("budget_bytes", options.budget_bytes);
+  add("sign", kSignNames[static_cast<std::size_t>(options.sign)]);
+  add("update_scale", kScaleNames[static_cast<std::size_t>(options.update_scale)]);
+  add("nesterov", options.nesterov != 0);
+  add("normuon_beta2", options.normuon_beta2);
+  add("muonbp_period", options.muonbp_period);
+  add("muonbp_block_rate", options.muonbp_block_rate);
+  add("dion2", cat(options.dion2_numerator, "/", options.dion2_denominator));
+  add("dion2_random", options.dion2_random != 0);
+  add("spectra_fraction", options.spectra_fraction);
+  add("spectra_iterations", options.spectra_iterations);
+  add("galore_scale", options.galore_scale);
+  add("galore_interval", options.galore_interval);
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     const lowband_parameter& parameter = parameters[i];
     lines.push_back(cat(field_of(i, parameter.name), ": ",

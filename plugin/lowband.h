@@ -21,8 +21,8 @@
 extern "C" {
 #endif
 
-/* 2 added lowband_state_place_of. */
-#define LOWBAND_ABI_VERSION 2
+/* 2 added lowband_state_place_of, 3 more kinds of optimizers and their options. */
+#define LOWBAND_ABI_VERSION 3
 
 typedef enum lowband_status {
   LOWBAND_OK = 0,
@@ -132,8 +132,32 @@ typedef enum lowband_optimizer_kind {
   LOWBAND_POWER_SGD = 1,
   LOWBAND_ADAMW = 2, /* this and the following update element by element, and exchange dense gradients */
   LOWBAND_SGD = 3,
-  LOWBAND_LION = 4
+  LOWBAND_LION = 4,
+  /* Layer matrices by the sign of their momentum or gradient, which cross the replica axis dense. */
+  LOWBAND_MUON = 5,
+  LOWBAND_NORMUON = 6,
+  LOWBAND_MUONBP = 7, /* depends on mesh_shard and mesh_tensor, which cut the blocks */
+  LOWBAND_DION2 = 8,
+  LOWBAND_NORDION2 = 9,
+  LOWBAND_SPECGD = 10,
+  LOWBAND_SPECTRA = 11, /* dense too */
+  LOWBAND_ACP_SGD = 12, /* one factor by turns: has factor ranks, as Dion and PowerSGD have */
+  LOWBAND_GALORE = 13   /* projected gradients: has factor ranks */
 } lowband_optimizer_kind;
+
+typedef enum lowband_sign {
+  LOWBAND_NEWTON_SCHULZ_5 = 0,
+  LOWBAND_POLAR_EXPRESS_5 = 1,
+  LOWBAND_POLAR_EXPRESS_8 = 2
+} lowband_sign;
+
+/* What the sign of an m x n matrix is multiplied by, besides the learning rate. */
+typedef enum lowband_update_scale {
+  LOWBAND_RMS_TO_RMS = 0, /* sqrt(m / n) */
+  LOWBAND_ADAM_RMS = 1,   /* 0.2 sqrt(max(m, n)) */
+  LOWBAND_SHAPE = 2,      /* sqrt(max(1, m / n)) */
+  LOWBAND_NONE = 3        /* 1 */
+} lowband_update_scale;
 
 /* Which factor rank a matrix gets. */
 typedef enum lowband_profile {
@@ -193,6 +217,20 @@ typedef struct lowband_options {
    * over the processes of one replica; < 0: what is planned. More is refused, here and before every transfer.
    */
   int64_t budget_bytes;
+  /* Since version 3; `mu` also is the momentum of the Muons, Dion2s and Spectra, `lambda` that of ACP-SGD. */
+  int32_t sign;             /* lowband_sign, of the kinds that take signs */
+  int32_t update_scale;     /* lowband_update_scale, of the same but SpecGD */
+  int32_t nesterov;         /* the Muons: the sign of G + mu M */
+  int32_t dion2_random;     /* the Dion2s: slices are drawn, in place of those of largest norm */
+  double normuon_beta2;     /* of NorMuon's and NorDion2's mean squares of rows */
+  int64_t muonbp_period;    /* steps from one sign of whole matrices to the next */
+  double muonbp_block_rate; /* learning rate of the steps between, relative to that of the others */
+  int64_t dion2_numerator;  /* of the fraction of slices that are signed */
+  int64_t dion2_denominator;
+  double spectra_fraction; /* of min(m, n) singular values that are brought down */
+  int64_t spectra_iterations;
+  double galore_scale;     /* beside the learning rate */
+  int64_t galore_interval; /* steps from one basis to the next */
 } lowband_options;
 void lowband_options_defaults(lowband_options* options);
 
@@ -269,8 +307,8 @@ lowband_status lowband_step_bytes(const lowband_optimizer* optimizer, const char
                                   lowband_bytes* bytes);
 lowband_status lowband_total_bytes(const lowband_optimizer* optimizer, const char* axis, int32_t purpose,
                                    lowband_bytes* bytes);
-/* Payload bytes that every step sends on the replica axis, known beforehand, summed over the processes of one
- * replica. */
+/* Payload bytes that the next step sends on the replica axis, known beforehand, summed over the processes of
+ * one replica. Steps are alike but with ACP-SGD and GaLore. */
 lowband_status lowband_planned_bytes(const lowband_optimizer* optimizer, int64_t* factor_bytes,
                                      int64_t* dense_bytes);
 /* 0 for what does not travel as factors. */

@@ -5,6 +5,8 @@
 #include "plugin/world.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstring>
 #include <deque>
 #include <map>
 
@@ -228,6 +230,8 @@ void write(const StepReport& from, lowband_step_report& to) {
   to.exposed_seconds = from.exposed_seconds;
 }
 
+constexpr std::size_t kOptionsBytesOfVersion2 = offsetof(lowband_options, sign);
+
 using Totals = std::map<Ledger::Key, TransferTotals>;
 void write_sum(const Totals& totals, const char* axis, int32_t purpose, lowband_bytes* bytes) {
   expect_pointer(axis, "axis");
@@ -272,6 +276,17 @@ void lowband_options_defaults(lowband_options* options) {
   options->fraction_numerator = profile.fraction_numerator;
   options->fraction_denominator = profile.fraction_denominator;
   options->budget_bytes = -1;
+  options->sign = static_cast<std::int32_t>(own.sign);
+  options->update_scale = static_cast<std::int32_t>(own.update_scale);
+  options->normuon_beta2 = own.normuon_beta2;
+  options->muonbp_period = own.muonbp_period;
+  options->muonbp_block_rate = own.muonbp_block_rate;
+  options->dion2_numerator = own.dion2_numerator;
+  options->dion2_denominator = own.dion2_denominator;
+  options->spectra_fraction = own.spectra_fraction;
+  options->spectra_iterations = own.spectra_iterations;
+  options->galore_scale = own.galore_scale;
+  options->galore_interval = own.galore_interval;
 }
 
 void lowband_step_info_defaults(lowband_step_info* info) { clear(info); }
@@ -288,11 +303,16 @@ lowband_status lowband_optimizer_create(lowband_world* world, const lowband_para
   return guarded_collective(*world, [&] {
     lowband::agree(*world->communicator, [&] {
       expect_pointer(optimizer, "optimizer");
-      expect_struct(options, "options");
+      expect_struct(options, "options", {kOptionsBytesOfVersion2});
       expect_pointer(parameters, "parameters");
       LB_EXPECTS(parameter_count >= 1, "parameter_count: found ", parameter_count, ", expected at least 1");
     });
-    *optimizer = make_optimizer(*world, {parameters, at(parameter_count)}, *options).release();
+    // What an earlier version did not know has its default.
+    lowband_options complete;
+    lowband_options_defaults(&complete);
+    std::memcpy(&complete, options, at(options->struct_bytes));
+    complete.struct_bytes = static_cast<std::int64_t>(sizeof complete);
+    *optimizer = make_optimizer(*world, {parameters, at(parameter_count)}, complete).release();
   });
 }
 
@@ -362,7 +382,7 @@ lowband_status lowband_planned_bytes(const lowband_optimizer* optimizer, int64_t
     expect_pointer(optimizer, "optimizer");
     expect_pointer(factor_bytes, "factor_bytes");
     expect_pointer(dense_bytes, "dense_bytes");
-    const lowband::StepBytes planned = optimizer->planned().of(0);
+    const lowband::StepBytes planned = optimizer->planned().of(optimizer->next_step);
     *factor_bytes = planned.factor;
     *dense_bytes = planned.dense;
   });

@@ -28,7 +28,11 @@ class Options(Structure):
                 ("bf16_factors", c_int32), ("overlap", c_int32), ("bucket_elements", c_int64), ("seed", c_uint64),
                 ("exchange", c_int32), ("profile", c_int32), ("uniform_rank", c_int64), ("width", c_int64),
                 ("head_dim", c_int64), ("scale", c_double), ("fraction_numerator", c_int64),
-                ("fraction_denominator", c_int64), ("budget_bytes", c_int64)]
+                ("fraction_denominator", c_int64), ("budget_bytes", c_int64), ("sign", c_int32), ("update_scale", c_int32),
+                ("nesterov", c_int32), ("dion2_random", c_int32), ("normuon_beta2", c_double), ("muonbp_period", c_int64),
+                ("muonbp_block_rate", c_double), ("dion2_numerator", c_int64), ("dion2_denominator", c_int64),
+                ("spectra_fraction", c_double), ("spectra_iterations", c_int64), ("galore_scale", c_double),
+                ("galore_interval", c_int64)]
 
 
 class StepInfo(Structure):

@@ -11,7 +11,11 @@ from .world import World
 
 ROLES = ("query", "key", "value", "output", "gate", "up", "down", "matrix", "embedding", "head", "norm")
 CUTS = ("none", "rows", "cols")
-KINDS = ("dion", "power_sgd", "adamw", "sgd", "lion")
+KINDS = ("dion", "power_sgd", "adamw", "sgd", "lion", "muon", "normuon", "muonbp", "dion2", "nordion2", "specgd", "spectra",
+         "acp_sgd", "galore")
+WITH_FACTOR_RANKS = ("dion", "power_sgd", "acp_sgd", "galore")
+SIGNS = ("newton_schulz_5", "polar_express_5", "polar_express_8")
+UPDATE_SCALES = ("rms_to_rms", "adam_rms", "shape", "none")
 EXCHANGES = ("factors", "dense", "fewer")
 PROFILES = ("uniform", "structural", "inverted", "fraction", "explicit")
 PURPOSES = ("factor", "dense", "gradient", "weight", "activation", "control", "periodic")
@@ -112,6 +116,18 @@ class Options:
     seed: int = 0
     exchange: str = "factors"
     budget_bytes: int | None = None
+    sign: str = "polar_express_5"
+    update_scale: str = "rms_to_rms"
+    nesterov: bool = False
+    normuon_beta2: float = 0.95
+    muonbp_period: int = 1
+    muonbp_block_rate: float = 1.0
+    dion2_fraction: tuple[int, int] = (1, 4)
+    dion2_random: bool = False
+    spectra_fraction: float = 0.015
+    spectra_iterations: int = 1
+    galore_scale: float = 0.25
+    galore_interval: int = 200
 
     def _as_struct(self) -> _abi.Options:
         struct = _abi.defaults(_abi.Options, "options")
@@ -120,17 +136,22 @@ class Options:
         struct.kind = _number(self.kind, KINDS, "kind")
         struct.scalar_kind = _number(self.scalar_kind, KINDS, "scalar_kind")
         struct.exchange = _number(self.exchange, EXCHANGES, "exchange")
+        struct.sign = _number(self.sign, SIGNS, "sign")
+        struct.update_scale = _number(self.update_scale, UPDATE_SCALES, "update_scale")
+        struct.dion2_numerator, struct.dion2_denominator = self.dion2_fraction
         setattr(struct, "lambda", self.power_sgd_momentum)
         struct.adamw_beta1, struct.adamw_beta2 = self.adamw_betas
         struct.lion_beta1, struct.lion_beta2 = self.lion_betas
         for field in ("mu", "weight_decay", "adamw_epsilon", "sgd_momentum", "sgd_nesterov", "clip_norm",
-                      "clip_by_true_norm", "aggregated_residual", "bf16_factors", "overlap", "bucket_elements", "seed"):
+                      "clip_by_true_norm", "aggregated_residual", "bf16_factors", "overlap", "bucket_elements", "seed",
+                      "nesterov", "normuon_beta2", "muonbp_period", "muonbp_block_rate", "dion2_random", "spectra_fraction",
+                      "spectra_iterations", "galore_scale", "galore_interval"):
             setattr(struct, field, getattr(self, field))
         if self.budget_bytes is not None:
             if self.budget_bytes < 0:
                 raise _abi.InvalidArgument(f"budget_bytes: found {self.budget_bytes}, expected 0 or more, or None")
             struct.budget_bytes = self.budget_bytes
-        factored = self.kind in ("dion", "power_sgd")
+        factored = self.kind in WITH_FACTOR_RANKS
         if factored != (self.profile is not None):
             expected = "a profile, as lowband.uniform(16)" if factored else "None: gradients travel dense"
             raise _abi.InvalidArgument(f"profile: found {self.profile} with kind {self.kind}, expected {expected}")
@@ -277,7 +298,7 @@ class Optimizer:
         return _plain(counted, ByteCounts)
 
     def planned_bytes(self) -> tuple[int, int]:
-        """Payload of factors and of dense gradients that every step sends on the replica axis, over one replica."""
+        """Payload of factors and of dense gradients that the next step sends on the replica axis, over one replica."""
         factors, dense = ctypes.c_int64(), ctypes.c_int64()
         _abi.call("planned_bytes", self.handle, ctypes.byref(factors), ctypes.byref(dense))
         return factors.value, dense.value
