@@ -17,6 +17,7 @@ std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 std::vector<CutMatrix> selected_cuts(const std::vector<ParameterInfo>& infos, const MeshShape& mesh,
                                      const OptimizerOptions& options) {
   std::vector<CutMatrix> cuts;
+  cuts.reserve(infos.size());
   for (const ParameterInfo& info : infos) cuts.push_back(signed_matrices(info, mesh, options).front().cut);
   return cuts;
 }
@@ -37,6 +38,7 @@ std::vector<Index> largest(std::span<const double> values, Index count) {
 /// How many of increasing `indices` lie in each piece.
 std::vector<Index> counts_in(const std::vector<Range>& pieces, const std::vector<Index>& indices) {
   std::vector<Index> counts;
+  counts.reserve(pieces.size());
   for (const Range& piece : pieces)
     counts.push_back(std::ranges::lower_bound(indices, piece.end) -
                      std::ranges::lower_bound(indices, piece.begin));
