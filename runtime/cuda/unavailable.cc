@@ -21,14 +21,14 @@ CudaStatus cuda_status() {
 }
 
 CudaStream::CudaStream(int device, Priority /*priority*/) : device_(device) { unavailable(); }
-CudaStream::~CudaStream() = default;
+CudaStream::~CudaStream() {}
 void CudaStream::make_current() const { unavailable(); }
 void CudaStream::wait_for(const CudaEvent& /*event*/) const { unavailable(); }
 bool CudaStream::finished() const { unavailable(); }
 void CudaStream::synchronize() const { unavailable(); }
 
 CudaEvent::CudaEvent(const CudaStream& /*stream*/) { unavailable(); }
-CudaEvent::~CudaEvent() = default;
+CudaEvent::~CudaEvent() {}
 void CudaEvent::record(const CudaStream& /*stream*/) { unavailable(); }
 bool CudaEvent::over() const { unavailable(); }
 void CudaEvent::synchronize() const { unavailable(); }

@@ -785,7 +785,8 @@ void processes_meet_for_a_call_made_elsewhere(Communicator& parent) {
     if (group->process() == group->size() - 1) call.elements = 13;
     std::string text;
     try {
-      for (;;) group->meet(call);  // a process may have met all it had to before the news came
+      // A process may have met all it had to before the news came.
+      for (int again = 0; again < 100'000; ++again) group->meet(call);
     } catch (const Error& failure) {
       text = failure.what();
     }
