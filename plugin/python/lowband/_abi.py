@@ -5,7 +5,7 @@ import os
 import pathlib
 from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_int32, c_int64, c_uint64, c_void_p
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 
 class Meeting(Structure):

@@ -79,6 +79,26 @@ def dion_counts_and_shows_its_state(world):
         assert "found it closed" in str(error)
 
 
+def every_kind_takes_the_steps_that_it_plans(world):
+    for kind in lowband.optimizer.KINDS:
+        memory = Memory()
+        profile = lowband.uniform(FACTOR_RANK) if kind in lowband.optimizer.WITH_FACTOR_RANKS else None
+        options = lowband.Options(kind=kind, profile=profile, dtype="float64", sign="polar_express_8", dion2_fraction=(1, 2),
+                                  muonbp_period=2, galore_interval=2)
+        optimizer = lowband.Optimizer(world, memory.described(), options)
+        for step in range(3):
+            before = list(memory.weights[0])
+            for gradient in memory.gradients:
+                for i in range(len(gradient)):
+                    gradient[i] = 0.5 - (i + step + world.process) % 7 / 6
+            planned = optimizer.planned_bytes()
+            optimizer.step(step, 0.02, 0.002)
+            counted = tuple(optimizer.step_bytes(why, "replica").payload_bytes for why in ("factor", "dense"))
+            assert counted == planned, (kind, step, counted, planned)
+            assert list(memory.weights[0]) != before, (kind, step)
+        optimizer.close()
+
+
 def unequal_descriptions_are_refused(world):
     try:
         lowband.Optimizer(world, Memory().described(COLS - world.process), lowband.Options(kind="adamw", dtype="float64"))
@@ -106,8 +126,8 @@ def run(process, port, results):
         lowband.set_compute_threads(1)
         with lowband.World.from_tcp(process, 2, "localhost", port, token="test", deadline_seconds=30) as world:
             assert (world.process, world.processes) == (process, 2)
-            for scenario in (plain_sgd, dion_counts_and_shows_its_state, unequal_descriptions_are_refused,
-                             a_process_that_gives_up_is_named):  # the last: it breaks the world
+            for scenario in (plain_sgd, dion_counts_and_shows_its_state, every_kind_takes_the_steps_that_it_plans,
+                             unequal_descriptions_are_refused, a_process_that_gives_up_is_named):  # the last: it breaks the world
                 scenario(world)
         results.put("")
     except BaseException as error:
