@@ -76,6 +76,7 @@ namespace {
 template <class Real>
 FactorRows<Real> right_rows(const std::vector<FactorShape>& shapes) {
   std::vector<typename FactorRows<Real>::Shape> rows;
+  rows.reserve(shapes.size());
   for (const FactorShape& shape : shapes)
     rows.push_back({shape.name, shape.right_rows, shape.factor_rank, shape.across_a});
   return FactorRows<Real>(std::move(rows));

@@ -26,10 +26,11 @@ LB_INLINE Real* at(Real* base, std::size_t row, Index stride) {
 template <class Real>
 LB_INLINE Lanes<Real> loaded_once(Lanes<Real> value) {
   for_parts<Real>([&](auto p) LB_INLINE_LAMBDA {
+    auto& part = value.part[p];
 #if defined(__AVX512F__)
-    __asm__("" : "+v"(value.part[p]));
+    __asm__("" : "+v"(part));
 #else
-    __asm__("" : "+x"(value.part[p]));
+    __asm__("" : "+x"(part));
 #endif
   });
   return value;

@@ -90,7 +90,7 @@ ended() {
 # Interfaces count headers, acknowledgements and what mpirun says as well, so never less than the transport's bytes;
 # and everything sent arrives.
 compare_bytes() { # NAME: counters are in NAME.before and NAME.after, the account in the run's summary
-  grep -o '"traffic":\[[^]]*\]' "runs/$1/summary.json" | grep -o '[a-z_]*bytes":[0-9.e+]*' | cut -d : -f 2 |
+  grep -o '"traffic":\[[^]]*\]' "runs/$1/summary.json" | grep -o '"\(modelled_wire\|transport\)_bytes":[0-9.e+]*' | cut -d : -f 2 |
     paste -d ' ' - - >"$1.account"
   [[ $(wc -l <"$1.account") == 3 ]] || fail "$1: no account of three processes in the summary"
   paste -d ' ' "$1.before" "$1.after" "$1.account" | awk -v name="$1" '
