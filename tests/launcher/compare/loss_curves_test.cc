@@ -46,6 +46,21 @@ TEST(DrawLossCurves, WritesBothPictures) {
   EXPECT_THAT(svg, HasSubstr("</svg>"));
 }
 
+TEST(DrawLossCurves, TellsManyRunsApart) {
+  if (std::system("command -v gnuplot >/dev/null") != 0) GTEST_SKIP() << "no gnuplot";
+  const ScratchDirectory scratch;
+  std::vector<path> folders;
+  for (int i = 0; i < 6; ++i) folders.push_back(finished_run(scratch, cat("muon", i), "", 2.0 + 0.1 * i, 0));
+  const path stem = scratch.path() / "losses";
+  draw_loss_curves(folders, stem);
+  const std::string svg = read_text(stem.string() + ".svg");
+  EXPECT_THAT(svg, HasSubstr(">muon5<"));
+  EXPECT_THAT(svg, HasSubstr("Validation loss"));
+  EXPECT_THAT(svg, HasSubstr("stroke-dasharray"));
+  EXPECT_THAT(svg, testing::Not(HasSubstr("B(r)")));
+  EXPECT_THAT(svg, testing::Not(HasSubstr("thin lines")));
+}
+
 TEST(DrawLossCurves, SaysThatGnuplotIsMissing) {
   const ScratchDirectory scratch;
   const std::vector<path> folders{finished_run(scratch, "uniform", "uniform:24", 2.2, 1890000)};
