@@ -4,6 +4,7 @@
 #
 # Usage: install_test.sh REPOSITORY_ROOT BUILD_FOLDER UCX_JOB
 set -euo pipefail
+export CMAKE_GENERATOR=Ninja # that launcher/setup installs; make may be missing
 root=$1 build=$2 ucx_job=$3
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
