@@ -238,9 +238,8 @@ void ShardedOptimizer<Real>::diagnose(StepReport& report, Diagnosis<Real>& diagn
 // later ones are exchanged:
 //   dense:    what every process adds for its pieces
 //   matrices: PowerSGD and its relatives apply P R^T, whose norm everybody knows. For Dion sketches add over
-//   pieces and
-//             replicas to the sketch of D F mean G; the exact norm, where there is one replica, adds over
-//             pieces.
+//             pieces and replicas to the sketch of D F mean G; the exact norm, where there is one replica,
+//             adds over pieces.
 template <class Real>
 double ShardedOptimizer<Real>::gradient_norm(Index step) {
   const bool sketches = norm_parts_.size() > 1;

@@ -24,7 +24,7 @@ std::string exchange_name(const RunConfig& config) {
 std::string wire_dtype_name(const RunConfig& config) {
   if (!has_factor_ranks(config)) return "";
   if (config.optimizer().wire() == RunConfig::Optimizer::BF16) return std::string(dtype_name(DType::kBF16));
-  return std::string(dtype_name(config.precision() == RunConfig::F64 ? DType::kF64 : DType::kF32));
+  return std::string(dtype_name(computed_dtype(config)));
 }
 
 /// "factors 13.6 MB (bf16), dense matrices 1.20 MB".
