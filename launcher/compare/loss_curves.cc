@@ -22,7 +22,7 @@ std::string run_name(const path& folder) {
 /// "uniform (uniform:24), B(r) = 1.89 MB"; the name alone where there are no factor ranks.
 std::string title_of(const path& folder) {
   const RunSummary summary = read_run_summary(folder);
-  const std::string name = run_name(folder);
+  std::string name = run_name(folder);
   if (summary.profile().empty()) return name;
   return cat(name, " (", summary.profile(),
              "), B(r) = ", format_quantity(static_cast<double>(summary.counted_factor_bytes()), "B"));
