@@ -47,6 +47,43 @@ std::string field_of(std::size_t i, const char* name) {
   return cat("parameters[", i, "]", name != nullptr ? cat(" ", name) : "");
 }
 
+std::span<const lowband_block> blocks_of(const lowband_parameter& parameter) {
+  return {parameter.blocks, static_cast<std::size_t>(parameter.block_count)};
+}
+
+// Block after block gets its lines, by turns.
+ParameterBlocks parameter_blocks(const lowband_parameter& parameter, const std::string& field) {
+  LB_EXPECTS(parameter.block_count >= 0, field, ".block_count: found ", parameter.block_count,
+             ", expected at least 0");
+  ParameterBlocks blocks{.of_rows = parameter.blocks_of_columns == 0};
+  if (parameter.block_count == 0) return blocks;
+  LB_EXPECTS(is_matrix(parameter.role), field, ".blocks: found ", parameter.block_count,
+             " of a parameter that is no matrix, expected none");
+  expect_pointer(parameter.blocks, field + ".blocks");
+  Index turn = 0;
+  for (const lowband_block& block : blocks_of(parameter)) {
+    const std::string field_of_block = cat(field, ".blocks[", blocks.roles.size(), "]");
+    checked(block.role, kRoleNames, field_of_block + ".role");
+    LB_EXPECTS(is_matrix(block.role), field_of_block, ".role: found ",
+               kRoleNames[static_cast<std::size_t>(block.role)], ", expected 0 (query) .. 7 (matrix)");
+    LB_EXPECTS(block.lines >= 1, field_of_block, ".lines: found ", block.lines, ", expected at least 1");
+    blocks.roles.push_back(role_of(block.role));
+    turn += block.lines;
+  }
+  const Index extent = blocks.of_rows ? parameter.rows : parameter.cols;
+  LB_EXPECTS(turn <= extent && extent % turn == 0, field, ".blocks: found ", turn, " lines in all, expected ",
+             extent, blocks.of_rows ? " rows" : " columns", " or a divisor of it");
+  blocks.ranges.resize(blocks.roles.size());
+  for (Index begin = 0; begin < extent;) {
+    for (std::size_t j = 0; j < blocks.ranges.size(); ++j) {
+      const Index end = begin + parameter.blocks[j].lines;
+      blocks.ranges[j].push_back({begin, end});
+      begin = end;
+    }
+  }
+  return blocks;
+}
+
 ParameterInfo info_of(const lowband_parameter& parameter, std::size_t i) {
   const std::string field = field_of(i, parameter.name);
   LB_EXPECTS(parameter.name != nullptr && *parameter.name != '\0', field,
@@ -61,7 +98,8 @@ ParameterInfo info_of(const lowband_parameter& parameter, std::size_t i) {
           .role = role_of(parameter.role),
           .rows = parameter.rows,
           .cols = parameter.cols,
-          .cut = static_cast<TensorCut>(parameter.cut)};
+          .cut = static_cast<TensorCut>(parameter.cut),
+          .blocks = parameter_blocks(parameter, field)};
 }
 
 ProfileSpec profile_spec(const lowband_options& options, std::span<const lowband_parameter> parameters) {
@@ -232,6 +270,10 @@ std::vector<std::string> facts(const lowband_options& options,
                         kRoleNames[static_cast<std::size_t>(parameter.role)], ", ", parameter.rows, " x ",
                         parameter.cols, ", ", kCutNames[static_cast<std::size_t>(parameter.cut)],
                         parameter.factor_rank != 0 ? cat(", factor rank ", parameter.factor_rank) : ""));
+    for (const lowband_block& block : blocks_of(parameter))
+      lines.back() += cat(&block == parameter.blocks ? "; " : ", ", block.lines,
+                          parameter.blocks_of_columns != 0 ? " columns " : " rows ",
+                          kRoleNames[static_cast<std::size_t>(block.role)]);
   }
   return lines;
 }

@@ -21,8 +21,8 @@
 extern "C" {
 #endif
 
-/* 2 added lowband_state_place_of, 3 more kinds of optimizers and their options. */
-#define LOWBAND_ABI_VERSION 3
+/* 2 added lowband_state_place_of, 3 more kinds of optimizers and their options, 4 blocks of parameters. */
+#define LOWBAND_ABI_VERSION 4
 
 typedef enum lowband_status {
   LOWBAND_OK = 0,
@@ -110,8 +110,19 @@ typedef enum lowband_role {
 /* The dimension that the tensor axis cuts into consecutive pieces, the larger ones first. */
 typedef enum lowband_cut { LOWBAND_UNCUT = 0, LOWBAND_CUT_ROWS = 1, LOWBAND_CUT_COLS = 2 } lowband_cut;
 
-/* Weight and gradient of a parameter, as this process holds them. Everything but the two pointers is equal on
- * all processes. */
+/* A matrix that shares a parameter with others: its next `lines` rows, or columns, belong to this one, those
+ * after them to the next in the list, and so on by turns until all are taken.
+ *
+ * Query, key and value in one matrix, as Megatron-core interleaves them: {query, heads of a group x
+ * head_dim}, {key, head_dim}, {value, head_dim}. Gate and up, of which T tensor processes hold a piece of
+ * each: {gate, ffn_width / T}, {up, ffn_width / T}. */
+typedef struct lowband_block {
+  int32_t role; /* lowband_role, up to LOWBAND_MATRIX */
+  int64_t lines;
+} lowband_block;
+
+/* Weight and gradient of a parameter, as this process holds them. Everything but the pointers to them is
+ * equal on all processes. What is not used is zero. */
 typedef struct lowband_parameter {
   const char* name; /* unique */
   int32_t role;     /* lowband_role */
@@ -123,6 +134,12 @@ typedef struct lowband_parameter {
   void* weight;
   void* gradient;
   int64_t factor_rank; /* LOWBAND_EXPLICIT: of a matrix; 0 for what is none, and in any other profile */
+  /* Since version 4. The matrices that its rows or columns belong to, each with an update of its own: with
+   * LOWBAND_MUON, LOWBAND_MUONBP and LOWBAND_SPECGD. None: the parameter is one matrix. Read while the
+   * optimizer is made. */
+  const lowband_block* blocks;
+  int32_t block_count;
+  int32_t blocks_of_columns; /* 0: of rows */
 } lowband_parameter;
 
 /* ---- The optimizer ---- */
@@ -231,6 +248,8 @@ typedef struct lowband_options {
   int64_t spectra_iterations;
   double galore_scale;     /* beside the learning rate */
   int64_t galore_interval; /* steps from one basis to the next */
+  /* Since version 4. */
+  int64_t parameter_bytes; /* sizeof(lowband_parameter), which lowband_options_defaults fills in */
 } lowband_options;
 void lowband_options_defaults(lowband_options* options);
 

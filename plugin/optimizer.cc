@@ -231,6 +231,27 @@ void write(const StepReport& from, lowband_step_report& to) {
 }
 
 constexpr std::size_t kOptionsBytesOfVersion2 = offsetof(lowband_options, sign);
+constexpr std::size_t kOptionsBytesOfVersion3 = offsetof(lowband_options, parameter_bytes);
+constexpr std::size_t kParameterBytesOfVersion3 = offsetof(lowband_parameter, blocks);
+
+/// What an earlier version did not know has its default.
+lowband_options complete_options(const lowband_options& options) {
+  lowband_options complete;
+  lowband_options_defaults(&complete);
+  complete.parameter_bytes = kParameterBytesOfVersion3;  // of all versions before
+  std::memcpy(&complete, &options, at(options.struct_bytes));
+  complete.struct_bytes = static_cast<std::int64_t>(sizeof complete);
+  return complete;
+}
+
+std::vector<lowband_parameter> complete_parameters(const lowband_parameter* parameters, Index count,
+                                                   Index parameter_bytes) {
+  std::vector<lowband_parameter> complete(at(count));
+  for (Index i = 0; i < count; ++i)
+    std::memcpy(&complete[at(i)], reinterpret_cast<const std::byte*>(parameters) + i * parameter_bytes,
+                at(parameter_bytes));
+  return complete;
+}
 
 using Totals = std::map<Ledger::Key, TransferTotals>;
 void write_sum(const Totals& totals, const char* axis, int32_t purpose, lowband_bytes* bytes) {
@@ -287,6 +308,7 @@ void lowband_options_defaults(lowband_options* options) {
   options->spectra_iterations = own.spectra_iterations;
   options->galore_scale = own.galore_scale;
   options->galore_interval = own.galore_interval;
+  options->parameter_bytes = sizeof(lowband_parameter);
 }
 
 void lowband_step_info_defaults(lowband_step_info* info) { clear(info); }
@@ -303,16 +325,18 @@ lowband_status lowband_optimizer_create(lowband_world* world, const lowband_para
   return guarded_collective(*world, [&] {
     lowband::agree(*world->communicator, [&] {
       expect_pointer(optimizer, "optimizer");
-      expect_struct(options, "options", {kOptionsBytesOfVersion2});
+      expect_struct(options, "options", {kOptionsBytesOfVersion2, kOptionsBytesOfVersion3});
       expect_pointer(parameters, "parameters");
       LB_EXPECTS(parameter_count >= 1, "parameter_count: found ", parameter_count, ", expected at least 1");
+      const Index bytes = complete_options(*options).parameter_bytes;
+      LB_EXPECTS(bytes == kParameterBytesOfVersion3 || bytes == sizeof(lowband_parameter),
+                 "options.parameter_bytes: found ", bytes, ", expected ", sizeof(lowband_parameter),
+                 ", sizeof(lowband_parameter)");
     });
-    // What an earlier version did not know has its default.
-    lowband_options complete;
-    lowband_options_defaults(&complete);
-    std::memcpy(&complete, options, at(options->struct_bytes));
-    complete.struct_bytes = static_cast<std::int64_t>(sizeof complete);
-    *optimizer = make_optimizer(*world, {parameters, at(parameter_count)}, complete).release();
+    const lowband_options complete = complete_options(*options);
+    const std::vector<lowband_parameter> described =
+        complete_parameters(parameters, parameter_count, complete.parameter_bytes);
+    *optimizer = make_optimizer(*world, described, complete).release();
   });
 }
 

@@ -32,6 +32,12 @@ std::string_view role_name(Role role) {
 
 void validate_blocks(const ParameterInfo& info) {
   if (info.blocks.empty()) return;
+  const std::vector<Role>& roles = info.blocks.roles;
+  LB_EXPECTS(roles.empty() || roles.size() == info.blocks.ranges.size(), "blocks of ", info.name, ": found ",
+             roles.size(), " roles, expected none or ", info.blocks.ranges.size(), ", one for each");
+  LB_EXPECTS(std::ranges::all_of(roles, is_layer_matrix), "blocks of ", info.name, ": found the role ",
+             role_name(*std::ranges::find_if_not(roles, is_layer_matrix)),
+             ", expected roles of layer matrices");
   const Index extent = info.blocks.of_rows ? info.rows : info.cols;
   const char* const lines = info.blocks.of_rows ? "rows" : "columns";
   std::vector<Range> all;

@@ -21,6 +21,7 @@ constexpr bool is_layer_matrix(Role role) { return role <= Role::kDown; }
 struct ParameterBlocks {
   bool of_rows = true;                          // otherwise of columns
   std::vector<std::vector<Range>> ranges = {};  // by matrix, increasing; none: the parameter is one matrix
+  std::vector<Role> roles = {};                 // by matrix; none: that of the parameter
   bool empty() const { return ranges.empty(); }
 };
 
@@ -36,7 +37,8 @@ struct ParameterInfo {
   Index elements() const { return rows * cols; }
 };
 
-/// Throws: InvalidArgument naming the parameter, when some row or column is in no block of it or in several.
+/// Throws: InvalidArgument naming the parameter, when some row or column is in no block of it or in several,
+/// or when roles are not as many as blocks, or not all of layer matrices.
 void validate_blocks(const ParameterInfo& info);
 
 /// A parameter as one process holds it: its tensor-axis piece of weight and gradient.

@@ -89,12 +89,22 @@ void train(lowband::World& world) {
   options.uniform_rank = 2;
   options.clip_norm = 0;
   options.weight_decay = 0;
-  lowband::Optimizer optimizer(
-      world,
-      {{"w1", LOWBAND_MATRIX, LOWBAND_UNCUT, kHidden, kInputs, student.w1.data(), gradient.w1.data(), 0},
-       {"b1", LOWBAND_NORM, LOWBAND_UNCUT, 1, kHidden, student.b1.data(), gradient.b1.data(), 0},
-       {"w2", LOWBAND_MATRIX, LOWBAND_UNCUT, kOutputs, kHidden, student.w2.data(), gradient.w2.data(), 0}},
-      options);
+  const auto described = [](const char* name, lowband_role role, int rows, int cols, auto& weight,
+                            auto& gradient) {
+    lowband_parameter parameter{};
+    parameter.name = name;
+    parameter.role = role;
+    parameter.rows = rows;
+    parameter.cols = cols;
+    parameter.weight = weight.data();
+    parameter.gradient = gradient.data();
+    return parameter;
+  };
+  lowband::Optimizer optimizer(world,
+                               {described("w1", LOWBAND_MATRIX, kHidden, kInputs, student.w1, gradient.w1),
+                                described("b1", LOWBAND_NORM, 1, kHidden, student.b1, gradient.b1),
+                                described("w2", LOWBAND_MATRIX, kOutputs, kHidden, student.w2, gradient.w2)},
+                               options);
 
   for (int step = 0; step < kSteps; ++step) {
     const double loss = loss_and_gradients(student, teacher, world.process(), step, gradient);

@@ -1,5 +1,5 @@
-/* A job of processes in C99: half of the data on each, one matrix and one vector, twenty steps towards a target.
- * Exits with 0 when the distance fell and every step sent exactly what was planned.
+/* A job of processes in C99: half of the data on each, one matrix and one vector, twenty steps towards a
+ * target. Exits with 0 when the distance fell and every step sent exactly what was planned.
  *
  * Usage: plugin_c_job environment|mpi */
 #include "plugin/lowband.h"
@@ -30,8 +30,9 @@ static int train(lowband_world* world) {
   static float weights[kRows * kCols + kCols], gradient[kRows * kCols + kCols];
   const int process = lowband_world_process(world);
   lowband_parameter parameters[2] = {
-      {"matrix", LOWBAND_MATRIX, LOWBAND_UNCUT, kRows, kCols, weights, gradient, 0},
-      {"bias", LOWBAND_NORM, LOWBAND_UNCUT, 1, kCols, weights + kRows * kCols, gradient + kRows * kCols, 0}};
+      {"matrix", LOWBAND_MATRIX, LOWBAND_UNCUT, kRows, kCols, weights, gradient, 0, NULL, 0, 0},
+      {"bias", LOWBAND_NORM, LOWBAND_UNCUT, 1, kCols, weights + kRows * kCols, gradient + kRows * kCols, 0,
+       NULL, 0, 0}};
   lowband_options options;
   lowband_optimizer* optimizer;
   lowband_step_info info;

@@ -21,13 +21,22 @@ using testing::run_c_world;
 struct Description {
   std::array<float, 28> weights{};
   std::array<float, 28> gradients{};
+  std::vector<lowband_block> blocks{{LOWBAND_GATE, 2}, {LOWBAND_UP, 1}};
   std::vector<lowband_parameter> parameters{
-      {"matrix", LOWBAND_MATRIX, LOWBAND_UNCUT, 6, 4, weights.data(), gradients.data(), 0},
-      {"bias", LOWBAND_NORM, LOWBAND_UNCUT, 1, 4, weights.data() + 24, gradients.data() + 24, 0}};
+      {"matrix", LOWBAND_MATRIX, LOWBAND_UNCUT, 6, 4, weights.data(), gradients.data(), 0, nullptr, 0, 0},
+      {"bias", LOWBAND_NORM, LOWBAND_UNCUT, 1, 4, weights.data() + 24, gradients.data() + 24, 0, nullptr, 0,
+       0}};
   lowband_options options;
   Description() {
     lowband_options_defaults(&options);
     options.uniform_rank = 2;
+  }
+  /// Blocks of the matrix, and an optimizer that takes them.
+  void use_blocks() {
+    parameters[0].blocks = blocks.data();
+    parameters[0].block_count = 2;
+    options.kind = LOWBAND_MUON;
+    options.uniform_rank = 0;
   }
   lowband_status create(lowband_world* world, lowband_optimizer** optimizer) {
     return lowband_optimizer_create(world, parameters.data(), static_cast<int64_t>(parameters.size()),
@@ -77,6 +86,53 @@ TEST(PluginErrors, name_the_field_the_value_found_and_the_value_expected) {
       {[](auto& d) { d.parameters[0].gradient = nullptr; },
        {"parameters[0] matrix.gradient", "found NULL", "expected a pointer"}},
       {[](auto& d) { d.parameters.clear(); }, {"parameter", "expected"}},
+      {[](auto& d) { d.options.parameter_bytes = 7; }, {"options.parameter_bytes", "found 7", "expected"}},
+      {[](auto& d) {
+         d.use_blocks();
+         d.blocks[1].lines = 2;
+       },
+       {"parameters[0] matrix.blocks: found 4 lines in all, expected 6 rows or a divisor of it"}},
+      {[](auto& d) {
+         d.use_blocks();
+         d.parameters[0].blocks_of_columns = 1;
+       },
+       {"parameters[0] matrix.blocks: found 3 lines in all, expected 4 columns or a divisor"}},
+      {[](auto& d) {
+         d.use_blocks();
+         d.blocks[1].lines = 0;
+       },
+       {"parameters[0] matrix.blocks[1].lines: found 0, expected at least 1"}},
+      {[](auto& d) {
+         d.use_blocks();
+         d.blocks[1].role = LOWBAND_NORM;
+       },
+       {"parameters[0] matrix.blocks[1].role: found norm, expected 0 (query) .. 7 (matrix)"}},
+      {[](auto& d) {
+         d.use_blocks();
+         d.blocks[0].role = -1;
+       },
+       {"parameters[0] matrix.blocks[0].role: found -1, expected 0 (query)"}},
+      {[](auto& d) {
+         d.use_blocks();
+         d.parameters[0].blocks = nullptr;
+       },
+       {"parameters[0] matrix.blocks: found NULL, expected a pointer"}},
+      {[](auto& d) {
+         d.use_blocks();
+         d.parameters[0].block_count = -1;
+       },
+       {"parameters[0] matrix.block_count: found -1, expected at least 0"}},
+      {[](auto& d) {
+         d.use_blocks();
+         std::swap(d.parameters[0].blocks, d.parameters[1].blocks);
+         std::swap(d.parameters[0].block_count, d.parameters[1].block_count);
+       },
+       {"parameters[1] bias.blocks: found 2 of a parameter that is no matrix, expected none"}},
+      {[](auto& d) {
+         d.use_blocks();
+         d.options.kind = LOWBAND_ADAMW;
+       },
+       {"blocks of matrix: found 2, expected none"}},
   };
   run_c_world(1, [&](lowband_world* world) {
     for (std::size_t i = 0; i < cases.size(); ++i) {
@@ -117,6 +173,13 @@ TEST(PluginErrors, are_those_of_all_processes_when_one_described_something_else)
     if (process == 0) rate.options.weight_decay = 0.5;
     EXPECT_EQ(rate.create(world, &optimizer), LOWBAND_INVALID_ARGUMENT);
     EXPECT_THAT(lowband_last_error(), HasSubstr("options.weight_decay: 0.5"));
+    Description blocked;
+    blocked.use_blocks();
+    if (process == 1) std::swap(blocked.blocks[0].lines, blocked.blocks[1].lines);
+    EXPECT_EQ(blocked.create(world, &optimizer), LOWBAND_INVALID_ARGUMENT);
+    EXPECT_THAT(lowband_last_error(),
+                AllOf(HasSubstr("uncut; 1 rows gate, 2 rows up; expected, as on process 0"),
+                      HasSubstr("uncut; 2 rows gate, 1 rows up")));
     Description missing;
     if (process == 1) missing.parameters[1].gradient = nullptr;
     EXPECT_EQ(missing.create(world, &optimizer), LOWBAND_INVALID_ARGUMENT);

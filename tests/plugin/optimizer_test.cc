@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <type_traits>
@@ -85,7 +86,7 @@ struct Memory {
     std::vector<lowband_parameter> parameters;
     for (std::size_t k = 0; k < weights.size(); ++k)
       parameters.push_back({kShapes[k].name, kShapes[k].role, LOWBAND_UNCUT, kShapes[k].rows, kShapes[k].cols,
-                            weights[k].data(), gradients[k].data(), 0});
+                            weights[k].data(), gradients[k].data(), 0, nullptr, 0, 0});
     return parameters;
   }
 };
@@ -294,22 +295,92 @@ TYPED_TEST(PluginOptimizer, follows_memory_that_moves_and_overlaps) {
   });
 }
 
-// A program compiled with the header of version 2 passes a shorter struct.
-TEST(PluginOptimizerOptions, of_the_version_before_are_completed) {
+// Query, key and value interleaved in two groups are matrices of their own, as three parameters would be.
+// Signs are formed of the same bits, and momenta start at zero.
+TYPED_TEST(PluginOptimizer, takes_the_blocks_of_a_parameter_for_matrices_of_their_own) {
+  using Real = TypeParam;
+  constexpr Index kCols = 7, kRows = 2 * (4 + 2 + 1);
+  const std::vector<lowband_block> blocks{{LOWBAND_QUERY, 4}, {LOWBAND_KEY, 2}, {LOWBAND_VALUE, 1}};
+  const auto gradient = [](int process, Index step, Index row, Index col) {
+    return static_cast<Real>(noise(10 * process + 100 * step + row, col));
+  };
+  std::vector<Real> fused(kRows * kCols);
+  run_c_world(kReplicas, [&](lowband_world* world) {
+    const int process = lowband_world_process(world);
+    const auto train = [&](const std::vector<lowband_parameter>& parameters, auto fill) {
+      lowband_options options = options_of(LOWBAND_MUON, kDType<Real>);
+      options.clip_norm = 0;  // the norm is that of all parameters
+      lowband_optimizer* optimizer = nullptr;
+      expect_ok(
+          lowband_optimizer_create(world, parameters.data(), std::ssize(parameters), &options, &optimizer));
+      for (Index step = 0; step < kSteps; ++step) {
+        fill(step);
+        const lowband_step_info info = step_info(step);
+        expect_ok(lowband_step(optimizer, &info, nullptr));
+      }
+      lowband_optimizer_free(optimizer);
+    };
+    std::vector<Real> weight(kRows * kCols), gradients(weight.size());
+    train({{"qkv", LOWBAND_MATRIX, LOWBAND_UNCUT, kRows, kCols, weight.data(), gradients.data(), 0,
+            blocks.data(), 3, 0}},
+          [&](Index step) {
+            for (Index k = 0; k < kRows * kCols; ++k)
+              gradients[static_cast<std::size_t>(k)] = gradient(process, step, k / kCols, k % kCols);
+          });
+    Index before = 0;
+    for (const auto& [role, lines] : blocks) {
+      std::vector<Index> rows;
+      for (Index row = before; row < kRows; row += kRows / 2) {
+        for (Index i = 0; i < lines; ++i) rows.push_back(row + i);
+      }
+      before += lines;
+      std::vector<Real> of_block(rows.size() * kCols), gradients_of_block(of_block.size());
+      train({{"block", role, LOWBAND_UNCUT, std::ssize(rows), kCols, of_block.data(),
+              gradients_of_block.data(), 0, nullptr, 0, 0}},
+            [&](Index step) {
+              for (std::size_t k = 0; k < of_block.size(); ++k)
+                gradients_of_block[k] =
+                    gradient(process, step, rows[k / kCols], static_cast<Index>(k % kCols));
+            });
+      for (std::size_t k = 0; k < of_block.size(); ++k)
+        EXPECT_EQ(weight[static_cast<std::size_t>(rows[k / kCols]) * kCols + k % kCols], of_block[k])
+            << "row " << rows[k / kCols];
+    }
+  });
+}
+
+/// A run of a program that was compiled with an earlier header: its structs are shorter, and its parameters
+/// lie side by side as such.
+void expect_same_from_earlier_version(std::size_t options_bytes) {
+  constexpr std::size_t kBytes = offsetof(lowband_parameter, blocks);
   const auto expected = weights_from_cpp<float>(LOWBAND_DION);
   run_c_world(kReplicas, [&](lowband_world* world) {
     lowband_options options = options_of(LOWBAND_DION, LOWBAND_F32);
-    options.struct_bytes = offsetof(lowband_options, sign);
-    options.sign = options.update_scale = 77;  // beyond its end
+    options.struct_bytes = static_cast<std::int64_t>(options_bytes);
+    std::memset(reinterpret_cast<std::byte*>(&options) + options_bytes, 77, sizeof options - options_bytes);
     Memory<float> memory;
-    const COptimizer optimizer(world, memory, options);
+    const std::vector<lowband_parameter> described = memory.described();
+    std::vector<std::byte> parameters(described.size() * kBytes);
+    for (std::size_t k = 0; k < described.size(); ++k)
+      std::memcpy(parameters.data() + k * kBytes, &described[k], kBytes);
+    lowband_optimizer* optimizer = nullptr;
+    expect_ok(lowband_optimizer_create(world, reinterpret_cast<const lowband_parameter*>(parameters.data()),
+                                       std::ssize(described), &options, &optimizer));
     for (Index step = 0; step < kSteps; ++step) {
       memory.fill(lowband_world_process(world), step);
       const lowband_step_info info = step_info(step);
-      expect_ok(lowband_step(optimizer.handle, &info, nullptr));
+      expect_ok(lowband_step(optimizer, &info, nullptr));
     }
+    lowband_optimizer_free(optimizer);
     EXPECT_EQ(memory.weights, expected);
   });
+}
+
+TEST(PluginOptimizerOptions, of_version_2_are_completed) {
+  expect_same_from_earlier_version(offsetof(lowband_options, sign));
+}
+TEST(PluginOptimizerOptions, of_version_3_are_completed) {
+  expect_same_from_earlier_version(offsetof(lowband_options, parameter_bytes));
 }
 
 TEST(PluginOptimizerReport, diagnoses_matrices_when_asked) {

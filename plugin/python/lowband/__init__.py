@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from . import _abi
 from ._abi import (BudgetExceeded, Error, InternalError, InvalidArgument, Mismatch, PeerFailed, TransportError)
-from .optimizer import (ByteCounts, Diagnosis, Mesh, Optimizer, Options, Parameter, Profile, StatePiece, StepReport,
+from .optimizer import (Block, ByteCounts, Diagnosis, Mesh, Optimizer, Options, Parameter, Profile, StatePiece, StepReport,
                         explicit, fraction, inverted, structural, uniform)
 from .world import World
 
 __all__ = [
-    "BudgetExceeded", "ByteCounts", "Diagnosis", "Error", "InternalError", "InvalidArgument", "Mesh", "Mismatch",
+    "Block", "BudgetExceeded", "ByteCounts", "Diagnosis", "Error", "InternalError", "InvalidArgument", "Mesh", "Mismatch",
     "Optimizer", "Options", "Parameter", "PeerFailed", "Profile", "StatePiece", "StepReport", "TransportError",
     "World", "explicit", "features", "fraction", "inverted", "set_compute_threads", "structural", "uniform",
 ]

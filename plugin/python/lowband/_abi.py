@@ -5,7 +5,7 @@ import os
 import pathlib
 from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_int32, c_int64, c_uint64, c_void_p
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 
 class Meeting(Structure):
@@ -13,9 +13,14 @@ class Meeting(Structure):
                 ("port", c_int32), ("token", c_char_p), ("deadline_seconds", c_double)]
 
 
+class Block(Structure):
+    _fields_ = [("role", c_int32), ("lines", c_int64)]
+
+
 class Parameter(Structure):
     _fields_ = [("name", c_char_p), ("role", c_int32), ("cut", c_int32), ("rows", c_int64), ("cols", c_int64),
-                ("weight", c_void_p), ("gradient", c_void_p), ("factor_rank", c_int64)]
+                ("weight", c_void_p), ("gradient", c_void_p), ("factor_rank", c_int64), ("blocks", POINTER(Block)),
+                ("block_count", c_int32), ("blocks_of_columns", c_int32)]
 
 
 class Options(Structure):
@@ -32,7 +37,7 @@ class Options(Structure):
                 ("nesterov", c_int32), ("dion2_random", c_int32), ("normuon_beta2", c_double), ("muonbp_period", c_int64),
                 ("muonbp_block_rate", c_double), ("dion2_numerator", c_int64), ("dion2_denominator", c_int64),
                 ("spectra_fraction", c_double), ("spectra_iterations", c_int64), ("galore_scale", c_double),
-                ("galore_interval", c_int64)]
+                ("galore_interval", c_int64), ("parameter_bytes", c_int64)]
 
 
 class StepInfo(Structure):

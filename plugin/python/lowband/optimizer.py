@@ -80,8 +80,20 @@ def explicit(ranks: dict[str, int]) -> Profile:
 
 
 @dataclasses.dataclass(frozen=True)
+class Block:
+    """A matrix that shares a parameter with others: its next `lines` rows, or columns, belong to this one, those after them
+    to the next, and so on by turns until all are taken. `role` is one of a matrix."""
+    role: str
+    lines: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Parameter:
-    """A parameter as this process holds it. All but the two addresses are equal on all processes."""
+    """A parameter as this process holds it. All but the two addresses are equal on all processes.
+
+    `blocks` are the matrices that it is made of, each with an update of its own; none: it is one. Fused query, key and value
+    of Megatron-core: `(Block("query", heads_of_a_group * head_dim), Block("key", head_dim), Block("value", head_dim))`.
+    """
     name: str
     role: str
     rows: int  # of the whole matrix; 1 for a vector
@@ -89,6 +101,8 @@ class Parameter:
     weight: int    # address of the tensor axis's piece, row-major without gaps
     gradient: int
     cut: str = "none"
+    blocks: tuple[Block, ...] = ()
+    blocks_of: str = "rows"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +264,12 @@ class Optimizer:
             struct.rows, struct.cols = parameter.rows, parameter.cols
             struct.weight, struct.gradient = parameter.weight, parameter.gradient
             struct.factor_rank = ranks.get(parameter.name, 0)
+            struct.block_count = len(parameter.blocks)
+            struct.blocks_of_columns = _number(parameter.blocks_of, ("rows", "cols"), f"blocks_of of {parameter.name}")
+            if parameter.blocks:
+                struct.blocks = (_abi.Block * len(parameter.blocks))(*(
+                    _abi.Block(_number(block.role, ROLES, f"role of a block of {parameter.name}"), block.lines)
+                    for block in parameter.blocks))
         handle = ctypes.c_void_p()
         _abi.call("optimizer_create", world.handle, described, len(self.parameters),
                   ctypes.byref(options._as_struct()), ctypes.byref(handle))

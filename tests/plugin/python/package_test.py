@@ -99,6 +99,27 @@ def every_kind_takes_the_steps_that_it_plans(world):
         optimizer.close()
 
 
+def blocks_are_matrices_of_their_own(world):
+    blocks = (lowband.Block("query", 2), lowband.Block("value", 1))  # by turns
+    options = lowband.Options(kind="muon", dtype="float64")
+
+    def trained(name, rows, role, blocks=()):
+        weights, gradients = array.array("d", [1.0] * (len(rows) * COLS)), array.array("d", [0.0] * (len(rows) * COLS))
+        optimizer = lowband.Optimizer(world, [lowband.Parameter(name, role, len(rows), COLS, address(weights),
+                                                                address(gradients), blocks=blocks)], options)
+        for step in range(3):
+            for i, row in enumerate(rows):
+                for j in range(COLS):
+                    gradients[i * COLS + j] = (7 * row * row + 3 * j * j + row * j + step * (world.process + 1)) % 11 - 5
+            optimizer.step(step, 0.02, 0.002)
+        optimizer.close()
+        return {row: list(weights[i * COLS:(i + 1) * COLS]) for i, row in enumerate(rows)}
+
+    alone = trained("query", [row for row in range(ROWS) if row % 3 < 2], "query")
+    alone.update(trained("value", list(range(2, ROWS, 3)), "value"))
+    assert trained("fused", list(range(ROWS)), "matrix", blocks) == alone
+
+
 def unequal_descriptions_are_refused(world):
     try:
         lowband.Optimizer(world, Memory().described(COLS - world.process), lowband.Options(kind="adamw", dtype="float64"))
@@ -127,7 +148,7 @@ def run(process, port, results):
         with lowband.World.from_tcp(process, 2, "localhost", port, token="test", deadline_seconds=30) as world:
             assert (world.process, world.processes) == (process, 2)
             for scenario in (plain_sgd, dion_counts_and_shows_its_state, every_kind_takes_the_steps_that_it_plans,
-                             unequal_descriptions_are_refused, a_process_that_gives_up_is_named):  # the last: it breaks the world
+                             blocks_are_matrices_of_their_own, unequal_descriptions_are_refused, a_process_that_gives_up_is_named):  # the last: it breaks the world
                 scenario(world)
         results.put("")
     except BaseException as error:
