@@ -1,6 +1,5 @@
 #include "collectives/cuda/device_tree_reduction.h"
-#include "runtime/bfloat16.h"
-#include "runtime/cuda/check.cuh"
+#include "runtime/cuda/elements.cuh"
 #include "runtime/error.h"
 
 #include <algorithm>
@@ -10,8 +9,6 @@
 namespace lowband {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr Index kMostBlocks = 16'384;
 constexpr int kMaxTreeDepth = 16;  // 65536 processes, as on the host
 
 struct Sum {
@@ -35,24 +32,6 @@ struct Max {
     return a < b ? b : a;
   }
 };
-
-template <class Stored>
-__device__ auto widened(Stored x) {
-  if constexpr (std::is_same_v<Stored, BFloat16>) {
-    return to_float(x);
-  } else {
-    return x;
-  }
-}
-
-template <class Out, class T>
-__device__ Out narrowed(T x) {
-  if constexpr (std::is_same_v<Out, BFloat16>) {
-    return to_bfloat16(x);
-  } else {
-    return x;
-  }
-}
 
 // Parts come in the order of processes, and wait on a stack of sums of 2^k parts until another such sum is
 // there to be added: as the carries of a binary counter. What is left in the end is added from the shortest
@@ -79,17 +58,12 @@ __global__ void reduce_tree_kernel(DeviceParts parts, Out* out, Index elements) 
 }
 
 template <class Stored, class Out>
-void launch(const DeviceParts& parts, std::byte* out, Index elements, Reduction reduction,
+void reduce(const DeviceParts& parts, std::byte* out, Index elements, Reduction reduction,
             const CudaStream& stream) {
-  const auto blocks =
-      static_cast<unsigned>(std::clamp<Index>((elements + kThreads - 1) / kThreads, 1, kMostBlocks));
-  auto* const result = reinterpret_cast<Out*>(out);
-  if (reduction == Reduction::kSum) {
-    reduce_tree_kernel<Stored, Out, Sum><<<blocks, kThreads, 0, stream.handle()>>>(parts, result, elements);
-  } else {
-    reduce_tree_kernel<Stored, Out, Max><<<blocks, kThreads, 0, stream.handle()>>>(parts, result, elements);
-  }
-  check_launch("reduce_tree");
+  const auto kernel = reduction == Reduction::kSum ? reduce_tree_kernel<Stored, Out, Sum>
+                                                   : reduce_tree_kernel<Stored, Out, Max>;
+  launch("reduce_tree", stream, {blocks_for(elements), kElementThreads}, kernel, parts,
+         reinterpret_cast<Out*>(out), elements);
 }
 
 }  // namespace
@@ -100,19 +74,18 @@ void device_reduce_tree(const DeviceParts& parts, std::byte* out, Index elements
              "device_reduce_tree: ", dtype_name(dtype), " to ", dtype_name(out_dtype),
              ", expected one dtype, or bf16 to f32");
   if (elements == 0) return;
-  stream.make_current();
   switch (dtype) {
     case DType::kF32:
-      return launch<float, float>(parts, out, elements, reduction, stream);
+      return reduce<float, float>(parts, out, elements, reduction, stream);
     case DType::kF64:
-      return launch<double, double>(parts, out, elements, reduction, stream);
+      return reduce<double, double>(parts, out, elements, reduction, stream);
     case DType::kU8:
-      return launch<std::uint8_t, std::uint8_t>(parts, out, elements, reduction, stream);
+      return reduce<std::uint8_t, std::uint8_t>(parts, out, elements, reduction, stream);
     case DType::kI64:
-      return launch<std::int64_t, std::int64_t>(parts, out, elements, reduction, stream);
+      return reduce<std::int64_t, std::int64_t>(parts, out, elements, reduction, stream);
     case DType::kBF16:
-      if (out_dtype == DType::kF32) return launch<BFloat16, float>(parts, out, elements, reduction, stream);
-      return launch<BFloat16, BFloat16>(parts, out, elements, reduction, stream);
+      if (out_dtype == DType::kF32) return reduce<BFloat16, float>(parts, out, elements, reduction, stream);
+      return reduce<BFloat16, BFloat16>(parts, out, elements, reduction, stream);
   }
 }
 

@@ -11,7 +11,6 @@
 #include <type_traits>
 
 #include <cublasLt.h>
-#include <cublas_v2.h>
 
 namespace lowband {
 namespace {
@@ -26,8 +25,8 @@ constexpr Index kSymmetricFrom = 4096;
 
 void check_blas(cublasStatus_t status, std::string_view call) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw CudaError(cat(call, ": code ", static_cast<int>(status), ", ", cublasGetStatusName(status), ": ",
-                      cublasGetStatusString(status)));
+  throw CudaError(cat(call, ": code ", static_cast<int>(status), ", ", cublasLtGetStatusName(status), ": ",
+                      cublasLtGetStatusString(status)));
 }
 
 template <class T>

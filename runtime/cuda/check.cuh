@@ -16,7 +16,4 @@ inline void check_cuda(cudaError_t code, std::string_view call) {
                       cudaGetErrorString(code)));
 }
 
-/// Whether the kernel that was just launched could be.
-inline void check_launch(std::string_view kernel) { check_cuda(cudaGetLastError(), kernel); }
-
 }  // namespace lowband

@@ -1,41 +1,16 @@
 // Compiled without contraction (CMakeLists.txt): what is a fused multiply-add says so, and gives the host's
 // bits.
-#include "runtime/cuda/check.cuh"
+#include "runtime/cuda/elements.cuh"
 #include "runtime/cuda/kernels.h"
 
 #include <algorithm>
-#include <type_traits>
 
 namespace lowband {
 namespace {
 
-constexpr int kThreads = 256;
-// Four elements a thread and more blocks than any device holds at once; beyond that threads go round.
-constexpr Index kElementsPerBlock = 4 * kThreads;
-constexpr Index kMostBlocks = 16'384;
+constexpr int kThreads = kElementThreads;
 // Slabs of rows, or of elements, whose sums are formed apart.
 constexpr int kSlabs = 256;
-constexpr int kWarp = 32;
-
-unsigned blocks_for(Index elements) {
-  return static_cast<unsigned>(
-      std::clamp<Index>((elements + kElementsPerBlock - 1) / kElementsPerBlock, 1, kMostBlocks));
-}
-
-__device__ Index first_element() { return Index{blockIdx.x} * blockDim.x + threadIdx.x; }
-__device__ Index element_stride() { return Index{gridDim.x} * blockDim.x; }
-
-__device__ float widened(float x) { return x; }
-__device__ float widened(BFloat16 x) { return to_float(x); }
-
-template <class T>
-__device__ T narrowed(float x) {
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    return to_bfloat16(x);
-  } else {
-    return x;
-  }
-}
 
 __global__ void accumulate_kernel(float alpha, const float* __restrict__ g, float beta, float* __restrict__ m,
                                   BFloat16* __restrict__ rounded, Index elements) {
@@ -123,19 +98,6 @@ __global__ void normalise_columns_kernel(DeviceMatrix<const float> r, const doub
   }
 }
 
-// The sum over the threads of a block, for its first thread; a fixed tree.
-__device__ double block_sum(double x) {
-  __shared__ double of_warp[kThreads / kWarp];
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) x += __shfl_down_sync(~0U, x, distance);
-  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = x;
-  __syncthreads();
-  double sum = 0;
-  if (threadIdx.x == 0) {
-    for (const double part : of_warp) sum += part;
-  }
-  return sum;
-}
-
 // Always kSlabs blocks, so that the order follows from the number of elements alone.
 template <class T>
 __global__ void partial_squares_kernel(const T* __restrict__ x, Index elements, double* partial) {
@@ -203,63 +165,54 @@ __global__ void unpack_kernel(const WireSegment* table, float scale, const Wire*
 void accumulate(float alpha, const float* g, float beta, float* m, BFloat16* rounded, Index elements,
                 const CudaStream& stream) {
   if (elements == 0) return;
-  stream.make_current();
-  accumulate_kernel<<<blocks_for(elements), kThreads, 0, stream.handle()>>>(alpha, g, beta, m, rounded,
-                                                                            elements);
-  check_launch("accumulate");
+  launch("accumulate", stream, {blocks_for(elements), kThreads}, accumulate_kernel, alpha, g, beta, m,
+         rounded, elements);
 }
 
 template <class From, class To>
 void convert(float scale, const From* from, To* to, Index elements, const CudaStream& stream) {
   if (elements == 0) return;
-  stream.make_current();
-  convert_kernel<<<blocks_for(elements), kThreads, 0, stream.handle()>>>(scale, from, to, elements);
-  check_launch("convert");
+  launch("convert", stream, {blocks_for(elements), kThreads}, convert_kernel<From, To>, scale, from, to,
+         elements);
 }
 
 template <class Wire>
 void unpack_and_update(float decay, float eta, float scale, const Wire* x, float* w, Index elements,
                        const CudaStream& stream) {
   if (elements == 0) return;
-  stream.make_current();
-  unpack_and_update_kernel<<<blocks_for(elements), kThreads, 0, stream.handle()>>>(decay, eta, scale, x, w,
-                                                                                   elements);
-  check_launch("unpack_and_update");
+  launch("unpack_and_update", stream, {blocks_for(elements), kThreads}, unpack_and_update_kernel<Wire>, decay,
+         eta, scale, x, w, elements);
 }
 
 template <class Gradient>
 void update(const AdamWStep<float>& step, const Gradient* g, float* m, float* v, float* w, Index elements,
             const CudaStream& stream) {
   if (elements == 0) return;
-  stream.make_current();
-  adamw_kernel<<<blocks_for(elements), kThreads, 0, stream.handle()>>>(step, g, m, v, w, elements);
-  check_launch("adamw");
+  launch("adamw", stream, {blocks_for(elements), kThreads}, adamw_kernel<Gradient>, step, g, m, v, w,
+         elements);
 }
 
 template <class Gradient>
 void update(const LionStep<float>& step, const Gradient* g, float* m, float* w, Index elements,
             const CudaStream& stream) {
   if (elements == 0) return;
-  stream.make_current();
-  one_moment_kernel<<<blocks_for(elements), kThreads, 0, stream.handle()>>>(step, g, m, w, elements);
-  check_launch("lion");
+  launch("lion", stream, {blocks_for(elements), kThreads}, one_moment_kernel<LionStep<float>, Gradient>, step,
+         g, m, w, elements);
 }
 
 template <class Gradient>
 void update(const SgdStep<float>& step, const Gradient* g, float* v, float* w, Index elements,
             const CudaStream& stream) {
   if (elements == 0) return;
-  stream.make_current();
-  one_moment_kernel<<<blocks_for(elements), kThreads, 0, stream.handle()>>>(step, g, v, w, elements);
-  check_launch("sgd");
+  launch("sgd", stream, {blocks_for(elements), kThreads}, one_moment_kernel<SgdStep<float>, Gradient>, step,
+         g, v, w, elements);
 }
 
 template <class T>
 void find_non_finite(const T* x, Index elements, std::int32_t* found, const CudaStream& stream) {
   if (elements == 0) return;
-  stream.make_current();
-  find_non_finite_kernel<<<blocks_for(elements), kThreads, 0, stream.handle()>>>(x, elements, found);
-  check_launch("find_non_finite");
+  launch("find_non_finite", stream, {blocks_for(elements), kThreads}, find_non_finite_kernel<T>, x, elements,
+         found);
 }
 
 template <class T>
@@ -267,21 +220,17 @@ void mirror_lower(DeviceMatrix<T> square, const CudaStream& stream) {
   LB_EXPECTS(square.rows == square.cols, "mirror_lower: found (", square.rows, ", ", square.cols,
              "), expected a square matrix");
   if (square.elements() == 0) return;
-  stream.make_current();
   const auto tiles = static_cast<unsigned>((square.rows + kWarp - 1) / kWarp);
-  mirror_lower_kernel<<<dim3(tiles, tiles, static_cast<unsigned>(square.count)), dim3(kWarp, 8), 0,
-                        stream.handle()>>>(square);
-  check_launch("mirror_lower");
+  launch("mirror_lower", stream, {dim3(tiles, tiles, static_cast<unsigned>(square.count)), dim3(kWarp, 8)},
+         mirror_lower_kernel<T>, square);
 }
 
 template <class T>
 void divide_by_norm(const float* u, const double* sum_of_squares, double safety, double epsilon, T* x,
                     Index elements, const CudaStream& stream) {
   if (elements == 0) return;
-  stream.make_current();
-  divide_by_norm_kernel<<<blocks_for(elements), kThreads, 0, stream.handle()>>>(u, sum_of_squares, safety,
-                                                                                epsilon, x, elements);
-  check_launch("divide_by_norm");
+  launch("divide_by_norm", stream, {blocks_for(elements), kThreads}, divide_by_norm_kernel<T>, u,
+         sum_of_squares, safety, epsilon, x, elements);
 }
 
 void normalise_columns(DeviceMatrix<const float> r, const double* sums_of_squares, float epsilon,
@@ -290,10 +239,8 @@ void normalise_columns(DeviceMatrix<const float> r, const double* sums_of_square
              "normalise_columns: found R (", r.rows, ", ", r.cols, "), Q (", q.rows, ", ", q.cols,
              "), expected equal shapes of one matrix");
   if (r.elements() == 0) return;
-  stream.make_current();
-  normalise_columns_kernel<<<blocks_for(r.elements()), kThreads, 0, stream.handle()>>>(r, sums_of_squares,
-                                                                                       epsilon, q);
-  check_launch("normalise_columns");
+  launch("normalise_columns", stream, {blocks_for(r.elements()), kThreads}, normalise_columns_kernel, r,
+         sums_of_squares, epsilon, q);
 }
 
 DeviceSums::DeviceSums(Index most_columns, const CudaStream& stream)
@@ -301,26 +248,22 @@ DeviceSums::DeviceSums(Index most_columns, const CudaStream& stream)
 
 template <class T>
 void DeviceSums::sum_of_squares(const T* x, Index elements, double* sum) {
-  stream_->make_current();
-  partial_squares_kernel<<<kSlabs, kThreads, 0, stream_->handle()>>>(x, elements, partial_.data());
-  check_launch("sum_of_squares");
-  add_partial_kernel<<<1, kThreads, 0, stream_->handle()>>>(partial_.data(), sum);
-  check_launch("sum_of_squares, second pass");
+  launch("sum_of_squares", *stream_, {kSlabs, kThreads}, partial_squares_kernel<T>, x, elements,
+         partial_.data());
+  launch("sum_of_squares, second pass", *stream_, {1, kThreads}, add_partial_kernel, partial_.data(), sum);
 }
 
 void DeviceSums::column_sums_of_squares(DeviceMatrix<const float> a, double* sums) {
   LB_EXPECTS(a.count == 1 && a.cols * kSlabs <= partial_.size(), "column_sums_of_squares: found ", a.count,
              " matrices of ", a.cols, " columns, expected one of at most ", partial_.size() / kSlabs);
   if (a.cols == 0) return;
-  stream_->make_current();
   const int slabs = static_cast<int>(std::clamp<Index>(a.rows / 32, 1, kSlabs));
   const dim3 blocks(static_cast<unsigned>((a.cols + kWarp - 1) / kWarp), static_cast<unsigned>(slabs));
-  partial_column_squares_kernel<<<blocks, dim3(kWarp, 8), 0, stream_->handle()>>>(a, partial_.data());
-  check_launch("column_sums_of_squares");
+  launch("column_sums_of_squares", *stream_, {blocks, dim3(kWarp, 8)}, partial_column_squares_kernel, a,
+         partial_.data());
   const auto column_blocks = static_cast<unsigned>((a.cols + kThreads - 1) / kThreads);
-  add_partial_columns_kernel<<<column_blocks, kThreads, 0, stream_->handle()>>>(partial_.data(), a.cols,
-                                                                                slabs, sums);
-  check_launch("column_sums_of_squares, second pass");
+  launch("column_sums_of_squares, second pass", *stream_, {column_blocks, kThreads},
+         add_partial_columns_kernel, partial_.data(), a.cols, slabs, sums);
 }
 
 WireSegments::WireSegments(const std::vector<WireSegment>& segments, const CudaStream& stream)
@@ -334,19 +277,15 @@ WireSegments::WireSegments(const std::vector<WireSegment>& segments, const CudaS
 template <class Wire>
 void WireSegments::pack(Wire* wire) const {
   if (largest_ == 0) return;
-  stream_->make_current();
   const dim3 blocks(blocks_for(largest_), static_cast<unsigned>(table_.size()));
-  pack_kernel<<<blocks, kThreads, 0, stream_->handle()>>>(table_.data(), wire);
-  check_launch("pack");
+  launch("pack", *stream_, {blocks, kThreads}, pack_kernel<Wire>, table_.data(), wire);
 }
 
 template <class Wire>
 void WireSegments::unpack(float scale, const Wire* wire) const {
   if (largest_ == 0) return;
-  stream_->make_current();
   const dim3 blocks(blocks_for(largest_), static_cast<unsigned>(table_.size()));
-  unpack_kernel<<<blocks, kThreads, 0, stream_->handle()>>>(table_.data(), scale, wire);
-  check_launch("unpack");
+  launch("unpack", *stream_, {blocks, kThreads}, unpack_kernel<Wire>, table_.data(), scale, wire);
 }
 
 #define LB_INSTANTIATE(T)                                                                              \

@@ -1,4 +1,4 @@
-#include "runtime/cuda/check.cuh"
+#include "runtime/cuda/elements.cuh"
 #include "runtime/cuda/orthonormalise.h"
 
 #include <algorithm>
@@ -6,8 +6,7 @@
 namespace lowband {
 namespace {
 
-constexpr int kWarp = 32;
-constexpr int kThreads = 256;
+constexpr int kThreads = kElementThreads;
 constexpr int kEliminationRows = 16;  // warps of the block that factorises, a row of the matrix each
 
 /// Largest deviation of the second Gram matrix from I that the second pass repairs to rounding; as
@@ -16,9 +15,6 @@ constexpr double kLargestDeviation = 0.1;
 
 constexpr auto kGramSchmidt = static_cast<std::int32_t>(DeviceFactorisation::kGramSchmidt);
 constexpr auto kNonFinite = static_cast<std::int32_t>(DeviceFactorisation::kNonFinite);
-
-__device__ Index first_element() { return Index{blockIdx.x} * blockDim.x + threadIdx.x; }
-__device__ Index element_stride() { return Index{gridDim.x} * blockDim.x; }
 
 // blockIdx.y is the matrix in all kernels of this kind.
 __global__ void find_non_finite_kernel(const float* p, Index elements, std::int32_t* factorisation) {
@@ -69,7 +65,7 @@ __device__ double block_max(double x) {
 // left to gram_schmidt_kernel.
 __global__ void eliminate_kernel(double* gram, int n, double tolerance, bool second, bool in_shared_memory,
                                  std::uint8_t* dead, std::int32_t* factorisation) {
-  extern __shared__ double shared[];
+  double* const shared = dynamic_shared<double>();
   double* const own = gram + Index{blockIdx.x} * n * n;
   std::uint8_t* const own_dead = dead + Index{blockIdx.x} * n;
   double* const diagonal = shared;        // of G
@@ -99,8 +95,7 @@ __global__ void eliminate_kernel(double* gram, int n, double tolerance, bool sec
     const double pivot = a[j * n + j], entry = diagonal[j];
     const bool is_dead = !(isfinite(entry) && entry > 0 && pivot > tolerance * tolerance * entry);
     const double scale = is_dead ? 0.0 : 1 / sqrt(pivot);
-    __syncthreads();  // everyone has read the pivot
-    if (y == 0) {
+    if (y == 0) {  // nobody else reads row j now but for its pivot, which stays
       for (int k = x; k < n; k += kWarp) {
         if (k != j) a[j * n + k] = is_dead ? 0.0 : a[j * n + k] * scale;
       }
@@ -126,18 +121,6 @@ __global__ void eliminate_kernel(double* gram, int n, double tolerance, bool sec
   for (int i = y; i < n; i += kEliminationRows) {
     for (int k = x; k < n; k += kWarp) own[i * n + k] = k < i ? a[i * n + k] : k == i ? reciprocal[i] : 0.0;
   }
-}
-
-// The sum over the threads of a block, for all of them; a fixed tree.
-__device__ double block_sum(double x) {
-  __shared__ double of_warp[kThreads / kWarp];
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(~0U, x, distance);
-  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = x;
-  __syncthreads();
-  double sum = 0;
-  for (const double part : of_warp) sum += part;
-  __syncthreads();
-  return sum;
 }
 
 // Q <- unpivoted QR of P for matrices that two Cholesky passes could not do: from every column, twice, its
@@ -205,11 +188,10 @@ void DeviceOrthonormaliser::pass(DeviceMatrix<const double> from, DeviceMatrix<d
   const DeviceMatrix<double> g = gram_.matrix(0, cols_, cols_, count_);
   blas_->gemm<double, double>(Op::kTranspose, Op::kNone, 1, from, from, 0, g, g);
   const Index shared = 2 * cols_ + (in_shared_memory_ ? cols_ * cols_ : 0);
-  eliminate_kernel<<<static_cast<unsigned>(count_), dim3(kWarp, kEliminationRows),
-                     static_cast<std::size_t>(shared) * sizeof(double), blas_->stream().handle()>>>(
-      gram_.data(), static_cast<int>(cols_), dead_tolerance_, second, in_shared_memory_, dead_.data(),
-      factorisation_.data());
-  check_launch("orthonormalise, eliminate");
+  launch("orthonormalise, eliminate", blas_->stream(),
+         {static_cast<unsigned>(count_), dim3(kWarp, kEliminationRows), shared * Index{sizeof(double)}},
+         eliminate_kernel, gram_.data(), static_cast<int>(cols_), dead_tolerance_, second, in_shared_memory_,
+         dead_.data(), factorisation_.data());
   blas_->gemm<double, double>(Op::kNone, Op::kTranspose, 1, from, g, 0, to, to);
 }
 
@@ -218,27 +200,23 @@ void DeviceOrthonormaliser::run(DeviceMatrix<float> p) {
              "DeviceOrthonormaliser: found ", p.count, " x (", p.rows, ", ", p.cols, "), expected ", count_,
              " x (", rows_, ", ", cols_, "), contiguous");
   const CudaStream& stream = blas_->stream();
-  stream.make_current();
   const Index elements = rows_ * cols_;
   const dim3 blocks(static_cast<unsigned>(std::clamp<Index>(elements / (4 * kThreads), 1, 1024)),
                     static_cast<unsigned>(count_));
   cuda_zero(factorisation_.data(), count_ * Index{sizeof(std::int32_t)}, stream);
-  find_non_finite_kernel<<<blocks, kThreads, 0, stream.handle()>>>(p.data, elements, factorisation_.data());
-  check_launch("orthonormalise, find_non_finite");
-  widen_kernel<<<blocks, kThreads, 0, stream.handle()>>>(p.data, elements, factorisation_.data(),
-                                                         wide_.data());
-  check_launch("orthonormalise, widen");
+  launch("orthonormalise, find_non_finite", stream, {blocks, kThreads}, find_non_finite_kernel, p.data,
+         elements, factorisation_.data());
+  launch("orthonormalise, widen", stream, {blocks, kThreads}, widen_kernel, p.data, elements,
+         factorisation_.data(), wide_.data());
   const DeviceMatrix<double> wide = wide_.matrix(0, rows_, cols_, count_);
   const DeviceMatrix<double> other = other_.matrix(0, rows_, cols_, count_);
   pass(wide, other, false);
   pass(other, wide, true);
-  gram_schmidt_kernel<<<static_cast<unsigned>(count_), kThreads, 0, stream.handle()>>>(
-      p.data, rows_, static_cast<int>(cols_), dead_tolerance_, wide_.data(), dead_.data(),
-      factorisation_.data());
-  check_launch("orthonormalise, gram_schmidt");
-  narrow_kernel<<<blocks, kThreads, 0, stream.handle()>>>(wide_.data(), elements, factorisation_.data(),
-                                                          p.data);
-  check_launch("orthonormalise, narrow");
+  launch("orthonormalise, gram_schmidt", stream, {static_cast<unsigned>(count_), kThreads},
+         gram_schmidt_kernel, p.data, rows_, static_cast<int>(cols_), dead_tolerance_, wide_.data(),
+         dead_.data(), factorisation_.data());
+  launch("orthonormalise, narrow", stream, {blocks, kThreads}, narrow_kernel, wide_.data(), elements,
+         factorisation_.data(), p.data);
 }
 
 }  // namespace lowband
