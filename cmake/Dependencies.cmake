@@ -52,7 +52,7 @@ lowband_decide(MPI "${MPI_C_FOUND}" "Install libopenmpi-dev and openmpi-bin.")
 
 # UCX, and Boost.Asio's headers, with which its processes meet without MPI.
 find_package(ucx QUIET CONFIG)
-find_package(Boost 1.74 QUIET)
+find_package(Boost 1.74 QUIET OPTIONAL_COMPONENTS context)
 if(TARGET ucx::ucp AND TARGET Boost::headers)
   set(ucx_found TRUE)
 endif()

@@ -25,6 +25,9 @@ struct DeviceCheck {
 /// is no device, which CTest shows as skipped.
 int run_device_checks(std::span<const DeviceCheck> checks);
 
+/// More elements than a launch has threads for at once.
+extern const Index kManyElements;
+
 /// The check fails with the joined message.
 class CheckFailed : public Error {
  public:

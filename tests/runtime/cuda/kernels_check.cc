@@ -12,8 +12,8 @@ namespace {
 
 using namespace test;
 
-// One element, less than a block, and more than a launch has threads for at once.
-constexpr Index kSizes[] = {0, 1, 1000, 20'000'003};
+// None, one element, less than a block, many.
+const Index kSizes[] = {0, 1, 1000, kManyElements};
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 

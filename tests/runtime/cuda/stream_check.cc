@@ -43,20 +43,21 @@ void streams_wait_for_each_others_events(const CudaStream& stream) {
   CudaEvent filled(stream);
   expect(filled.over(), "an event that was never recorded is not over");
   // Long enough that a copy that did not wait would come first.
-  DeviceBuffer<float> numbers(64'000'000, stream);
-  const std::vector<float> ones(64'000'000, 1.0F);
+  const Index n = 3 * kManyElements;
+  DeviceBuffer<float> numbers(n, stream);
+  const std::vector<float> ones(static_cast<std::size_t>(n), 1.0F);
   numbers.fill_from(ones);
   filled.record(stream);
-  DeviceBuffer<float> copy(64'000'000, other);
+  DeviceBuffer<float> copy(n, other);
   other.wait_for(filled);
-  cuda_copy(copy.data(), numbers.data(), 256'000'000, other);
+  cuda_copy(copy.data(), numbers.data(), 4 * n, other);
   expect(on_host(copy) == ones, "the copy came before what it copies");
   expect(filled.over() && other.finished(), "work is left after a wait");
   CudaEvent begin(stream), end(stream);
   begin.record(stream);
   numbers.fill_from(ones);
   end.record(stream);
-  expect(end.seconds_since(begin) > 1e-5, "256 MB were copied in ", end.seconds_since(begin), " s");
+  expect(end.seconds_since(begin) > 1e-5, 4 * n, " bytes were copied in ", end.seconds_since(begin), " s");
 }
 
 void errors_name_the_call_and_the_code(const CudaStream&) {

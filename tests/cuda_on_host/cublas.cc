@@ -1,0 +1,185 @@
+// The calls of cublasLt.h.
+#include "runtime/bfloat16.h"
+#include "runtime/buffer.h"
+#include "runtime/linalg.h"
+#include "tests/cuda_on_host/block.h"
+
+#include <cstring>
+
+#include <cublasLt.h>
+
+struct cublasLtContext {};
+struct cublasLtMatmulPreferenceOpaque_t {};
+struct cublasLtMatmulDescOpaque_t {
+  cublasComputeType_t compute;
+  cublasOperation_t op_a = CUBLAS_OP_N, op_b = CUBLAS_OP_N;
+};
+struct cublasLtMatrixLayoutOpaque_t {
+  cudaDataType_t type;
+  lowband::Index rows, cols, stride;  // column-major
+  std::int32_t count = 1;
+  std::int64_t matrix_stride = 0;
+};
+
+namespace lowband {
+namespace {
+
+using Layout = cublasLtMatrixLayoutOpaque_t;
+
+// A column-major matrix is the transpose of a row-major one. Number b of `layout`, converted to Real.
+template <class Real, class Stored>
+Buffer<Real> transpose_of(const Layout& layout, const void* data, std::int32_t b) {
+  const auto* const begin = static_cast<const Stored*>(data) + b * layout.matrix_stride;
+  Buffer<Real> copy(layout.rows * layout.cols);
+  for (Index j = 0; j < layout.cols; ++j) {
+    for (Index i = 0; i < layout.rows; ++i) {
+      if constexpr (std::is_same_v<Stored, BFloat16>) {
+        copy[j * layout.rows + i] = to_float(begin[j * layout.stride + i]);
+      } else {
+        copy[j * layout.rows + i] = begin[j * layout.stride + i];
+      }
+    }
+  }
+  return copy;
+}
+
+// D <- alpha op(A) op(B) + beta C, all column-major: D^T <- alpha op(B)^T op(A)^T + beta C^T.
+template <class In, class Out, class Real>
+void multiply(const cublasLtMatmulDescOpaque_t& product, Real alpha, const void* a, const Layout& a_layout,
+              const void* b, const Layout& b_layout, Real beta, const void* c, const Layout& c_layout,
+              void* d, const Layout& d_layout) {
+  const auto op_of = [](cublasOperation_t op) { return op == CUBLAS_OP_N ? Op::kNone : Op::kTranspose; };
+  for (std::int32_t matrix = 0; matrix < d_layout.count; ++matrix) {
+    Buffer<Real> left = transpose_of<Real, In>(b_layout, b, matrix);
+    Buffer<Real> right = transpose_of<Real, In>(a_layout, a, matrix);
+    Buffer<Real> result = beta == 0 ? Buffer<Real>(d_layout.rows * d_layout.cols)
+                                    : transpose_of<Real, Out>(c_layout, c, matrix);
+    gemm<Real>(op_of(product.op_b), op_of(product.op_a), alpha, left.matrix(0, b_layout.cols, b_layout.rows),
+               right.matrix(0, a_layout.cols, a_layout.rows), beta,
+               result.matrix(0, d_layout.cols, d_layout.rows));
+    auto* const to = static_cast<Out*>(d) + matrix * d_layout.matrix_stride;
+    for (Index j = 0; j < d_layout.cols; ++j) {
+      for (Index i = 0; i < d_layout.rows; ++i) {
+        if constexpr (std::is_same_v<Out, BFloat16>) {
+          to[j * d_layout.stride + i] = to_bfloat16(result[j * d_layout.rows + i]);
+        } else {
+          to[j * d_layout.stride + i] = result[j * d_layout.rows + i];
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lowband
+
+const char* cublasLtGetStatusName(cublasStatus_t status) {
+  return status == CUBLAS_STATUS_SUCCESS ? "CUBLAS_STATUS_SUCCESS" : "CUBLAS_STATUS_INVALID_VALUE";
+}
+const char* cublasLtGetStatusString(cublasStatus_t status) {
+  return status == CUBLAS_STATUS_SUCCESS ? "success" : "an invalid value";
+}
+
+cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
+  *handle = new cublasLtContext;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
+  delete handle;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* product, cublasComputeType_t compute,
+                                        cudaDataType_t /*scale*/) {
+  *product = new cublasLtMatmulDescOpaque_t{.compute = compute};
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t product,
+                                              cublasLtMatmulDescAttributes_t attribute, const void* value,
+                                              std::size_t bytes) {
+  cublasOperation_t& op = attribute == CUBLASLT_MATMUL_DESC_TRANSA ? product->op_a : product->op_b;
+  if (bytes != sizeof op) return CUBLAS_STATUS_INVALID_VALUE;
+  std::memcpy(&op, value, bytes);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t product) {
+  delete product;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType_t type,
+                                          std::uint64_t rows, std::uint64_t cols, std::int64_t stride) {
+  *layout = new cublasLtMatrixLayoutOpaque_t{.type = type,
+                                             .rows = static_cast<lowband::Index>(rows),
+                                             .cols = static_cast<lowband::Index>(cols),
+                                             .stride = stride};
+  return stride >= (*layout)->rows ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+}
+cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout,
+                                                cublasLtMatrixLayoutAttribute_t attribute, const void* value,
+                                                std::size_t bytes) {
+  const bool is_count = attribute == CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT;
+  if (bytes != (is_count ? sizeof layout->count : sizeof layout->matrix_stride))
+    return CUBLAS_STATUS_INVALID_VALUE;
+  std::memcpy(is_count ? static_cast<void*>(&layout->count) : &layout->matrix_stride, value, bytes);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) {
+  delete layout;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+// There is one algorithm, and it prefers nothing.
+cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* preference) {
+  *preference = new cublasLtMatmulPreferenceOpaque_t;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t /*preference*/,
+                                                    cublasLtMatmulPreferenceAttributes_t attribute,
+                                                    const void* /*value*/, std::size_t bytes) {
+  const bool is_workspace = attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+  return bytes == (is_workspace ? sizeof(std::uint64_t) : sizeof(std::uint32_t))
+             ? CUBLAS_STATUS_SUCCESS
+             : CUBLAS_STATUS_INVALID_VALUE;
+}
+cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference) {
+  delete preference;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t product,
+                                              cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                              cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                              cublasLtMatmulPreference_t /*preference*/, int /*most*/,
+                                              cublasLtMatmulHeuristicResult_t* results, int* found) {
+  const bool plain_a = product->op_a == CUBLAS_OP_N, plain_b = product->op_b == CUBLAS_OP_N;
+  const bool fits = (plain_a ? a->rows : a->cols) == d->rows && (plain_b ? b->cols : b->rows) == d->cols &&
+                    (plain_a ? a->cols : a->rows) == (plain_b ? b->rows : b->cols) && c->rows == d->rows &&
+                    c->cols == d->cols && a->count == d->count && b->count == d->count &&
+                    c->count == d->count && a->type == b->type && c->type == d->type;
+  *results = {.algo = {}, .state = fits ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE};
+  *found = 1;
+  return results->state;
+}
+
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t product, const void* alpha,
+                              const void* a, cublasLtMatrixLayout_t a_layout, const void* b,
+                              cublasLtMatrixLayout_t b_layout, const void* beta, const void* c,
+                              cublasLtMatrixLayout_t c_layout, void* d, cublasLtMatrixLayout_t d_layout,
+                              const cublasLtMatmulAlgo_t* /*algorithm*/, void* /*workspace*/,
+                              std::size_t /*workspace_bytes*/, cudaStream_t /*stream*/) {
+  const lowband::cuda_on_host::DeviceAccess access;
+  const auto multiply = [&]<class In, class Out, class Real>() {
+    lowband::multiply<In, Out, Real>(*product, *static_cast<const Real*>(alpha), a, *a_layout, b, *b_layout,
+                                     *static_cast<const Real*>(beta), c, *c_layout, d, *d_layout);
+    return CUBLAS_STATUS_SUCCESS;
+  };
+  using lowband::BFloat16;
+  const cudaDataType_t in = a_layout->type, out = d_layout->type;
+  if (product->compute == CUBLAS_COMPUTE_64F && in == CUDA_R_64F && out == CUDA_R_64F)
+    return multiply.operator()<double, double, double>();
+  if (product->compute != CUBLAS_COMPUTE_32F) return CUBLAS_STATUS_INVALID_VALUE;
+  if (in == CUDA_R_32F && out == CUDA_R_32F) return multiply.operator()<float, float, float>();
+  if (in == CUDA_R_16BF && out == CUDA_R_32F) return multiply.operator()<BFloat16, float, float>();
+  if (in == CUDA_R_16BF && out == CUDA_R_16BF) return multiply.operator()<BFloat16, BFloat16, float>();
+  return CUBLAS_STATUS_INVALID_VALUE;
+}

@@ -1,0 +1,289 @@
+// The calls of cuda_runtime_api.h.
+#include "runtime/device.h"
+#include "runtime/error.h"
+#include "tests/cuda_on_host/block.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include <cuda_runtime_api.h>
+#include <sys/mman.h>
+
+struct CUstream_st {};
+struct CUmemPoolHandle_st {};
+struct CUevent_st {
+  std::chrono::steady_clock::time_point time;
+};
+
+namespace lowband {
+namespace {
+
+constexpr std::size_t kPage = 4096;
+// As far as a buffer's end may lie before the page that cannot be touched; what vector loads need.
+constexpr std::size_t kAlignment = 16;
+constexpr int kUntouched = 0xff;  // a NaN in every type
+
+thread_local cudaError_t last_error = cudaSuccess;
+thread_local std::string last_reason;
+
+std::size_t rounded_up(std::size_t x, std::size_t unit) { return (x + unit - 1) / unit * unit; }
+
+// Every buffer ends where its pages end, up to the alignment; the page behind them stays closed. While nobody
+// needs them, so do its own.
+class DeviceMemory {
+ public:
+  void* allocate(std::size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    const std::size_t open = rounded_up(std::max<std::size_t>(bytes, 1), kPage);
+    void* const pages =
+        mmap(nullptr, open + kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (pages == MAP_FAILED) return nullptr;
+    auto* const begin = static_cast<unsigned char*>(pages);
+    mprotect(begin, open, PROT_READ | PROT_WRITE);
+    std::memset(begin, kUntouched, open);
+    unsigned char* const memory = begin + open - rounded_up(bytes, kAlignment);
+    const Buffer buffer{begin, open, memory, bytes};
+    if (users_ == 0) mprotect(begin, open, PROT_NONE);
+    buffers_.emplace(memory, buffer);
+    return memory;
+  }
+
+  /// Says and ends the program when something was written beside the buffer.
+  bool free(void* memory) {
+    const std::lock_guard lock(mutex_);
+    const auto found = buffers_.find(static_cast<unsigned char*>(memory));
+    if (found == buffers_.end()) return false;
+    const Buffer& buffer = found->second;
+    mprotect(buffer.pages, buffer.open, PROT_READ | PROT_WRITE);
+    const auto untouched = [](unsigned char byte) { return byte == kUntouched; };
+    if (!std::all_of(buffer.pages, buffer.memory, untouched) ||
+        !std::all_of(buffer.memory + buffer.bytes, buffer.pages + buffer.open, untouched)) {
+      std::fprintf(stderr, "cuda_on_host: something was written beside a buffer of %zu bytes\n",
+                   buffer.bytes);
+      std::abort();
+    }
+    munmap(buffer.pages, buffer.open + kPage);
+    buffers_.erase(found);
+    return true;
+  }
+
+  enum class Place { kHost, kDevice, kBeside };
+  /// Where [memory, memory + bytes) is.
+  Place place_of(const void* memory, std::size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    const auto* const begin = static_cast<const unsigned char*>(memory);
+    auto after = buffers_.upper_bound(const_cast<unsigned char*>(begin));
+    if (after == buffers_.begin()) return Place::kHost;
+    const Buffer& buffer = std::prev(after)->second;
+    if (begin >= buffer.pages + buffer.open) return Place::kHost;
+    return begin + bytes <= buffer.memory + buffer.bytes ? Place::kDevice : Place::kBeside;
+  }
+
+  void open() {
+    const std::lock_guard lock(mutex_);
+    if (users_++ == 0) protect(PROT_READ | PROT_WRITE);
+  }
+  void close() {
+    const std::lock_guard lock(mutex_);
+    if (--users_ == 0) protect(PROT_NONE);
+  }
+
+ private:
+  struct Buffer {
+    unsigned char* pages;
+    std::size_t open;  // bytes of pages that are open in use
+    unsigned char* memory;
+    std::size_t bytes;
+  };
+  void protect(int access) {
+    for (const auto& [memory, buffer] : buffers_) mprotect(buffer.pages, buffer.open, access);
+  }
+
+  std::mutex mutex_;
+  std::map<unsigned char*, Buffer> buffers_;
+  int users_ = 0;
+};
+
+DeviceMemory& device_memory() {
+  static DeviceMemory memory;
+  return memory;
+}
+
+std::mutex hash_mutex;
+std::uint64_t hash = 0;
+
+void add_to_hash(const void* bytes, std::size_t count) {
+  const std::lock_guard lock(hash_mutex);
+  const auto* const begin = static_cast<const unsigned char*>(bytes);
+  for (std::size_t i = 0; i < count; i += sizeof(std::uint64_t)) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, begin + i, std::min(sizeof word, count - i));
+    hash = (hash ^ word) * 0x9e3779b97f4a7c15;
+    hash ^= hash >> 32;
+  }
+}
+
+}  // namespace
+
+namespace cuda_on_host {
+
+cudaError_t set_error(cudaError_t code, std::string why) {
+  last_error = code;
+  last_reason = std::move(why);
+  return code;
+}
+
+DeviceAccess::DeviceAccess() { device_memory().open(); }
+DeviceAccess::~DeviceAccess() { device_memory().close(); }
+
+std::uint64_t hash_of_results() {
+  const std::lock_guard lock(hash_mutex);
+  return hash;
+}
+void forget_results() {
+  const std::lock_guard lock(hash_mutex);
+  hash = 0;
+}
+
+}  // namespace cuda_on_host
+
+CudaStatus cuda_status() {
+  CudaStatus status;
+  status.built_in = true;
+  status.toolkit_version = "on the host";
+  status.devices.push_back({"this processor, not a GPU", "9.0", 0});
+  return status;
+}
+
+}  // namespace lowband
+
+using lowband::device_memory;
+using lowband::cuda_on_host::DeviceAccess;
+using lowband::cuda_on_host::set_error;
+
+cudaError_t cudaGetLastError() { return std::exchange(lowband::last_error, cudaSuccess); }
+
+const char* cudaGetErrorName(cudaError_t code) {
+  switch (code) {
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorInvalidValue:
+      return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidConfiguration:
+      return "cudaErrorInvalidConfiguration";
+    case cudaErrorInvalidDevice:
+      return "cudaErrorInvalidDevice";
+    case cudaErrorNotReady:
+      return "cudaErrorNotReady";
+    case cudaErrorLaunchFailure:
+      return "cudaErrorLaunchFailure";
+  }
+  return "unknown";
+}
+const char* cudaGetErrorString(cudaError_t /*code*/) { return lowband::last_reason.c_str(); }
+
+cudaError_t cudaSetDevice(int device) {
+  if (device == 0) return cudaSuccess;
+  return set_error(cudaErrorInvalidDevice,
+                   lowband::cat("found device ", device, ", there is device 0 alone"));
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr /*the only one*/, int /*device*/) {
+  *value = static_cast<int>(lowband::cuda_on_host::kMostSharedBytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  *least = 0;
+  *greatest = -5;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned /*flags*/, int /*priority*/) {
+  *stream = new CUstream_st;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete stream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t /*stream*/, cudaEvent_t /*event*/, unsigned /*flags*/) {
+  return cudaSuccess;
+}
+cudaError_t cudaStreamQuery(cudaStream_t /*stream*/) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t /*stream*/) { return cudaSuccess; }
+
+cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  *event = new CUevent_st;
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t /*stream*/) {
+  event->time = std::chrono::steady_clock::now();
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t /*event*/) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t /*event*/) { return cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  *milliseconds = std::chrono::duration<float, std::milli>(end->time - begin->time).count();
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* /*properties*/) {
+  *pool = new CUmemPoolHandle_st;
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t /*pool*/, cudaMemPoolAttr /*attribute*/, void* /*value*/) {
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolDestroy(cudaMemPool_t pool) {
+  delete pool;
+  return cudaSuccess;
+}
+cudaError_t cudaMallocFromPoolAsync(void** memory, std::size_t bytes, cudaMemPool_t /*pool*/,
+                                    cudaStream_t /*stream*/) {
+  *memory = device_memory().allocate(bytes);
+  return *memory != nullptr ? cudaSuccess : set_error(cudaErrorMemoryAllocation, "no memory");
+}
+cudaError_t cudaFreeAsync(void* memory, cudaStream_t /*stream*/) {
+  return device_memory().free(memory) ? cudaSuccess : set_error(cudaErrorInvalidValue, "not a device buffer");
+}
+
+cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t /*stream*/) {
+  using Place = lowband::DeviceMemory::Place;
+  if (device_memory().place_of(memory, bytes) != Place::kDevice)
+    return set_error(cudaErrorInvalidValue, "beyond a device buffer");
+  const DeviceAccess access;
+  std::memset(memory, value, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind /*from addresses*/,
+                            cudaStream_t /*stream*/) {
+  using Place = lowband::DeviceMemory::Place;
+  const Place target = device_memory().place_of(to, bytes), source = device_memory().place_of(from, bytes);
+  if (target == Place::kBeside || source == Place::kBeside)
+    return set_error(cudaErrorInvalidValue, "beyond a device buffer");
+  const DeviceAccess access;
+  std::memcpy(to, from, bytes);
+  if (source == Place::kDevice && target == Place::kHost) lowband::add_to_hash(to, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned /*flags*/) {
+  *memory = std::malloc(bytes);
+  return *memory != nullptr ? cudaSuccess : set_error(cudaErrorMemoryAllocation, "no memory");
+}
+cudaError_t cudaFreeHost(void* memory) {
+  std::free(memory);
+  return cudaSuccess;
+}
