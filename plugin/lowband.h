@@ -294,7 +294,7 @@ typedef struct lowband_step_report {
 void lowband_step_report_defaults(lowband_step_report* report);
 
 /* Weights <- their update from the gradients, each the mean over this process's own data. May leave anything
- * in the gradients. `report` may be NULL. Collective, equal `info`. */
+ * in the gradients. `report` may be NULL. Collective, equal `info`, which is checked. */
 lowband_status lowband_step(lowband_optimizer* optimizer, const lowband_step_info* info,
                             lowband_step_report* report);
 

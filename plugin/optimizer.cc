@@ -5,6 +5,8 @@
 #include "plugin/world.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <deque>
@@ -206,6 +208,23 @@ std::unique_ptr<lowband_optimizer> make_optimizer(lowband_world& world,
   return optimizer;
 }
 
+// What one process alone got wrong is refused by all, before anything is exchanged.
+void expect_equal_info(Communicator& world, const lowband_step_info& info) {
+  constexpr std::array kFields{"step", "learning_rate", "scalar_learning_rate", "diagnose"};
+  constexpr auto kCount = static_cast<Index>(kFields.size());
+  const std::array<double, kFields.size()> own{static_cast<double>(info.step), info.learning_rate,
+                                               info.scalar_learning_rate, info.diagnose != 0 ? 1.0 : 0.0};
+  std::vector<double> all(at(kCount * world.size()));
+  world.all_gather<double>(own, all, std::vector<Index>(at(world.size()), kCount), {Purpose::kControl});
+  for (Index i = 0; i < std::ssize(all); ++i) {
+    const auto field = cat("[process ", i / kCount, " of ", world.size(), "] info.", kFields[at(i % kCount)]);
+    LB_EXPECTS(std::isfinite(all[at(i)]) && all[at(i)] >= 0, field, ": found ", all[at(i)],
+               ", expected 0 or more");
+    LB_EXPECTS(all[at(i)] == all[at(i % kCount)], field, ": found ", all[at(i)],
+               "; expected, as on process 0, ", all[at(i % kCount)]);
+  }
+}
+
 void expect_parameter(const lowband_optimizer* optimizer, Index parameter) {
   expect_pointer(optimizer, "optimizer");
   LB_EXPECTS(parameter >= 0 && parameter < std::ssize(optimizer->names), "parameter: found ", parameter,
@@ -365,10 +384,11 @@ lowband_status lowband_step(lowband_optimizer* optimizer, const lowband_step_inf
     expect_pointer(optimizer, "optimizer");
     expect_struct(info, "info");
     if (report != nullptr) expect_struct(report, "report");
-    LB_EXPECTS(info->step >= 0, "info.step: found ", info->step, ", expected 0 or more");
   });
   if (refused != LOWBAND_OK) return refused;
   return guarded_collective(optimizer->world, [&] {
+    // Counted with the step before: the next one begins when its number is agreed.
+    expect_equal_info(*optimizer->world.communicator, *info);
     if (!optimizer->in_step) optimizer->next_step = info->step;
     optimizer->begin_step();
     const lowband::StepReport found = optimizer->step({.step = info->step,

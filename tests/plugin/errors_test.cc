@@ -235,6 +235,36 @@ TEST(PluginErrors, of_a_step_leave_the_optimizer_as_it_is) {
   });
 }
 
+TEST(PluginErrors, of_one_process_s_step_are_those_of_all) {
+  run_c_world(2, [&](lowband_world* world) {
+    const int process = lowband_world_process(world);
+    Description description;
+    lowband_optimizer* optimizer = nullptr;
+    expect_ok(description.create(world, &optimizer));
+    lowband_step_info right;
+    lowband_step_info_defaults(&right);
+    right.learning_rate = 0.5;
+    const auto refused = [&](auto spoil, std::string_view message) {
+      lowband_step_info info = right;
+      if (process == 1) spoil(info);
+      EXPECT_EQ(lowband_step(optimizer, &info, nullptr), LOWBAND_INVALID_ARGUMENT);
+      EXPECT_THAT(lowband_last_error(), HasSubstr(std::string(message)));
+    };
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
+    refused([](auto& info) { info.learning_rate = std::numeric_limits<double>::quiet_NaN(); },
+            "[process 1 of 2] info.learning_rate: found nan, expected 0 or more");
+    refused([](auto& info) { info.scalar_learning_rate = kInfinity; },
+            "[process 1 of 2] info.scalar_learning_rate: found inf, expected 0 or more");
+    refused([](auto& info) { info.learning_rate = 0.25; },
+            "[process 1 of 2] info.learning_rate: found 0.25; expected, as on process 0, 0.5");
+    refused([](auto& info) { info.step = 7; }, "[process 1 of 2] info.step: found 7; expected");
+    refused([](auto& info) { info.diagnose = 1; }, "[process 1 of 2] info.diagnose: found 1; expected");
+    EXPECT_EQ(description.weights, Description().weights);
+    expect_ok(lowband_step(optimizer, &right, nullptr));
+    lowband_optimizer_free(optimizer);
+  });
+}
+
 TEST(PluginErrors, reach_the_others_when_a_process_gives_up) {
   std::latch created(2);
   run_c_world(2, [&](lowband_world* world) {
