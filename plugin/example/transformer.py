@@ -1,4 +1,8 @@
-"""A small language model and its data, for the examples beside it."""
+"""A small language model of LLaMA's kind and its data, for the examples beside it.
+
+The model is that of `lowband train`, with the same names of parameters after its `model.`: equal weights and equal data
+give equal losses.
+"""
 
 import math
 
@@ -6,51 +10,92 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-VOCABULARY, WIDTH, HEADS, LAYERS, LENGTH, BATCH = 64, 64, 4, 2, 32, 8
+VOCABULARY, WIDTH, HEADS, LAYERS, FFN_WIDTH, LENGTH, BATCH = 64, 64, 4, 2, 176, 32, 8
+NORM_EPSILON, ROPE_BASE = 1e-5, 10000.0
 
 
-class Block(nn.Module):
+def linear(inputs, outputs):
+    return nn.Linear(inputs, outputs, bias=False)
 
-    def __init__(self):
+
+def rotated(x):
+    """Rotary positions: at position p elements j and j + d/2 of a head turn by p base^(-2j/d).
+
+    Shapes: x is (..., positions, d).
+    """
+    positions, half = x.shape[-2], x.shape[-1] // 2
+    frequencies = ROPE_BASE**(-torch.arange(half, dtype=torch.float64) / half)
+    angles = torch.outer(torch.arange(positions, dtype=torch.float64), frequencies)
+    cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+
+
+class Attention(nn.Module):
+
+    def __init__(self, width, heads, kv_heads):
         super().__init__()
-        self.query, self.key, self.value, self.output = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH, bias=False), nn.Linear(4 * WIDTH, WIDTH, bias=False)
-        self.before_attention, self.before_mlp = nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)
+        self.head_dim = width // heads
+        self.q_proj, self.o_proj = linear(width, width), linear(width, width)
+        self.k_proj, self.v_proj = (linear(width, kv_heads * self.head_dim) for _ in range(2))
 
     def forward(self, x):
-        heads = lambda y: y.unflatten(-1, (HEADS, -1)).transpose(1, 2)
-        h = self.before_attention(x)
-        attention = F.scaled_dot_product_attention(heads(self.query(h)), heads(self.key(h)), heads(self.value(h)),
-                                                   is_causal=True)
-        x = x + self.output(attention.transpose(1, 2).flatten(-2))
-        return x + self.down(F.silu(self.up(self.before_mlp(x))))
+        heads = lambda y: y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        query, key, value = rotated(heads(self.q_proj(x))), rotated(heads(self.k_proj(x))), heads(self.v_proj(x))
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        return self.o_proj(attended.transpose(1, 2).flatten(-2))
+
+
+class FeedForward(nn.Module):
+
+    def __init__(self, width, ffn_width):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = linear(width, ffn_width), linear(width, ffn_width), linear(ffn_width, width)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+
+    def __init__(self, width, heads, kv_heads, ffn_width):
+        super().__init__()
+        self.input_layernorm, self.self_attn = nn.RMSNorm(width, NORM_EPSILON), Attention(width, heads, kv_heads)
+        self.post_attention_layernorm, self.mlp = nn.RMSNorm(width, NORM_EPSILON), FeedForward(width, ffn_width)
+
+    def forward(self, x):
+        x = x + self.self_attn(self.input_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Transformer(nn.Module):
 
-    def __init__(self):
+    def __init__(self, vocabulary=VOCABULARY, width=WIDTH, layers=LAYERS, heads=HEADS, kv_heads=HEADS, ffn_width=FFN_WIDTH):
         super().__init__()
-        torch.manual_seed(0)  # equal on all processes
-        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.layers = nn.ModuleList(Block() for _ in range(LAYERS))
-        self.norm = nn.RMSNorm(WIDTH)
-        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.embed_tokens = nn.Embedding(vocabulary, width)  # the head too
+        self.layers = nn.ModuleList(Layer(width, heads, kv_heads, ffn_width) for _ in range(layers))
+        self.norm = nn.RMSNorm(width, NORM_EPSILON)
+        draw = torch.Generator().manual_seed(0)  # equal on all processes
+        for name, parameter in self.named_parameters():
+            into_residual = "o_proj" in name or "down_proj" in name
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers) if into_residual else 0.02, generator=draw)
 
     def forward(self, tokens):
         """Mean cross-entropy of every token after the first."""
-        x = self.embedding(tokens[:, :-1])
+        x = self.embed_tokens(tokens[:, :-1])
         for layer in self.layers:
             x = layer(x)
-        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), tokens[:, 1:].flatten())
+        logits = F.linear(self.norm(x), self.embed_tokens.weight)
+        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def groups(model):
-    """Matrices of layers travel as factors; the embedding, the head and the gains are AdamW's, and travel as they are."""
-    matrices = [(name, p) for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
-    gains = [(name, p) for name, p in model.named_parameters() if p.ndim == 1]
-    ends = {role: [(name, p) for name, p in model.named_parameters() if f"{role}." in name] for role in ("embedding", "head")}
-    return [{"params": matrices, "lr": 0.02}, {"params": gains},
-            *({"params": named, "role": role} for role, named in ends.items())]
+    """Matrices of layers travel as factors; the embedding and the gains are AdamW's, and travel as they are."""
+    named = list(model.named_parameters())
+    return [{"params": [(name, p) for name, p in named if p.ndim == 2 and "layers." in name], "lr": 0.02},
+            {"params": [(name, p) for name, p in named if p.ndim == 2 and "layers." not in name], "role": "embedding"},
+            {"params": [(name, p) for name, p in named if p.ndim == 1]}]
 
 
 def batches(process):

@@ -53,10 +53,12 @@ def team_of(parameters: Sequence[torch.Tensor], names: Sequence[str]) -> Team:
                 f"{type(parameters[0].data).__name__}, expected DTensors or plain tensors only; leave out of the "
                 "optimizer what fully_shard ignores")
         if mesh is not None and mesh.ndim != 1:
-            raise lowband.InvalidArgument(
-                f"mesh of {name}: found {mesh.ndim} dimensions with placements {parameter.placements}, expected one: "
-                "with fully_shard(model, mesh=mesh['shard']) on that dimension of a mesh of two, replicas exchange "
-                "nothing and lowband does")
+            advice = ("one kind of pieces within a replica, of FSDP2 or of tensor parallelism"
+                      if not any(type(placement) is Replicate for placement in parameter.placements) else
+                      "with fully_shard(model, mesh=mesh['shard']) on that dimension of a mesh of two, replicas exchange "
+                      "nothing and lowband does")
+            raise lowband.InvalidArgument(f"mesh of {name}: found {mesh.ndim} dimensions with placements "
+                                          f"{parameter.placements}, expected one: {advice}")
         if mesh != meshes[0]:
             raise lowband.InvalidArgument(f"mesh of {name}: found {mesh}, expected {meshes[0]} as for {names[0]}")
     if meshes[0] is None:

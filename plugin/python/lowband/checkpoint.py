@@ -13,12 +13,13 @@ from __future__ import annotations
 from typing import Any, Sequence
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 import lowband
 from lowband.optimizer import StatePiece
-from lowband.torch import Optimizer, tensor_over
+from lowband.torch import Optimizer, expect_names, tensor_over
 
 
 class State:
@@ -32,6 +33,8 @@ class State:
     """
 
     def __init__(self, optimizer: Optimizer, saved_replicas: int | None = None) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise lowband.InvalidArgument(f"optimizer: found {type(optimizer).__name__}, expected lowband.torch.Optimizer")
         self._optimizer = optimizer
         mesh = optimizer.exchange.options.mesh
         together = mesh.tensor * mesh.shard
@@ -42,23 +45,33 @@ class State:
         self._means: list[tuple[torch.Tensor, torch.Tensor]] = []  # what is read of all replicas, and where it goes
 
     def state_dict(self) -> dict[str, Any]:
+        if not dist.is_initialized():  # every process would take itself for the only one
+            raise lowband.InvalidArgument("process group: found torch.distributed not initialised, expected "
+                                          "init_process_group before a checkpoint")
         self._means = []
         state = {piece.name: self._whole(piece) for piece in self._optimizer.exchange.state()}
         rates = {f"lr{i}": float(group["lr"]) for i, group in enumerate(self._optimizer.param_groups)}
-        facts = {"dtype": self._optimizer.exchange.options.dtype, "steps": self._optimizer._steps}
-        return {"state": state, **facts, **rates}
+        return {"state": state, **self._facts(), "steps": self._optimizer._steps, **rates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises: lowband.InvalidArgument for a checkpoint of other numbers; other shapes torch refuses before."""
-        dtype, own = state_dict["dtype"], self._optimizer.exchange.options.dtype
-        if dtype != own:
-            raise lowband.InvalidArgument(f"checkpoint, dtype: found {dtype}, expected {own}")
+        """Raises: lowband.InvalidArgument for a checkpoint of other numbers, or of parameters that are not here; other
+        shapes, and parameters that it lacks, torch refuses before."""
+        facts = self._facts()
+        expect_names("checkpoint", state_dict["names"], facts.pop("names"))
+        for field, expected in facts.items():
+            if state_dict[field] != expected:
+                raise lowband.InvalidArgument(f"checkpoint, {field}: found {state_dict[field]}, expected {expected}")
         for replicas, kept in self._means:
             kept.copy_(replicas.mean(dim=0))
         self._means = []
         self._optimizer._steps = state_dict["steps"]
         for i, group in enumerate(self._optimizer.param_groups):
             group["lr"] = state_dict[f"lr{i}"]
+
+    def _facts(self) -> dict[str, Any]:
+        options = self._optimizer.exchange.options
+        return {"names": list(self._optimizer._names), "kind": options.kind, "scalar_kind": options.scalar_kind,
+                "dtype": options.dtype}
 
     def _whole(self, piece: StatePiece) -> torch.Tensor:
         place = piece.place

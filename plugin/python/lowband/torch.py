@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import dataclasses
 import hashlib
+import math
 import sys
 from typing import Any, Callable, Iterable
 
@@ -63,7 +64,8 @@ class Optimizer(torch.optim.Optimizer):
         weight_decay  decoupled; one value, or 0 for what is no matrix (which "norm" implies)
     Names are those of (name, parameter) pairs, else "param0", "param1", ...
 
-    The other arguments are those of `lowband.Options`; `clip_norm` clips by the norm of the mean gradient, which
+    A step waits `deadline_seconds` for a process that is silent, as while it writes a checkpoint; one that is gone is
+    noticed at once. The other arguments are those of `lowband.Options`; `clip_norm` clips by the norm of the mean gradient, which
     `torch.nn.utils.clip_grad_norm_` does not know here.
 
     DTensors, all on one mesh of one dimension, as `fully_shard` on the shard dimension of a mesh of two makes them: the
@@ -82,7 +84,8 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, params: Iterable[Any], lr: float | torch.Tensor = 0.01, *, kind: str = "dion",
                  profile: lowband.Profile | None = None, weight_decay: float = 0.01,
                  mesh: lowband.Mesh = lowband.Mesh(), budget: int | None = None,
-                 process_group: dist.ProcessGroup | None = None, **options: Any) -> None:
+                 process_group: dist.ProcessGroup | None = None, deadline_seconds: float = 120.0,
+                 **options: Any) -> None:
         self._open = True
         super().__init__(params, {"lr": lr, "role": None, "weight_decay": weight_decay})
         self._open = False
@@ -93,6 +96,8 @@ class Optimizer(torch.optim.Optimizer):
         team = _pieces.team_of(self._parameters, self._names)
         cuts = [_pieces.cut_of(parameter, name) for parameter, name in zip(self._parameters, self._names)]
         dtype = self._checked_dtype()
+        if not 0 < deadline_seconds < math.inf:
+            raise lowband.InvalidArgument(f"deadline_seconds: found {deadline_seconds}, expected a positive number")
         if mesh.tensor not in (1, team.size):
             raise lowband.InvalidArgument(f"mesh.tensor: found {mesh.tensor}, expected {team.size}, the processes that "
                                           "hold one replica of the parameters together")
@@ -118,6 +123,7 @@ class Optimizer(torch.optim.Optimizer):
         self._group = _initialised(process_group)
         self.world = _world_of(self._group, _pieces.order_of(self._group, team))
         try:
+            self.world.set_deadline(deadline_seconds)
             self.exchange = lowband.Optimizer(self.world, described, chosen)
         except lowband.Error:  # the same on all processes
             self.world.close()
@@ -140,8 +146,10 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters. Collective.
 
-        Raises: lowband.PeerFailed when a process is gone; lowband.InvalidArgument, before the first step, when replicas
-        have different weights.
+        Raises: lowband.PeerFailed, naming it, when a process is gone or silent; lowband.InvalidArgument, on all
+        processes, for learning rates that differ between them or are no numbers, and before the first step when
+        replicas have different weights. A gradient that does not suit its parameter is refused where it is; the others
+        hear of it when that program ends, or at their deadline.
         """
         loss = None
         if closure is not None:
@@ -263,7 +271,7 @@ class Optimizer(torch.optim.Optimizer):
             for parameter in group["params"]:
                 of_matrix = is_matrix(self._roles[self._position[parameter]])
                 rate = float(group["lr"])
-                if rates.setdefault(of_matrix, rate) != rate:
+                if rates.setdefault(of_matrix, rate) != rate and not math.isnan(rate):  # which all refuse together
                     raise lowband.InvalidArgument(
                         f"lr: found {rates[of_matrix]} and {rate} in groups of "
                         f"{'matrices' if of_matrix else 'parameters that are no matrices'}, expected one for all")
@@ -323,8 +331,9 @@ class Optimizer(torch.optim.Optimizer):
 
         if "lowband" not in state_dict:
             raise lowband.InvalidArgument("state_dict: found none of lowband's, expected what lowband.torch saved")
-        for field in ("processes", "process", "names"):
+        for field in ("processes", "process"):
             expect(field, state_dict["lowband"][field], own["lowband"][field])
+        expect_names("state_dict", state_dict["lowband"]["names"], self._names)
         for field, value in own["lowband"]["options"].items():
             expect(field, state_dict["lowband"]["options"].get(field), value)
         for i, tensors in own["state"].items():
@@ -363,6 +372,15 @@ def _names(groups: list[dict[str, Any]]) -> list[str]:
         given = group.get("param_names")
         names += given if given else [f"param{len(names) + i}" for i in range(len(group["params"]))]
     return names
+
+
+def expect_names(where: str, found: list[str], expected: list[str]) -> None:
+    """Raises: lowband.InvalidArgument naming the first parameter in which they differ."""
+    for i in range(max(len(found), len(expected))):
+        one, other = found[i:i + 1], expected[i:i + 1]
+        if one != other:
+            raise lowband.InvalidArgument(f"{where}, names: found {one[0] if one else 'nothing'} as parameter {i}, expected "
+                                          f"{other[0] if other else 'nothing'}")
 
 
 def tensor_over(piece: lowband.StatePiece) -> torch.Tensor:

@@ -1,7 +1,4 @@
-"""`lowband.torch` with DTensors: FSDP2 within a replica, lowband between replicas.
-
-    torchrun --nproc-per-node 4 tests/plugin/python/fsdp_job.py [name of a test ...]
-"""
+"""`lowband.torch` with DTensors, on the four processes of torchrun: FSDP2 within a replica, lowband between replicas."""
 
 import contextlib
 import random
@@ -14,13 +11,14 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import lowband
 import lowband.checkpoint
 import lowband.torch
 from lowband.optimizer import StatePiece, StatePlace
-from torch_job import (DENSE_BYTES, FACTOR_BYTES, HIDDEN, INPUTS, OUTPUTS, RANK, expect_close, expect_refused, loss_of, main,
-                       network, train)
+from torch_job import (DENSE_BYTES, FACTOR_BYTES, HIDDEN, INPUTS, OUTPUTS, RANK, expect_close, expect_refused, loss_of, network,
+                       train)
 
 
 def meshes(replicas=2):
@@ -315,6 +313,20 @@ def test_a_distributed_checkpoint_of_something_else_is_refused():
             assert "dtype: found float32, expected float64" in str(error), error
         optimizer.close()
 
+        # What the checkpoint has, and the model has not, torch does not read.
+        fewer = torch.nn.Sequential(*list(network())[:1])
+        optimizer = make(fewer, profile=lowband.uniform(RANK))
+        state = {"optimizer": lowband.checkpoint.State(optimizer)}
+        expect_refused(["checkpoint, names: found 2.weight as parameter 2, expected nothing"],
+                       lambda: dcp.load(state, checkpoint_id=folder))
+        optimizer.close()
+        model = network()
+        optimizer = make(model, profile=lowband.uniform(RANK), scalar_kind="sgd")
+        expect_refused(["checkpoint, scalar_kind: found adamw, expected sgd"], lambda: load(folder, model, optimizer))
+        optimizer.close()
+    expect_refused(["optimizer: found Adam, expected lowband.torch.Optimizer"],
+                   lambda: lowband.checkpoint.State(torch.optim.Adam(network().parameters())))
+
 
 def test_pieces_lie_in_the_whole():
     draw = random.Random(5)
@@ -342,6 +354,10 @@ def test_refuses_what_it_cannot_do():
     rank1 = dict(profile=lowband.uniform(1))
     make = lambda model: lowband.torch.Optimizer(model.parameters(), **rank1)
     expect_refused(["mesh of param0: found 2 dimensions", "mesh=mesh['shard']"], lambda: make(sharded(both)))
+
+    twice = parallelize_module(network(), both["shard"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    fully_shard(twice, mesh=both["replica"])
+    expect_refused(["mesh of param0: found 2 dimensions", "expected one: one kind of pieces"], lambda: make(twice))
 
     ignored = network()
     fully_shard(ignored, mesh=both["shard"], ignored_params={ignored[2].bias})
@@ -371,7 +387,3 @@ def test_refuses_what_it_cannot_do():
     model[0].weight.grad = DTensor.from_local(torch.ones(24, INPUTS), both["shard"], [Partial()])
     expect_refused(["gradient of param0: found placements (Partial(sum),), expected (Shard(dim=0),)"], optimizer.step)
     optimizer.close()
-
-
-if __name__ == "__main__":
-    main(globals())
