@@ -1,8 +1,8 @@
 """lowband as the optimizer of Megatron-core, between its data-parallel replicas.
 
-    ddp_config = DistributedDataParallelConfig(use_distributed_optimizer=False)
-    model = DistributedDataParallel(config, ddp_config, module)
-    optimizer = lowband.megatron.Optimizer(optimizer_config, [model], profile=lowband.uniform(64))
+    lowband.megatron.register(profile=lowband.uniform(64))
+    model = DistributedDataParallel(config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), module)
+    optimizer = get_megatron_optimizer(OptimizerConfig(optimizer="lowband", ...), [model])
 
 The processes that share a replica (Megatron's tensor parallelism) become lowband's tensor axis; its data parallelism
 becomes the replica axis, and its gradient all-reduce is gone.
@@ -10,15 +10,21 @@ becomes the replica axis, and its gradient all-reduce is gone.
 
 from __future__ import annotations
 
-from typing import Any, Iterator
+import contextlib
+import math
+import re
+from typing import Any, Iterator, NamedTuple
 
+import megatron.core.optimizer
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedObject
+from megatron.core.dist_checkpointing.optimizer import get_param_id_to_sharded_param_map, make_sharded_optimizer_tensor
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import OptimizerConfig
-from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer import OptimizerConfig, get_standard_config_overrides
+from megatron.core.optimizer.emerging_optimizers import EmergingOptimizerEntry
+from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, FP32Optimizer, MegatronOptimizer
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import copy_tensor_model_parallel_attributes
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
@@ -29,48 +35,108 @@ from lowband.optimizer import is_matrix
 _ROLES = {"linear_proj": "output", "linear_fc1": "up", "linear_fc2": "down", "word_embeddings": "embedding",
           "position_embeddings": "embedding", "output_layer": "head"}
 
+# The only values of these fields with which training is what they say.
+_OPTIMIZER_CONFIG = dict(
+    optimizer="lowband", fp16=False, loss_scale=None, use_distributed_optimizer=False,
+    use_layer_wise_distributed_optimizer=False, overlap_param_gather=False,
+    overlap_param_gather_with_optimizer_step=False, use_precision_aware_optimizer=False, optimizer_cpu_offload=False,
+    optimizer_cuda_graph=False, fp8_recipe=None, reuse_grad_buf_for_mxfp8_param_ag=False, decoupled_lr=None,
+    decoupled_weight_decay=True, grad_norm_skip_threshold=math.inf, log_num_zeros_in_grad=False, config_logger_dir="")
+_DDP_CONFIG = dict(
+    use_distributed_optimizer=False, num_distributed_optimizer_instances=1, overlap_param_gather=False,
+    use_megatron_fsdp=False, reduce_scatter_with_fp32_accumulation=False,
+    param_name_patterns_for_fp32_local_accumulation=(), fp8_param_gather=False, fp4_param_gather=False,
+    reuse_grad_buf_for_mxfp8_param_ag=False)
+# What Megatron says of a group of parameters.
+_GROUP_KEYS = {"params", "max_lr", "min_lr", "lr_mult", "wd_mult", "default_config", "is_expert_parallel",
+               "is_decoupled_lr"}
+
+
+def register(**options: Any) -> None:
+    """From now on `OptimizerConfig(optimizer="lowband")` makes Megatron's `get_megatron_optimizer` build an `Optimizer`
+    with these options, in the chain of one that it returns.
+
+    Every parameter is lowband's: none is left to Megatron's Adam and its all-reduce, so that nothing has to be tagged
+    before the model is wrapped. Calling it again replaces the options.
+    """
+
+    def arguments(config: OptimizerConfig, model_chunks: list[Any], processes: ProcessGroupCollection) -> dict[str, Any]:
+        return dict(config=config, model_chunks=model_chunks, processes=processes)
+
+    def build(param_groups: list[dict[str, Any]], **found: Any) -> Optimizer:
+        return Optimizer(**found, param_groups=param_groups, **options)
+
+    megatron.core.optimizer._EMERGING_OPTIMIZERS["lowband"] = EmergingOptimizerEntry(
+        build, config_to_kwargs=arguments, default_param_overrides={})
+    # Says that NVIDIA's package of optimizers is there, without which no entry is looked up.
+    megatron.core.optimizer.HAVE_EMERGING_OPTIMIZERS = True
+    # Megatron wraps an entry's optimizer, to reduce its norms and keep its masters. This one does both itself.
+    for wrapper in (FP32Optimizer, Float16OptimizerWithFloat16Params):
+        setattr(megatron.core.optimizer, wrapper.__name__, _leaving_ours(wrapper))
+
+
+def _leaving_ours(wrapper: type[MegatronOptimizer]) -> type[MegatronOptimizer]:
+
+    class Wrapper(wrapper):  # type: ignore[valid-type, misc]
+
+        def __new__(cls, optimizer: Any, *_arguments: Any) -> Any:
+            return optimizer if isinstance(optimizer, Optimizer) else super().__new__(cls)
+
+    return Wrapper
+
+
+class _Piece(NamedTuple):
+    """A matrix or vector of a parameter, as DTensors over the memory of its weight and gradient."""
+    name: str
+    tensor: torch.nn.Parameter
+    role: str
+
 
 class Optimizer(MegatronOptimizer):
-    """Dion or PowerSGD for the matrices of layers, AdamW, SGD or Lion for the rest.
+    """Dion or another kind of lowband's for the matrices of layers, AdamW, SGD or Lion for the rest.
 
-    Learning rate, weight decay, clip_grad and the betas and epsilon of Adam are those of `config`; the other arguments are
-    those of `lowband.Options`. `scalar_lr_mult` multiplies the rate of what is no matrix of a layer. `overlap=True` starts the
-    exchange of a bucket's gradients when Megatron's overlap_grad_reduce would start to reduce them.
+    Learning rates, weight decay, clip_grad and the settings of Adam and SGD are those of `config` and of Megatron's
+    groups of parameters; the other arguments are those of `lowband.Options`. `scalar_lr_mult` multiplies the rate of what
+    is no matrix of a layer. With Megatron's overlap_grad_reduce the exchange of a bucket's gradients starts when their
+    reduction would.
+
+    bfloat16 parameters have a float32 master each, which is what is updated, kept in checkpoints and, rounded, copied
+    to the model after every step; gradients are accumulated in float32.
 
     linear_fc1 of a gated layer is taken as its two matrices; linear_qkv is one, its rows in Megatron's order, which is
     the same for every tensor-parallel size.
 
-    Collective: all processes of the job. One model chunk of float32 parameters: without pipeline, context and expert
-    parallelism. Raises: lowband.InvalidArgument for what is not so.
+    DType: float32 or bfloat16 parameters with float32 main gradients.
+    Collective: all processes of the job. One model chunk, without pipeline, context and expert parallelism.
+    Raises: lowband.InvalidArgument, for what is not so and for every field of Megatron's configs that would not be
+    followed.
     """
 
     def __init__(self, config: OptimizerConfig, model_chunks: list[DistributedDataParallel], *,
+                 param_groups: list[dict[str, Any]] | None = None, processes: ProcessGroupCollection | None = None,
                  scalar_lr_mult: float = 1.0, **options: Any) -> None:
-        model = _checked(config, model_chunks)
-        mesh = DeviceMesh.from_group(parallel_state.get_tensor_model_parallel_group(), "cpu")
-        self._pieces = {parameter: list(_pieces(name, parameter, mesh))
-                        for name, parameter in model.module.named_parameters()}
-        pieces = [piece for pieces in self._pieces.values() for piece in pieces]
-        matrices = [(name, p, role) for name, p, role in pieces if is_matrix(role)]
-        rest = [(name, p, role) for name, p, role in pieces if not is_matrix(role)]
-        groups = []
-        for members, factor in ((matrices, 1.0), (rest, scalar_lr_mult)):
-            for role in sorted({role for _, _, role in members}):
-                decay = 0.0 if role == "norm" else 1.0
-                groups.append({"params": [(name, p) for name, p, found in members if found == role], "role": role,
-                               "lr": factor * config.lr, "weight_decay": decay * config.weight_decay,
-                               "max_lr": factor * config.lr, "min_lr": factor * (config.min_lr or 0.0),
-                               "wd_mult": decay, "lr_mult": 1.0, "default_config": members is matrices,
-                               "is_expert_parallel": False, "is_decoupled_lr": False})
+        processes = processes or ProcessGroupCollection.use_mpu_process_groups()
+        model = _checked(config, model_chunks, processes)
+        if param_groups is None:
+            param_groups = megatron.core.optimizer._get_param_groups(model_chunks, config,
+                                                                     get_standard_config_overrides(config))
         settings = dict(adamw_betas=(config.adam_beta1, config.adam_beta2), adamw_epsilon=config.adam_eps,
-                        sgd_momentum=config.sgd_momentum, clip_norm=config.clip_grad)
+                        sgd_momentum=config.sgd_momentum, clip_norm=config.clip_grad,
+                        overlap=model.ddp_config.overlap_grad_reduce)
         for name in options:
             if name in settings:
-                raise lowband.InvalidArgument(f"{name}: found it as an argument, expected it in the OptimizerConfig")
-        inner = lowband.torch.Optimizer(groups, lr=config.lr, weight_decay=config.weight_decay, **settings, **options)
+                raise lowband.InvalidArgument(f"{name}: found it as an argument, expected it in Megatron's configs")
+        self._masters: dict[torch.nn.Parameter, torch.Tensor] = {}
+        self._pieces: dict[torch.nn.Parameter, list[_Piece]] = {}
+        mesh = DeviceMesh.from_group(processes.tp, "cpu")
+        for name, parameter in _named(model):
+            self._pieces[parameter] = list(_pieces(name, parameter, self._master(parameter), mesh))
+        inner = lowband.torch.Optimizer(self._groups(config, param_groups, scalar_lr_mult), lr=config.lr,
+                                        weight_decay=config.weight_decay, **settings, **options)
         super().__init__(inner, config)
         self.is_stub_optimizer = False  # param_groups asks
         self._decays = [group["weight_decay"] for group in inner.param_groups]
+        self._replicas = processes.dp_cp.size()
         for group in model.bucket_groups:
             self._take_over(group)
 
@@ -81,18 +147,33 @@ class Optimizer(MegatronOptimizer):
         """Whether it was taken, the norm of the mean gradient before clipping, and no count of zeros."""
         self.prepare_grads()
         self.step_with_ready_grads()
-        return True, self.optimizer.last_report.gradient_norm, None
+        return True, self.get_grad_norm(), None
 
+    @torch.no_grad()
     def prepare_grads(self) -> bool:
-        """False: an infinity is found by all processes together in the step, which leaves that matrix alone."""
-        return False
-
-    def step_with_ready_grads(self) -> bool:
+        """Takes the step, clipping included: only with it is the norm of the mean gradient known, for which Megatron
+        asks next. False: an infinity is found by all processes together in the step, which leaves that matrix alone."""
         for group, decay in zip(self.optimizer.param_groups, self._decays):
             if group["weight_decay"] != decay:
                 raise lowband.InvalidArgument(f"weight_decay: found {group['weight_decay']} from a schedule, expected "
                                               f"{decay} at every step")
-        self.optimizer.step()
+        with self._timed("optimizer-inner-step"):
+            self.optimizer.step()
+        return False
+
+    def get_grad_norm(self) -> float:
+        """Of the mean gradient in the last step, before clipping."""
+        return self.optimizer.last_report.gradient_norm
+
+    def get_parameters(self) -> list[torch.nn.Parameter]:
+        """None: Megatron would clip them by a norm of its own."""
+        return []
+
+    @torch.no_grad()
+    def step_with_ready_grads(self) -> bool:
+        with self._timed("optimizer-copy-main-to-model-params"):
+            for parameter, master in self._masters.items():
+                parameter.copy_(master)
         return True
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -105,71 +186,144 @@ class Optimizer(MegatronOptimizer):
     def get_loss_scale(self) -> torch.Tensor:
         return torch.ones(1)
 
+    @torch.no_grad()
     def reload_model_params(self, state_dict: Any = None) -> None:
-        """Nothing: it updates the model's parameters themselves."""
+        """Masters <- the model's parameters, which were changed elsewhere."""
+        _expect("state_dict of reload_model_params", state_dict, None)
+        for parameter, master in self._masters.items():
+            master.copy_(parameter)
 
     def state_dict(self) -> dict[str, Any]:
-        """Of this process, which another cannot load."""
-        return {"of_process": self.optimizer.state_dict()}
+        """Of this process. Refused with several replicas: Megatron's format "torch" would keep that of one of them."""
+        _expect("data_parallel_size of state_dict", self._replicas, 1)
+        return {"of_process": self.optimizer.state_dict(), "fp32_from_fp16_params": list(self._masters.values())}
 
+    @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state_dict["of_process"])
+        for master, saved in zip(self._masters.values(), state_dict["fp32_from_fp16_params"], strict=True):
+            master.copy_(saved)
 
     def sharded_state_dict(self, model_sharded_state_dict: Any, is_loading: bool = False,
-                           metadata: Any = None) -> dict[str, ShardedObject]:
-        """An object for every process: to go on with the same mesh. For another there is
-        `lowband.checkpoint.State(optimizer.optimizer)`, with torch.distributed.checkpoint."""
+                           metadata: Any = None) -> dict[str, Any]:
+        """Masters as Megatron keeps them, and an object for every process with what differs between replicas: to go on
+        with the same mesh. For another there is `lowband.checkpoint.State(optimizer.optimizer)`, with
+        torch.distributed.checkpoint."""
         world = self.optimizer.world
-        return {"of_process": ShardedObject("optimizer.lowband", self.optimizer.state_dict(), (world.processes,),
-                                            (world.process,))}
+        of_process = ShardedObject("optimizer.lowband", self.optimizer.state_dict(), (world.processes,), (world.process,))
+        masters = []
+        if self._masters:
+            of_model = get_param_id_to_sharded_param_map(model_sharded_state_dict, iter(self._masters))
+            _expect("bfloat16 parameters in model_sharded_state_dict", len(of_model), len(self._masters))
+            masters = [make_sharded_optimizer_tensor(of_model[i], master, prefix="optimizer.state.fp32_param")
+                       for i, master in enumerate(self._masters.values())]
+        return {"of_process": of_process, "fp32_from_fp16_params": masters}
+
+    # ---- The rest is its own ----
+
+    def _master(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """What is updated: the parameter itself, unless it has too few digits."""
+        if parameter.dtype == torch.float32:
+            return parameter.data
+        master = parameter.detach().clone().float()
+        copy_tensor_model_parallel_attributes(master, parameter)
+        parameter.main_param = self._masters[parameter] = master
+        return master
+
+    def _groups(self, config: OptimizerConfig, param_groups: list[dict[str, Any]],
+                scalar_lr_mult: float) -> list[dict[str, Any]]:
+        """Megatron's groups, each split by role."""
+        groups, found = [], set()
+        for group in param_groups:
+            unknown = sorted(group.keys() - _GROUP_KEYS)
+            _expect("overrides of a group of parameters", unknown, [])
+            members = [piece for parameter in group["params"] for piece in self._pieces[parameter]]
+            found.update(group["params"])
+            for role in sorted({piece.role for piece in members}):
+                if role == "norm":
+                    _expect("wd_mult of gains and biases", group["wd_mult"], 0.0)
+                factor = 1.0 if is_matrix(role) else scalar_lr_mult
+                rates = {"lr": factor * group["max_lr"], "max_lr": factor * group["max_lr"],
+                         "min_lr": factor * (group["min_lr"] or 0.0)}
+                groups.append(group | rates | {
+                    "params": [(piece.name, piece.tensor) for piece in members if piece.role == role], "role": role,
+                    "weight_decay": group["wd_mult"] * config.weight_decay})
+        missing = [pieces[0].name for parameter, pieces in self._pieces.items() if parameter not in found]
+        _expect("parameters of another optimizer, whose gradients nobody would average", missing, [])
+        return groups
 
     def _take_over(self, group: Any) -> None:
         """From now on the bucket group leaves gradients as this process computed them."""
-        for bucket in group.buckets:
-            if bucket.params_with_extra_main_grads:
-                raise lowband.InvalidArgument("main_grad: found copies outside the gradient buffer, expected none")
+        ddp_config = group.ddp_config
 
         def start(force_all_reduce: bool = False) -> None:
-            if self.optimizer.exchange.options.overlap:
+            _expect("force_all_reduce", force_all_reduce, False)
+            if ddp_config.check_for_nan_in_grad or ddp_config.check_for_large_grads:
+                group.check_grads(check_for_nan_or_inf=ddp_config.check_for_nan_in_grad,
+                                  check_for_large=ddp_config.check_for_large_grads)
+            if ddp_config.overlap_grad_reduce:
                 for bucket in group.buckets:
                     for parameter in bucket.params_list:
-                        for _, piece, _ in self._pieces[parameter]:
-                            self.optimizer.announce(piece, piece.grad.to_local())
+                        # finalize_model_grads may sum what each process of a replica has whole.
+                        if getattr(parameter, "tensor_model_parallel", False):
+                            for _, piece, _ in self._pieces[parameter]:
+                                self.optimizer.announce(piece, piece.grad.to_local())
 
         def finish(force_all_reduce: bool = False) -> None:
+            if not ddp_config.overlap_grad_reduce or (group.is_first_batch and not group.grad_reduce_finished):
+                start(force_all_reduce)
             group.param_gather_dispatched = False
             group.grad_reduce_finished = True
 
         group.start_grad_sync, group.finish_grad_sync = start, finish
 
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        timers = self.config.timers
+        if timers is not None:
+            timers(name, log_level=1).start(barrier=self.config.barrier_with_L1_time)
+        yield
+        if timers is not None:
+            timers(name).stop()
 
-def _checked(config: OptimizerConfig, model_chunks: list[DistributedDataParallel]) -> DistributedDataParallel:
 
-    def expect(field: str, found: Any, expected: Any) -> None:
-        if found != expected:
-            raise lowband.InvalidArgument(f"{field}: found {found}, expected {expected}")
+def _expect(field: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise lowband.InvalidArgument(f"{field}: found {found}, expected {expected}")
 
-    expect("model chunks", len(model_chunks), 1)
+
+def _checked(config: OptimizerConfig, model_chunks: list[DistributedDataParallel],
+             processes: ProcessGroupCollection) -> DistributedDataParallel:
+    _expect("model chunks", len(model_chunks), 1)
     model = model_chunks[0]
-    expect("type of the model", type(model), DistributedDataParallel)
-    expect("pipeline_model_parallel_size", parallel_state.get_pipeline_model_parallel_world_size(), 1)
-    expect("context_parallel_size", parallel_state.get_context_parallel_world_size(), 1)
-    expect("expert_model_parallel_size", parallel_state.get_expert_model_parallel_world_size(), 1)
-    expect("expert_parallel_bucket_groups", len(model.expert_parallel_bucket_groups), 0)
-    expect("optimizer_config.use_distributed_optimizer", config.use_distributed_optimizer, False)
-    expect("ddp_config.use_distributed_optimizer", model.ddp_config.use_distributed_optimizer, False)
-    expect("optimizer_config.log_num_zeros_in_grad", config.log_num_zeros_in_grad, False)
-    expect("calculate_per_token_loss", model.config.calculate_per_token_loss, False)
-    for name, parameter in model.module.named_parameters():
-        expect(f"dtype of {name}", parameter.dtype, torch.float32)
-        expect(f"requires_grad of {name}", parameter.requires_grad, True)
-        expect(f"dtype of {name}.main_grad", parameter.main_grad.dtype, torch.float32)
+    _expect("type of the model", type(model), DistributedDataParallel)
+    _expect("pipeline_model_parallel_size", processes.pp.size(), 1)
+    _expect("context_parallel_size", processes.cp.size(), 1)
+    _expect("expert_model_parallel_size", processes.ep.size(), 1)
+    for name, expected in _OPTIMIZER_CONFIG.items():
+        _expect(f"optimizer_config.{name}", getattr(config, name), expected)
+    for name, expected in _DDP_CONFIG.items():
+        _expect(f"ddp_config.{name}", getattr(model.ddp_config, name), expected)
+    _expect("calculate_per_token_loss", model.config.calculate_per_token_loss, False)
+    for name, parameter in _named(model):
+        _expect(f"requires_grad of {name}", parameter.requires_grad, True)
+        _expect(f"allreduce of {name}", getattr(parameter, "allreduce", True), True)
+        _expect(f"grad_norm_group of {name}", getattr(parameter, "grad_norm_group", None), None)
+        _expect(f"is_gtp_weight_remat of {name}", getattr(parameter, "is_gtp_weight_remat", False), False)
+        of_master = parameter.dtype == torch.bfloat16 and config.bf16
+        _expect(f"dtype of {name}", parameter.dtype, torch.bfloat16 if of_master else torch.float32)
+        _expect(f"dtype of {name}.main_grad (ddp_config.grad_reduce_in_fp32)", parameter.main_grad.dtype, torch.float32)
     return model
 
 
-def _pieces(name: str, parameter: torch.nn.Parameter,
-            mesh: DeviceMesh) -> Iterator[tuple[str, torch.nn.Parameter, str]]:
-    """Name, DTensor over the memory of weight and gradient, and role, of the matrices or the vector in a parameter."""
+def _named(model: DistributedDataParallel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Names without what Megatron wraps a model in, as they are in its checkpoints."""
+    for name, parameter in model.named_parameters():
+        yield re.sub(r"^(module\.)+", "", name), parameter
+
+
+def _pieces(name: str, parameter: torch.nn.Parameter, weight: torch.Tensor, mesh: DeviceMesh) -> Iterator[_Piece]:
+    """The matrices or the vector in a parameter."""
     role = "norm"
     if parameter.ndim >= 2:
         role = next((role for part, role in _ROLES.items() if part in name), "matrix")
@@ -177,11 +331,9 @@ def _pieces(name: str, parameter: torch.nn.Parameter,
     placement = Shard(parameter.partition_dim) if is_cut else Replicate()
     # Rows that every process holds of several matrices: its piece of the first, then of the second.
     blocks = parameter.partition_stride if is_cut else 1
-    if blocks > 1 and parameter.partition_dim != 0:
-        raise lowband.InvalidArgument(f"partition_stride of {name}: found {blocks} in dimension "
-                                      f"{parameter.partition_dim}, expected 1, or dimension 0")
-    gradients = parameter.main_grad.chunk(blocks)
-    for i, (weight, gradient) in enumerate(zip(parameter.data.chunk(blocks), gradients)):
-        piece = torch.nn.Parameter(DTensor.from_local(weight, mesh, [placement], run_check=False))
+    if blocks > 1:
+        _expect(f"partition_dim of {name} with partition_stride {blocks}", parameter.partition_dim, 0)
+    for i, (own, gradient) in enumerate(zip(weight.chunk(blocks), parameter.main_grad.chunk(blocks))):
+        piece = torch.nn.Parameter(DTensor.from_local(own, mesh, [placement], run_check=False))
         piece.grad = DTensor.from_local(gradient, mesh, [placement], run_check=False)
-        yield (f"{name}.{i}" if blocks > 1 else name), piece, ("gate" if role == "up" and i < blocks - 1 else role)
+        yield _Piece(f"{name}.{i}" if blocks > 1 else name, piece, "gate" if role == "up" and i < blocks - 1 else role)

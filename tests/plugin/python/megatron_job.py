@@ -6,94 +6,24 @@
 import megatron_on_cpu  # first
 
 import collections
+import unittest.mock
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import ParamKey, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
-from megatron.core.transformer import TransformerConfig
+from megatron.core.process_groups_config import ProcessGroupCollection
 
 import lowband
 import lowband.megatron
+import megatron_reference
 from fsdp_job import shared_folder
+from megatron_gpt import FFN, LAYERS, VOCABULARY, WIDTH, backward, config, flat, gpt, lowbands, megatrons_own, train
 from torch_job import expect_close, expect_refused, main
 
-LAYERS, WIDTH, FFN, VOCABULARY, LENGTH, BATCH, MICRO_BATCHES = 2, 64, 128, 256, 32, 4, 2
 RANK = 8
-
-
-def gpt(**ddp_options):
-    if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=2)
-    model_parallel_cuda_manual_seed(1)
-    torch.manual_seed(1)
-    config = TransformerConfig(
-        num_layers=LAYERS, hidden_size=WIDTH, ffn_hidden_size=FFN, num_attention_heads=4, num_query_groups=2,
-        tensor_model_parallel_size=2, use_cpu_initialization=True, gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu, add_bias_linear=False, normalization="RMSNorm", attention_dropout=0.0,
-        hidden_dropout=0.0, gradient_accumulation_fusion=False, masked_softmax_fusion=False, bias_activation_fusion=False,
-        bias_dropout_fusion=False, finalize_model_grads_func=finalize_model_grads)
-    module = GPTModel(config=config, transformer_layer_spec=get_gpt_layer_local_spec(normalization="RMSNorm"),
-                      vocab_size=VOCABULARY, max_sequence_length=LENGTH, position_embedding_type="rope",
-                      share_embeddings_and_output_weights=False)
-    options = dict(use_distributed_optimizer=False, overlap_grad_reduce=False) | ddp_options
-    model = DistributedDataParallel(config, DistributedDataParallelConfig(**options), module)
-    config.no_sync_func = model.no_sync
-    return model
-
-
-def batches(step):
-    replica = parallel_state.get_data_parallel_rank()
-    for k in range(MICRO_BATCHES):
-        draw = torch.Generator().manual_seed(1000 * step + 10 * k + replica)
-        begin = torch.randint(VOCABULARY, (BATCH, 1), generator=draw)
-        yield (begin + 7 * torch.arange(LENGTH + 1)) % VOCABULARY
-
-
-def forward(iterator, model):
-    tokens = next(iterator)
-    positions = torch.arange(LENGTH).expand(BATCH, LENGTH)
-    hides = torch.ones(LENGTH, LENGTH).tril().logical_not().expand(BATCH, 1, LENGTH, LENGTH)
-    output = model(tokens[:, :-1].contiguous(), positions, hides, labels=tokens[:, 1:].contiguous())
-    return output, lambda losses: (losses.mean(), {"loss": losses.mean().detach()})
-
-
-def backward(model, step):
-    """Loss over all replicas; gradients are in the model's buffers."""
-    model.zero_grad_buffer()
-    run = get_forward_backward_func()
-    reports = run(forward_step_func=forward, data_iterator=batches(step), model=[model], num_microbatches=MICRO_BATCHES,
-                  seq_length=LENGTH, micro_batch_size=BATCH, forward_only=False)
-    loss = sum(report["loss"] for report in reports) / MICRO_BATCHES
-    dist.all_reduce(loss, group=parallel_state.get_data_parallel_group())
-    return loss.item() / parallel_state.get_data_parallel_world_size()
-
-
-def train(model, optimizer, steps, begin=0):
-    losses, norms = [], []
-    for step in range(begin, begin + steps):
-        optimizer.zero_grad()
-        losses.append(backward(model, step))
-        taken, norm, _ = optimizer.step()
-        assert taken
-        norms.append(float(norm))
-    return torch.tensor(losses), torch.tensor(norms)
-
-
-def flat(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def expect_equal_replicas(model):
-    everybody = [torch.empty_like(flat(model)) for _ in range(2)]
-    dist.all_gather(everybody, flat(model), group=parallel_state.get_data_parallel_group())
-    assert torch.equal(*everybody), "replicas differ"
+TYPES = (torch.float32, torch.bfloat16)
 
 
 def collectives(action):
@@ -103,28 +33,118 @@ def collectives(action):
     return collections.Counter(event.name for event in profile.events() if event.name.startswith("c10d::"))
 
 
-def config(**options):
-    return OptimizerConfig(optimizer="adam", lr=0.003, weight_decay=0.1, clip_grad=0.5, adam_beta2=0.95, **options)
+def expect_equal_replicas(model):
+    everybody = [torch.empty_like(flat(model)) for _ in range(2)]
+    dist.all_gather(everybody, flat(model), group=parallel_state.get_data_parallel_group())
+    assert torch.equal(*everybody), "replicas differ"
+    for parameter in model.parameters():
+        assert torch.equal(parameter, getattr(parameter, "main_param", parameter).to(parameter.dtype)), "not its master"
+
+
+def expect_planned_bytes(optimizer):
+    inner = optimizer.optimizer
+    counted = torch.tensor([inner.step_bytes(purpose, "replica").payload_bytes for purpose in ("factor", "dense")])
+    dist.all_reduce(counted, group=parallel_state.get_tensor_model_parallel_group())
+    assert tuple(counted.tolist()) == inner.planned_bytes(), (counted, inner.planned_bytes())
+
+
+def expect_failure(message, action):
+    try:
+        action()
+    except AssertionError as error:
+        assert message in str(error), error
+    else:
+        raise RuntimeError(f"expected a failure that says {message}")
+
+
+# ---- lowband beside Megatron with a plain implementation of the same optimizer ----
+
+STEPS = 20
+
+
+def first_q(cols):
+    return torch.randn(cols, RANK, generator=torch.Generator().manual_seed(cols), dtype=torch.float64)
+
+
+megatron_reference.register("plain_muon", megatron_reference.muon)
+megatron_reference.register("plain_dion", megatron_reference.dion(first_q))
+# The name of the reference in Megatron, and lowband's options.
+KINDS = {
+    "adamw": ("adam", dict(kind="adamw")),
+    "muon": ("plain_muon", dict(kind="muon", sign="newton_schulz_5")),
+    "dion": ("plain_dion", dict(kind="dion", profile=lowband.uniform(RANK))),
+}
+Run = collections.namedtuple("Run", "losses norms moved model optimizer")
+
+
+def run_lowband(kind, dtype):
+    model = gpt(dtype)
+    begin = flat(model).clone()
+    optimizer = lowbands(model, dtype, **KINDS[kind][1])
+    for piece in optimizer.optimizer.exchange.state():
+        if piece.name.endswith(".Q"):
+            whole = first_q(piece.place.rows)
+            lowband.torch.tensor_over(piece).copy_(whole[piece.place.row_begin:piece.place.row_end])
+    losses, norms = train(model, optimizer, STEPS)
+    return Run(losses, norms, flat(model) - begin, model, optimizer)
+
+
+def run_reference(kind, dtype, clip_norms, nudged=False):
+    """Its norms are those of the mean gradient, clipped by `clip_norms`; from weights one rounding away if `nudged`."""
+    model = gpt(dtype)
+    begin = flat(model).clone()
+    optimizer = megatrons_own(model, dtype, KINDS[kind][0])
+    if nudged:
+        for parameter in model.parameters():
+            weight = getattr(parameter, "main_param", parameter).data
+            weight.copy_(torch.nextafter(weight, torch.zeros_like(weight)))
+    true_norm, norms, by = optimizer.get_grad_norm, [], iter(clip_norms)
+
+    def norm_to_clip_by():
+        norms.append(true_norm())
+        return next(by)
+
+    optimizer.get_grad_norm = norm_to_clip_by
+    losses = train(model, optimizer, STEPS)[0]
+    return Run(losses, torch.tensor(norms), flat(model) - begin, model, optimizer)
+
+
+def expect_follows(run, kind, dtype):
+    reference, nudged = (run_reference(kind, dtype, run.norms.tolist(), nudged) for nudged in (False, True))
+    distance = lambda found, expected: (torch.linalg.norm(found - expected) / torch.linalg.norm(expected)).item()
+    # Every step rounds anew, by some units in the last place, and training amplifies it: what is rounded last the
+    # least. So STEPS times what one unit in the last place of all weights, before the first step, has become.
+    for field in ("losses", "moved"):
+        found, expected, other = (getattr(r, field) for r in (run, reference, nudged))
+        expect_close(found, expected, STEPS * distance(other, expected))
+    # Dion estimates the norm, with a relative standard deviation of at most sqrt(2 / 4096) / 2 (gradient_sketch.h).
+    # The others sum 1e5 squares in another order and follow weights as far apart as above.
+    tolerance = 6 * (2 / 4096)**0.5 / 2 if kind == "dion" else 1e-6 + STEPS * distance(nudged.norms, reference.norms)
+    worst = (run.norms / reference.norms - 1).abs().max().item()
+    assert worst <= tolerance, f"relative distance {worst:.2e} of norms, tolerance {tolerance:.2e}"
+    assert run.losses[-1] < 0.5 * run.losses[0] and run.norms.max() > 0.5, (run.losses, run.norms)  # clipped, too
 
 
 # ---- Tests: every process runs all of them, in this order ----
 
 
-def test_adamw_is_that_of_megatron():
-    reference = gpt()
-    megatrons = get_megatron_optimizer(config(), [reference])
-    for group in megatrons.param_groups:  # as its scheduler does: gains do not decay
-        group["weight_decay"] *= group["wd_mult"]
-    losses, norms = train(reference, megatrons, 5)
-    model = gpt()
-    optimizer = lowband.megatron.Optimizer(config(), [model], kind="adamw")
-    found, found_norms = train(model, optimizer, 5)
-    assert losses[-1] < losses[0] and norms.max() > 0.5, (losses, norms)  # and clipped
-    expect_close(found, losses, 1e-5)
-    expect_close(found_norms, norms, 1e-4)
-    expect_close(flat(model), flat(reference), 1e-4)
-    expect_equal_replicas(model)
-    optimizer.optimizer.close()
+def test_follows_megatron_with_plain_torch_and_averaged_gradients():
+    for dtype in TYPES:
+        for kind in KINDS:
+            run = run_lowband(kind, dtype)
+            expect_equal_replicas(run.model)
+            expect_planned_bytes(run.optimizer)
+            run.optimizer.optimizer.close()
+            expect_follows(run, kind, dtype)
+
+
+def test_without_the_exchange_replicas_part():
+    alone = parallel_state.get_tensor_model_parallel_group()
+    with unittest.mock.patch.object(lowband.torch, "_initialised", lambda _: alone):
+        run = run_lowband("muon", torch.float32)
+    run.optimizer.optimizer.close()
+    expect_failure("replicas differ", lambda: expect_equal_replicas(run.model))
+    expect_failure("relative distance", lambda: expect_follows(run, "muon", torch.float32))
 
 
 def test_factors_are_all_that_crosses_replicas():
@@ -135,7 +155,7 @@ def test_factors_are_all_that_crosses_replicas():
     dense_bytes = 4 * (2 * VOCABULARY * WIDTH + 2 * (2 * LAYERS + 1) * WIDTH)
     options = dict(profile=lowband.uniform(RANK), aggregated_residual=True, scalar_lr_mult=0.5)
     averaged, own = gpt(), gpt()
-    optimizers = [lowband.megatron.Optimizer(config(), [model], **options) for model in (averaged, own)]
+    optimizers = [lowbands(model, **options) for model in (averaged, own)]
     for group in averaged.bucket_groups:  # Megatron's own all-reduce again
         del group.start_grad_sync, group.finish_grad_sync
     losses, norms = train(averaged, optimizers[0], 10)
@@ -145,11 +165,9 @@ def test_factors_are_all_that_crosses_replicas():
     expect_close(flat(own), flat(averaged), 1e-3)
     expect_equal_replicas(own)
 
-    inner = optimizers[1].optimizer
-    assert inner.planned_bytes() == (factor_bytes, dense_bytes), (inner.planned_bytes(), factor_bytes, dense_bytes)
-    counted = torch.tensor([inner.step_bytes(purpose, "replica").payload_bytes for purpose in ("factor", "dense")])
-    dist.all_reduce(counted, group=parallel_state.get_tensor_model_parallel_group())
-    assert counted.tolist() == [factor_bytes, dense_bytes], counted
+    planned = optimizers[1].optimizer.planned_bytes()
+    assert planned == (factor_bytes, dense_bytes), (planned, factor_bytes, dense_bytes)
+    expect_planned_bytes(optimizers[1])
     with_megatrons, with_ours = (collectives(lambda: backward(model, 0)) for model in (averaged, own))
     gone = {"c10d::allreduce_coalesced_": len(averaged.bucket_groups)}
     assert with_megatrons - with_ours == gone and not with_ours - with_megatrons, (with_megatrons, with_ours)
@@ -161,8 +179,7 @@ def test_overlap_gives_the_same_weights():
     weights = []
     for overlap in (False, True):
         model = gpt(overlap_grad_reduce=overlap)
-        optimizer = lowband.megatron.Optimizer(config(), [model], kind="power_sgd", profile=lowband.uniform(RANK),
-                                               overlap=overlap, bucket_elements=1000)
+        optimizer = lowbands(model, kind="power_sgd", profile=lowband.uniform(RANK), bucket_elements=1000)
         train(model, optimizer, 3)
         backward(model, 3)
         assert bool(optimizer.optimizer._announced) == overlap, "from the second step on Megatron starts early"
@@ -174,7 +191,7 @@ def test_overlap_gives_the_same_weights():
 
 def test_schedules_the_learning_rate():
     model = gpt()
-    optimizer = lowband.megatron.Optimizer(config(), [model], profile=lowband.uniform(RANK))
+    optimizer = lowbands(model, profile=lowband.uniform(RANK))
     scheduler = OptimizerParamScheduler(optimizer, init_lr=0.0, max_lr=0.003, min_lr=0.0, lr_warmup_steps=2, lr_decay_steps=4,
                                         lr_decay_style="linear", start_wd=0.1, end_wd=0.1, wd_incr_steps=4,
                                         wd_incr_style="constant")
@@ -194,41 +211,120 @@ def test_schedules_the_learning_rate():
 
 
 def test_a_checkpoint_of_megatron_goes_on_bit_by_bit():
-    make = lambda model: lowband.megatron.Optimizer(config(), [model], profile=lowband.uniform(RANK))
-    model = gpt()
-    optimizer = make(model)
-    train(model, optimizer, 3)
-    state_of = lambda model, optimizer, **options: {
-        "model": model.module.sharded_state_dict(), "optimizer": optimizer.sharded_state_dict({}, **options)}
-    with shared_folder() as folder:
-        dist_checkpointing.save(state_of(model, optimizer), folder)
-        train(model, optimizer, 3, begin=3)
-        optimizer.optimizer.close()
-        resumed = gpt()
-        with torch.no_grad():
-            for parameter in resumed.parameters():
-                parameter.zero_()
-        optimizer = make(resumed)
-        loaded = dist_checkpointing.load(state_of(resumed, optimizer, is_loading=True), folder)
-        resumed.module.load_state_dict(loaded["model"])
-        optimizer.load_state_dict(loaded["optimizer"])
-        train(resumed, optimizer, 3, begin=3)
-        assert torch.equal(flat(resumed), flat(model))
-        optimizer.optimizer.close()
+
+    def state_of(model, optimizer, **options):
+        of_model = model.module.sharded_state_dict()
+        return {"model": of_model, "optimizer": optimizer.sharded_state_dict(of_model, **options)}
+
+    for dtype in TYPES:
+        model = gpt(dtype)
+        optimizer = lowbands(model, dtype, profile=lowband.uniform(RANK))
+        train(model, optimizer, 3)
+        with shared_folder() as folder:
+            dist_checkpointing.save(state_of(model, optimizer), folder)
+            train(model, optimizer, 3, begin=3)
+            optimizer.optimizer.close()
+            resumed = gpt(dtype)
+            with torch.no_grad():
+                for parameter in resumed.parameters():
+                    parameter.zero_()
+            optimizer = lowbands(resumed, dtype, profile=lowband.uniform(RANK))
+            loaded = dist_checkpointing.load(state_of(resumed, optimizer, is_loading=True), folder)
+            resumed.module.load_state_dict(loaded["model"])
+            optimizer.load_state_dict(loaded["optimizer"])
+            expect_equal_replicas(resumed)
+            train(resumed, optimizer, 3, begin=3)
+            assert torch.equal(flat(resumed), flat(model))
+            optimizer.optimizer.close()
+
+
+def test_takes_up_weights_that_were_loaded_without_it():
+    model = gpt(torch.bfloat16)
+    optimizer = lowbands(model, torch.bfloat16, kind="adamw")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    optimizer.reload_model_params()
+    expect_equal_replicas(model)
+    optimizer.optimizer.close()
+
+
+# Values of Megatron's fields with which it would do something else than lowband does.
+OTHER_OPTIMIZER_CONFIG = dict(
+    optimizer="adam", fp16=True, loss_scale=1024.0, use_distributed_optimizer=True,
+    use_layer_wise_distributed_optimizer=True, overlap_param_gather=True, overlap_param_gather_with_optimizer_step=True,
+    use_precision_aware_optimizer=True, optimizer_cpu_offload=True, optimizer_cuda_graph=True, fp8_recipe="mxfp8",
+    reuse_grad_buf_for_mxfp8_param_ag=True, decoupled_lr=0.1, decoupled_weight_decay=False, grad_norm_skip_threshold=10.0,
+    log_num_zeros_in_grad=True, config_logger_dir="log")
+OTHER_DDP_CONFIG = dict(
+    use_distributed_optimizer=True, num_distributed_optimizer_instances=2, overlap_param_gather=True,
+    use_megatron_fsdp=True, reduce_scatter_with_fp32_accumulation=True,
+    param_name_patterns_for_fp32_local_accumulation=("linear",), fp8_param_gather=True, fp4_param_gather=True,
+    reuse_grad_buf_for_mxfp8_param_ag=True)
 
 
 def test_refuses_what_it_cannot_do():
-    rank1 = dict(profile=lowband.uniform(1))
-    make = lowband.megatron.Optimizer
-    model = gpt()
-    expect_refused(["model chunks: found 2, expected 1"], lambda: make(config(), [model, model], **rank1))
-    expect_refused(["type of the model: found"], lambda: make(config(), [model.module], **rank1))
+    model, bfloat16, settings = gpt(), gpt(torch.bfloat16), config()
+    weight = model.module.decoder.layers[0].mlp.linear_fc2.weight
+    name = "decoder.layers.0.mlp.linear_fc2.weight"
+
+    def refuses(message, chunks=None, settings=settings, **options):
+        options = dict(profile=lowband.uniform(1)) | options
+        expect_refused([message], lambda: lowband.megatron.Optimizer(settings, chunks or [model], **options))
+
+    refuses("model chunks: found 2, expected 1", [model, model])
+    refuses("type of the model: found", [model.module])
+    refuses("clip_norm: found it as an argument", clip_norm=1.0)
+    refuses("overlap: found it as an argument", overlap=True)
+    for axis, title in (("pp", "pipeline_model"), ("cp", "context"), ("ep", "expert_model")):
+        processes = ProcessGroupCollection.use_mpu_process_groups()
+        setattr(processes, axis, processes.tp)
+        refuses(f"{title}_parallel_size: found 2, expected 1", processes=processes)
+
+    assert OTHER_OPTIMIZER_CONFIG.keys() == lowband.megatron._OPTIMIZER_CONFIG.keys()
+    assert OTHER_DDP_CONFIG.keys() == lowband.megatron._DDP_CONFIG.keys()
+    of_parameter = dict(allreduce=False, grad_norm_group="mtp", is_gtp_weight_remat=True)
+    for owner, title, others in ((settings, "optimizer_config.{}", OTHER_OPTIMIZER_CONFIG),
+                                 (model.ddp_config, "ddp_config.{}", OTHER_DDP_CONFIG),
+                                 (model.config, "{}", dict(calculate_per_token_loss=True)),
+                                 (weight, "{} of " + name, of_parameter)):
+        for field, found in others.items():
+            with unittest.mock.patch.object(owner, field, found, create=True):
+                refuses(f"{title.format(field)}: found {found}, expected ")
+
+    weight.requires_grad_(False)
+    refuses(f"requires_grad of {name}: found False, expected True")
+    weight.requires_grad_(True)
+
+    # Also in the way in which a user would meet them.
+    lowband.megatron.register(profile=lowband.uniform(1))
+    sharded = gpt(use_distributed_optimizer=True, overlap_grad_reduce=True, overlap_param_gather=True)
+    expect_refused(["optimizer_config.use_distributed_optimizer: found True, expected False"], lambda:
+                   get_megatron_optimizer(config(use_distributed_optimizer=True, overlap_param_gather=True), [sharded]))
     expect_refused(["ddp_config.use_distributed_optimizer: found True, expected False"],
-                   lambda: make(config(), [gpt(use_distributed_optimizer=True)], **rank1))
-    expect_refused(["clip_norm: found it as an argument"], lambda: make(config(), [model], clip_norm=1.0, **rank1))
-    half = gpt()
-    half.module.output_layer.weight.data = half.module.output_layer.weight.data.bfloat16()
-    expect_refused(["dtype of output_layer.weight: found torch.bfloat16"], lambda: make(config(), [half], **rank1))
+                   lambda: get_megatron_optimizer(config(), [sharded]))
+    expect_refused(["wd_mult of gains and biases: found 1.0, expected 0.0"],
+                   lambda: get_megatron_optimizer(config(), [model], config_overrides={}))
+    overrides = get_standard_config_overrides(config()) | {ParamKey(attr="is_embedding_or_output_parameter"): {"eps": 0.1}}
+    expect_refused(["overrides of a group of parameters: found ['eps'], expected []"],
+                   lambda: get_megatron_optimizer(config(), [model], config_overrides=overrides))
+    refuses("parameters of another optimizer, whose gradients nobody would average: found", param_groups=[])
+
+    refuses("dtype of embedding.word_embeddings.weight: found torch.bfloat16, expected torch.float32", [bfloat16])
+    coarse = gpt(torch.bfloat16, grad_reduce_in_fp32=False)
+    refuses("main_grad (ddp_config.grad_reduce_in_fp32): found torch.bfloat16, expected torch.float32", [coarse],
+            config(torch.bfloat16))
+    with unittest.mock.patch.object(weight, "partition_stride", 2):
+        refuses(f"partition_dim of {name} with partition_stride 2: found 1, expected 0")
+
+    optimizer = lowbands(bfloat16, torch.bfloat16, profile=lowband.uniform(1))
+    expect_refused(["force_all_reduce: found True, expected False"], lambda: bfloat16.finish_grad_sync(force_all_reduce=True))
+    expect_refused(["data_parallel_size of state_dict: found 2, expected 1"], optimizer.state_dict)
+    expect_refused(["state_dict of reload_model_params: found {}, expected None"],
+                   lambda: optimizer.reload_model_params(state_dict={}))
+    expect_refused(["bfloat16 parameters in model_sharded_state_dict: found 0, expected"],
+                   lambda: optimizer.sharded_state_dict({}))
+    optimizer.optimizer.close()
 
 
 if __name__ == "__main__":
