@@ -11,6 +11,7 @@ becomes the replica axis, and its gradient all-reduce is gone.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import re
 from typing import Any, Iterator, NamedTuple
@@ -60,7 +61,8 @@ def register(**options: Any) -> None:
     before the model is wrapped. Calling it again replaces the options.
     """
 
-    def arguments(config: OptimizerConfig, model_chunks: list[Any], processes: ProcessGroupCollection) -> dict[str, Any]:
+    def arguments(config: OptimizerConfig, model_chunks: list[Any],
+                  processes: ProcessGroupCollection) -> dict[str, Any]:
         return dict(config=config, model_chunks=model_chunks, processes=processes)
 
     def build(param_groups: list[dict[str, Any]], **found: Any) -> Optimizer:
@@ -86,25 +88,38 @@ def _leaving_ours(wrapper: type[MegatronOptimizer]) -> type[MegatronOptimizer]:
 
 
 class _Piece(NamedTuple):
-    """A matrix or vector of a parameter, as DTensors over the memory of its weight and gradient."""
+    """A matrix or vector of a parameter. `tensor` and its gradient are DTensors over `weight` and `gradient`, which lie
+    in the parameter and its main_grad, or over copies where these have gaps."""
     name: str
-    tensor: torch.nn.Parameter
     role: str
+    tensor: torch.nn.Parameter
+    weight: torch.Tensor
+    gradient: torch.Tensor
+
+    def read(self) -> None:
+        if not self.weight.is_contiguous():
+            self.tensor.to_local().view(self.weight.shape).copy_(self.weight)
+            self.tensor.grad.to_local().view(self.weight.shape).copy_(self.gradient)
+
+    def write(self) -> None:
+        if not self.weight.is_contiguous():
+            self.weight.copy_(self.tensor.to_local().view(self.weight.shape))
 
 
 class Optimizer(MegatronOptimizer):
     """Dion or another kind of lowband's for the matrices of layers, AdamW, SGD or Lion for the rest.
 
     Learning rates, weight decay, clip_grad and the settings of Adam and SGD are those of `config` and of Megatron's
-    groups of parameters; the other arguments are those of `lowband.Options`. `scalar_lr_mult` multiplies the rate of what
-    is no matrix of a layer. With Megatron's overlap_grad_reduce the exchange of a bucket's gradients starts when their
-    reduction would.
+    groups of parameters; the other arguments are those of `lowband.Options`. `scalar_lr_mult` multiplies the rate of
+    what is no matrix of a layer. With Megatron's overlap_grad_reduce the exchange of a bucket's gradients starts when
+    their reduction would.
 
     bfloat16 parameters have a float32 master each, which is what is updated, kept in checkpoints and, rounded, copied
     to the model after every step; gradients are accumulated in float32.
 
-    linear_fc1 of a gated layer is taken as its two matrices; linear_qkv is one, its rows in Megatron's order, which is
-    the same for every tensor-parallel size.
+    linear_qkv is taken as the matrices of query, key and value, linear_fc1 of a gated layer as its gate and up, each
+    with role, factor rank, state and update of its own. `split_qkv=False` leaves linear_qkv one matrix, its rows in
+    Megatron's order.
 
     DType: float32 or bfloat16 parameters with float32 main gradients.
     Collective: all processes of the job. One model chunk, without pipeline, context and expert parallelism.
@@ -114,7 +129,7 @@ class Optimizer(MegatronOptimizer):
 
     def __init__(self, config: OptimizerConfig, model_chunks: list[DistributedDataParallel], *,
                  param_groups: list[dict[str, Any]] | None = None, processes: ProcessGroupCollection | None = None,
-                 scalar_lr_mult: float = 1.0, **options: Any) -> None:
+                 scalar_lr_mult: float = 1.0, split_qkv: bool = True, **options: Any) -> None:
         processes = processes or ProcessGroupCollection.use_mpu_process_groups()
         model = _checked(config, model_chunks, processes)
         if param_groups is None:
@@ -128,15 +143,18 @@ class Optimizer(MegatronOptimizer):
                 raise lowband.InvalidArgument(f"{name}: found it as an argument, expected it in Megatron's configs")
         self._masters: dict[torch.nn.Parameter, torch.Tensor] = {}
         self._pieces: dict[torch.nn.Parameter, list[_Piece]] = {}
+        self._announced: set[torch.nn.Parameter] = set()  # which lowband reads already
         mesh = DeviceMesh.from_group(processes.tp, "cpu")
+        qkv_lines = _qkv_lines(model.config, processes.tp.size()) if split_qkv else None
         for name, parameter in _named(model):
-            self._pieces[parameter] = list(_pieces(name, parameter, self._master(parameter), mesh))
+            self._pieces[parameter] = list(_pieces(name, parameter, self._master(parameter), mesh, qkv_lines))
         inner = lowband.torch.Optimizer(self._groups(config, param_groups, scalar_lr_mult), lr=config.lr,
                                         weight_decay=config.weight_decay, **settings, **options)
         super().__init__(inner, config)
         self.is_stub_optimizer = False  # param_groups asks
         self._decays = [group["weight_decay"] for group in inner.param_groups]
         self._replicas = processes.dp_cp.size()
+        self.model_chunks = model_chunks  # without which a chain would pass no state_dict to reload_model_params
         for group in model.bucket_groups:
             self._take_over(group)
 
@@ -158,7 +176,13 @@ class Optimizer(MegatronOptimizer):
                 raise lowband.InvalidArgument(f"weight_decay: found {group['weight_decay']} from a schedule, expected "
                                               f"{decay} at every step")
         with self._timed("optimizer-inner-step"):
+            for piece in self._each():
+                if piece.tensor not in self._announced:
+                    piece.read()
+            self._announced.clear()
             self.optimizer.step()
+            for piece in self._each():
+                piece.write()
         return False
 
     def get_grad_norm(self) -> float:
@@ -210,7 +234,8 @@ class Optimizer(MegatronOptimizer):
         with the same mesh. For another there is `lowband.checkpoint.State(optimizer.optimizer)`, with
         torch.distributed.checkpoint."""
         world = self.optimizer.world
-        of_process = ShardedObject("optimizer.lowband", self.optimizer.state_dict(), (world.processes,), (world.process,))
+        of_process = ShardedObject("optimizer.lowband", self.optimizer.state_dict(), (world.processes,),
+                                   (world.process,))
         masters = []
         if self._masters:
             of_model = get_param_id_to_sharded_param_map(model_sharded_state_dict, iter(self._masters))
@@ -220,6 +245,9 @@ class Optimizer(MegatronOptimizer):
         return {"of_process": of_process, "fp32_from_fp16_params": masters}
 
     # ---- The rest is its own ----
+
+    def _each(self) -> Iterator[_Piece]:
+        return itertools.chain.from_iterable(self._pieces.values())
 
     def _master(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         """What is updated: the parameter itself, unless it has too few digits."""
@@ -256,6 +284,7 @@ class Optimizer(MegatronOptimizer):
         """From now on the bucket group leaves gradients as this process computed them."""
         ddp_config = group.ddp_config
 
+        @torch.no_grad()
         def start(force_all_reduce: bool = False) -> None:
             _expect("force_all_reduce", force_all_reduce, False)
             if ddp_config.check_for_nan_in_grad or ddp_config.check_for_large_grads:
@@ -266,8 +295,10 @@ class Optimizer(MegatronOptimizer):
                     for parameter in bucket.params_list:
                         # finalize_model_grads may sum what each process of a replica has whole.
                         if getattr(parameter, "tensor_model_parallel", False):
-                            for _, piece, _ in self._pieces[parameter]:
-                                self.optimizer.announce(piece, piece.grad.to_local())
+                            for piece in self._pieces[parameter]:
+                                piece.read()
+                                self._announced.add(piece.tensor)
+                                self.optimizer.announce(piece.tensor, piece.tensor.grad.to_local())
 
         def finish(force_all_reduce: bool = False) -> None:
             if not ddp_config.overlap_grad_reduce or (group.is_first_batch and not group.grad_reduce_finished):
@@ -316,24 +347,44 @@ def _checked(config: OptimizerConfig, model_chunks: list[DistributedDataParallel
     return model
 
 
+def _qkv_lines(config: Any, tensor_parallel: int) -> list[int]:
+    """Rows of query, key and value in a query group of linear_qkv."""
+    _expect("attention_output_gate with split_qkv", config.attention_output_gate, False)
+    _expect("query groups that split_qkv would divide between processes", config.num_query_groups % tensor_parallel, 0)
+    key = config.kv_channels
+    return [config.num_attention_heads // config.num_query_groups * key, key, key]
+
+
 def _named(model: DistributedDataParallel) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """Names without what Megatron wraps a model in, as they are in its checkpoints."""
     for name, parameter in model.named_parameters():
         yield re.sub(r"^(module\.)+", "", name), parameter
 
 
-def _pieces(name: str, parameter: torch.nn.Parameter, weight: torch.Tensor, mesh: DeviceMesh) -> Iterator[_Piece]:
+def _pieces(name: str, parameter: torch.nn.Parameter, weight: torch.Tensor, mesh: DeviceMesh,
+            qkv_lines: list[int] | None) -> Iterator[_Piece]:
     """The matrices or the vector in a parameter."""
     role = "norm"
     if parameter.ndim >= 2:
         role = next((role for part, role in _ROLES.items() if part in name), "matrix")
     is_cut = getattr(parameter, "tensor_model_parallel", False)
     placement = Shard(parameter.partition_dim) if is_cut else Replicate()
-    # Rows that every process holds of several matrices: its piece of the first, then of the second.
-    blocks = parameter.partition_stride if is_cut else 1
-    if blocks > 1:
+    if qkv_lines is not None and name.endswith("linear_qkv.weight"):
+        # Rows by query groups: of each its queries, its key and its value.
+        parts = [(f"{name}.{role}", role) for role in ("query", "key", "value")]
+        views = lambda whole: whole.unflatten(0, (-1, sum(qkv_lines))).split(qkv_lines, dim=1)
+    elif is_cut and parameter.partition_stride > 1:
+        # Rows that every process holds of several matrices: its piece of the first, then of the second.
+        blocks = parameter.partition_stride
         _expect(f"partition_dim of {name} with partition_stride {blocks}", parameter.partition_dim, 0)
-    for i, (own, gradient) in enumerate(zip(weight.chunk(blocks), parameter.main_grad.chunk(blocks))):
-        piece = torch.nn.Parameter(DTensor.from_local(own, mesh, [placement], run_check=False))
-        piece.grad = DTensor.from_local(gradient, mesh, [placement], run_check=False)
-        yield _Piece(f"{name}.{i}" if blocks > 1 else name, piece, "gate" if role == "up" and i < blocks - 1 else role)
+        parts = [(f"{name}.{i}", "gate" if role == "up" and i < blocks - 1 else role) for i in range(blocks)]
+        views = lambda whole: whole.chunk(blocks)
+    else:
+        parts = [(name, role)]
+        views = lambda whole: [whole]
+    for (part, role), own, gradient in zip(parts, views(weight), views(parameter.main_grad), strict=True):
+        tensor, grad = (DTensor.from_local(view.reshape(-1, *parameter.shape[1:]), mesh, [placement], run_check=False)
+                        for view in (own, gradient))
+        tensor = torch.nn.Parameter(tensor)
+        tensor.grad = grad
+        yield _Piece(part, role, tensor, own, gradient)

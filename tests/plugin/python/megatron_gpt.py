@@ -1,4 +1,4 @@
-"""A small GPT of Megatron-core's, its data and training, for tests on four processes: tensor parallel 2, data parallel 2."""
+"""A small GPT of Megatron-core's, its data and training, for tests on four processes: tensor and data parallel 2."""
 
 import megatron_on_cpu  # first
 
@@ -26,7 +26,7 @@ def gpt(dtype=torch.float32, **ddp_options):
     model_parallel_cuda_manual_seed(1)
     torch.manual_seed(1)
     config = TransformerConfig(
-        num_layers=LAYERS, hidden_size=WIDTH, ffn_hidden_size=FFN, num_attention_heads=4, num_query_groups=2,
+        num_layers=LAYERS, hidden_size=WIDTH, ffn_hidden_size=FFN, num_attention_heads=8, num_query_groups=4,
         tensor_model_parallel_size=2, use_cpu_initialization=True, gated_linear_unit=True,
         activation_func=torch.nn.functional.silu, add_bias_linear=False, normalization="RMSNorm", attention_dropout=0.0,
         hidden_dropout=0.0, gradient_accumulation_fusion=False, masked_softmax_fusion=False, bias_activation_fusion=False,

@@ -1,11 +1,15 @@
 """What Megatron-core 0.19.2 needs to train over gloo, without CUDA and without triton. Import it before megatron.
 
+    torchrun --nproc-per-node 4 tests/plugin/python/megatron_on_cpu.py PROGRAM     # which knows nothing of it
+
 Megatron asks CUDA for the current device and stream, makes tensors on it, and keeps the states of its generators.
 """
 
 import importlib.abc
 import importlib.machinery
 import os
+import pathlib
+import runpy
 import sys
 import types
 
@@ -73,3 +77,7 @@ import megatron.core.tensor_parallel.random as _random
 
 _random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
 _random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+
+if __name__ == "__main__":
+    sys.path[0] = str(pathlib.Path(sys.argv[1]).parent)
+    runpy.run_path(sys.argv[1], run_name="__main__")

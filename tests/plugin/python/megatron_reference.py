@@ -27,19 +27,27 @@ class Plain(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             for parameter in group["params"]:
-                blocks = parameter.partition_stride  # of a gated layer: rows of two matrices
-                for i, (weight, gradient) in enumerate(zip(parameter.chunk(blocks), parameter.grad.chunk(blocks))):
-                    g = self._whole(gradient, parameter.partition_dim)
+                weights, gradients = (matrices(tensor, parameter) for tensor in (parameter, parameter.grad))
+                for i, (weight, gradient) in enumerate(zip(weights, gradients)):
+                    g = self._whole(gradient.flatten(0, -2), parameter.partition_dim)
                     u = self._rule(self.state[parameter].setdefault(i, {}), g)
                     u *= (g.shape[0] / g.shape[1])**0.5
                     own = u.chunk(self._team.size(), parameter.partition_dim)[self._team.rank()]
-                    w = weight.double()
-                    weight.copy_((1 - group["lr"] * group["weight_decay"]) * w - group["lr"] * own)
+                    decay = 1 - group["lr"] * group["weight_decay"]
+                    weight.copy_(decay * weight.double() - group["lr"] * own.view(weight.shape))
 
     def _whole(self, piece, dimension):
         pieces = [torch.empty_like(piece) for _ in range(self._team.size())]
         dist.all_gather(pieces, piece.contiguous(), group=self._team)
         return torch.cat(pieces, dimension).double()
+
+
+def matrices(tensor, parameter):
+    """Of gate and up, or of query, key and value, as Megatron's own Muon takes linear_qkv apart; else the one."""
+    if getattr(parameter, "is_qkv", False):
+        shapes = parameter.qkv_split_shapes
+        return tensor.view(-1, sum(shapes), tensor.shape[-1]).split(shapes, dim=1)
+    return tensor.chunk(parameter.partition_stride)
 
 
 def muon(state, g, mu=0.95):

@@ -12,4 +12,11 @@ python=${LOWBAND_PYTHON:-.venv/bin/python}
   echo "skipped: $python finds no torch or no megatron (tests/run --with-torch installs them)"
   exit 77
 }
-"$python" -m torch.distributed.run --standalone --nproc-per-node 4 tests/plugin/python/megatron_job.py
+job() { "$python" -m torch.distributed.run --standalone --nproc-per-node 4 "$@"; }
+job tests/plugin/python/megatron_job.py
+# Rank 8 of two layers of six matrices; the embedding, the head, and five gains of both processes of a replica.
+output=$(job tests/plugin/python/megatron_on_cpu.py plugin/example/megatron_core.py)
+grep -q 'step 100  loss 0\..* 73728 bytes of factors, 35328 dense' <<<"$output" || {
+  echo "$output"
+  exit 1
+}
