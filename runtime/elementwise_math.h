@@ -11,6 +11,21 @@
 
 namespace lowband {
 
+/// silu(g) u = g sigmoid(g) u, and its slopes in g and u. The host's loops (runtime/vector_kernels.h) have an
+/// exponential of their own.
+template <class Real>
+struct Swiglu {
+  Real value, slope_g, slope_u;
+
+  LB_HOST_DEVICE Swiglu(Real g, Real u) {
+    using std::exp;
+    const Real sigma = Real{1} / (Real{1} + exp(-g));
+    slope_u = g * sigma;
+    value = slope_u * u;
+    slope_g = u * (sigma + slope_u * (Real{1} - sigma));
+  }
+};
+
 // What an elementwise optimizer does to one weight, written once for the host and for the device, where the
 // order of the rounded operations is part of it: both give the same bits. A fused multiply-add is written
 // `fma`; nothing else may be fused. Real: float, double. g' = gradient_scale g throughout.

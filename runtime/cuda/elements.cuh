@@ -42,11 +42,21 @@ __device__ To narrowed(T x) {
   }
 }
 
+template <class T>
+__device__ T warp_sum(T x) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(~0U, x, distance);
+  return x;
+}
+__device__ inline float warp_max(float x) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) x = fmaxf(x, __shfl_xor_sync(~0U, x, distance));
+  return x;
+}
+
 /// The sum over the kElementThreads threads of a block, for all of them; a fixed tree. T: float, double.
 template <class T>
 __device__ T block_sum(T x) {
   __shared__ T of_warp[kElementThreads / kWarp];
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(~0U, x, distance);
+  x = warp_sum(x);
   if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = x;
   __syncthreads();
   T sum = 0;

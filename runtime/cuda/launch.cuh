@@ -18,11 +18,17 @@ struct LaunchShape {
 };
 
 /// Enqueues kernel(arguments...).
-/// Throws: CudaError naming `name` when it cannot be launched.
+/// A kernel that needs more than 48 KiB of dynamic shared memory has to say so to the driver first; it is
+/// said here. Throws: CudaError naming `name` when it cannot be launched.
 template <class... Parameters, class... Arguments>
 void launch(std::string_view name, const CudaStream& stream, const LaunchShape& shape,
             void (*kernel)(Parameters...), Arguments&&... arguments) {
   stream.make_current();
+  if (shape.shared_bytes > 48 * 1024) {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shape.shared_bytes)),
+               name);
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = shape.blocks;
   config.blockDim = shape.threads;
@@ -32,7 +38,7 @@ void launch(std::string_view name, const CudaStream& stream, const LaunchShape& 
 }
 
 /// The block's dynamic shared memory, for all types.
-alignas(16) extern __shared__ unsigned char dynamic_shared_memory[];
+alignas(128) extern __shared__ unsigned char dynamic_shared_memory[];
 template <class T>
 __device__ T* dynamic_shared() {
   return reinterpret_cast<T*>(dynamic_shared_memory);

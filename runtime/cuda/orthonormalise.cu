@@ -177,10 +177,6 @@ DeviceOrthonormaliser::DeviceOrthonormaliser(Index count, Index rows, Index cols
              "cudaDeviceGetAttribute");
   const Index static_bytes = 1024;  // block_max and what the compiler adds
   in_shared_memory_ = (cols * cols + 2 * cols) * Index{sizeof(double)} + static_bytes <= most_bytes;
-  stream.make_current();
-  check_cuda(cudaFuncSetAttribute(eliminate_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  most_bytes - static_cast<int>(static_bytes)),
-             "cudaFuncSetAttribute");
 }
 
 // G <- from^T from ;  G <- T ;  to <- from T^T

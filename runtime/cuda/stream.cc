@@ -97,6 +97,32 @@ double CudaEvent::seconds_since(const CudaEvent& earlier) const {
   return static_cast<double>(milliseconds) / 1000;
 }
 
+CudaGraph::CudaGraph(const CudaStream& stream, const std::function<void()>& body) {
+  stream.make_current();
+  check_cuda(cudaStreamBeginCapture(stream.handle(), cudaStreamCaptureModeThreadLocal),
+             "cudaStreamBeginCapture");
+  cudaGraph_t recorded = nullptr;
+  try {
+    body();
+  } catch (...) {
+    cudaStreamEndCapture(stream.handle(), &recorded);
+    if (recorded != nullptr) cudaGraphDestroy(recorded);
+    static_cast<void>(cudaGetLastError());
+    throw;
+  }
+  check_cuda(cudaStreamEndCapture(stream.handle(), &recorded), "cudaStreamEndCapture");
+  const cudaError_t made = cudaGraphInstantiate(&graph_, recorded, 0);
+  cudaGraphDestroy(recorded);
+  check_cuda(made, "cudaGraphInstantiate");
+}
+
+CudaGraph::~CudaGraph() { cudaGraphExecDestroy(graph_); }
+
+void CudaGraph::launch(const CudaStream& stream) const {
+  stream.make_current();
+  check_cuda(cudaGraphLaunch(graph_, stream.handle()), "cudaGraphLaunch");
+}
+
 void* cuda_allocate(Index bytes, const CudaStream& stream) {
   stream.make_current();
   void* memory = nullptr;

@@ -2,10 +2,13 @@
 
 #include "runtime/types.h"
 
+#include <functional>
+
 // What cudaStream_t, cudaEvent_t and cudaMemPool_t point to: CUDA's headers stay out of ours.
 struct CUstream_st;
 struct CUevent_st;
 struct CUmemPoolHandle_st;
+struct CUgraphExec_st;
 
 namespace lowband {
 
@@ -64,6 +67,23 @@ class CudaEvent {
 
  private:
   CUevent_st* event_ = nullptr;
+};
+
+/// Work of a stream, recorded once to be enqueued many times by one call each.
+class CudaGraph {
+ public:
+  /// Records what `body` enqueues on `stream`; nothing runs. It may neither allocate nor wait, and all memory
+  /// that it names has to stay where it is.
+  CudaGraph(const CudaStream& stream, const std::function<void()>& body);
+  ~CudaGraph();
+  CudaGraph(const CudaGraph&) = delete;
+  CudaGraph& operator=(const CudaGraph&) = delete;
+
+  /// Enqueues the work once more.
+  void launch(const CudaStream& stream) const;
+
+ private:
+  CUgraphExec_st* graph_ = nullptr;
 };
 
 }  // namespace lowband

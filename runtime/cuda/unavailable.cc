@@ -34,6 +34,10 @@ bool CudaEvent::over() const { unavailable(); }
 void CudaEvent::synchronize() const { unavailable(); }
 double CudaEvent::seconds_since(const CudaEvent& /*earlier*/) const { unavailable(); }
 
+CudaGraph::CudaGraph(const CudaStream& /*stream*/, const std::function<void()>& /*body*/) { unavailable(); }
+CudaGraph::~CudaGraph() {}
+void CudaGraph::launch(const CudaStream& /*stream*/) const { unavailable(); }
+
 void* cuda_allocate(Index /*bytes*/, const CudaStream& /*stream*/) { unavailable(); }
 void cuda_free(void* /*bytes*/, const CudaStream& /*stream*/) noexcept {}
 void cuda_zero(void* /*bytes*/, Index /*count*/, const CudaStream& /*stream*/) { unavailable(); }

@@ -19,7 +19,7 @@
 
 namespace lowband {
 
-alignas(16) thread_local constinit unsigned char dynamic_shared_memory[cuda_on_host::kMostSharedBytes];
+alignas(128) thread_local constinit unsigned char dynamic_shared_memory[cuda_on_host::kMostSharedBytes];
 
 namespace cuda_on_host {
 namespace {
@@ -94,6 +94,11 @@ class Block {
     return threads_[first + lane].slots[which].data();
   }
 
+  [[noreturn]] void fail(const std::string& what, const std::source_location& site) {
+    note_failure(cat(what, " ", text_of(site)));
+    for (;;) scheduler_ = std::move(scheduler_).resume();  // never again
+  }
+
   // Called outside of fibers.
   const std::optional<std::string>& failure() const { return failure_; }
 
@@ -104,10 +109,6 @@ class Block {
   void wait(const std::source_location& site) {
     thread().site = site;
     scheduler_ = std::move(scheduler_).resume();
-  }
-  [[noreturn]] void fail(const std::string& what, const std::source_location& site) {
-    note_failure(cat(what, " ", text_of(site)));
-    for (;;) scheduler_ = std::move(scheduler_).resume();  // never again
   }
   void note_failure(const std::string& what) {
     if (!failure_) failure_ = cat("block ", text_of(blockIdx), ", thread ", text_of(threadIdx), ": ", what);
@@ -314,6 +315,7 @@ void wait_for_warp(unsigned mask, const std::source_location& site) {
 }
 unsigned own_lane() { return block_of_this_thread.own_lane(); }
 void* exchange_slot() { return block_of_this_thread.slot(); }
+void fail(const char* what, const std::source_location& site) { block_of_this_thread.fail(what, site); }
 const void* exchanged(unsigned mask, unsigned lane, const std::source_location& site) {
   return block_of_this_thread.exchanged(mask, lane, site);
 }

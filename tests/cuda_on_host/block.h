@@ -46,6 +46,11 @@ void wait_for_warp(unsigned mask, const std::source_location& site);
 unsigned own_lane();
 void* exchange_slot();
 const void* exchanged(unsigned mask, unsigned lane, const std::source_location& site);
+/// Ends the launch with `what`.
+[[noreturn]] void fail(const char* what, const std::source_location& site);
+
+/// Runs `work` now, or puts it into the graph that `stream` is recording.
+cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work);
 
 /// Remembers what cudaGetErrorString says about the calling thread's error; returns `code`.
 cudaError_t set_error(cudaError_t code, std::string why);
@@ -59,7 +64,8 @@ class DeviceAccess {
   DeviceAccess& operator=(const DeviceAccess&) = delete;
 };
 
-/// Of all bytes that were copied from device memory to host memory, in order, since they were forgotten.
+/// Of all bytes that were copied from device memory to host memory since they were forgotten; in any order of
+/// copies, for processes that are threads.
 std::uint64_t hash_of_results();
 void forget_results();
 

@@ -166,11 +166,18 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t 
                               cublasLtMatrixLayout_t b_layout, const void* beta, const void* c,
                               cublasLtMatrixLayout_t c_layout, void* d, cublasLtMatrixLayout_t d_layout,
                               const cublasLtMatmulAlgo_t* /*algorithm*/, void* /*workspace*/,
-                              std::size_t /*workspace_bytes*/, cudaStream_t /*stream*/) {
-  const lowband::cuda_on_host::DeviceAccess access;
+                              std::size_t /*workspace_bytes*/, cudaStream_t stream) {
+  // What the pointers to host memory say now is kept, should the product be recorded.
   const auto multiply = [&]<class In, class Out, class Real>() {
-    lowband::multiply<In, Out, Real>(*product, *static_cast<const Real*>(alpha), a, *a_layout, b, *b_layout,
-                                     *static_cast<const Real*>(beta), c, *c_layout, d, *d_layout);
+    const auto work = [=, product = *product, alpha = *static_cast<const Real*>(alpha),
+                       beta = *static_cast<const Real*>(beta), a_layout = *a_layout, b_layout = *b_layout,
+                       c_layout = *c_layout, d_layout = *d_layout] {
+      const lowband::cuda_on_host::DeviceAccess access;
+      lowband::multiply<In, Out, Real>(product, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d,
+                                       d_layout);
+      return cudaSuccess;
+    };
+    lowband::cuda_on_host::enqueue(stream, work);
     return CUBLAS_STATUS_SUCCESS;
   };
   using lowband::BFloat16;

@@ -35,9 +35,11 @@ template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   return [&](Parameters... converted) {
-    return lowband::cuda_on_host::run_grid(config->gridDim, config->blockDim, config->dynamicSmemBytes,
-                                           reinterpret_cast<void (*)()>(kernel),
-                                           [&] { kernel(converted...); });
+    return lowband::cuda_on_host::enqueue(config->stream, [=, shape = *config] {
+      return lowband::cuda_on_host::run_grid(shape.gridDim, shape.blockDim, shape.dynamicSmemBytes,
+                                             reinterpret_cast<void (*)()>(kernel),
+                                             [&] { kernel(converted...); });
+    });
   }(std::forward<Arguments>(arguments)...);
 }
 

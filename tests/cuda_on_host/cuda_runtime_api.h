@@ -3,7 +3,8 @@
 // CUDA's runtime as far as lowband calls it, on the processor and on host memory: NOT A GPU. Only for tests
 // of what our device code computes; docs/gpu.md says what they can show and what they cannot.
 //
-// Names, types and meanings are those of CUDA's documentation. Every call is over when it returns. Device
+// Names, types and meanings are those of CUDA's documentation. Every call is over when it returns, or is
+// recorded. Device
 // memory lies between pages that cannot be touched, holds NaNs until something is written, and the host
 // cannot touch it but through these calls.
 
@@ -14,9 +15,13 @@
 struct CUstream_st;
 struct CUevent_st;
 struct CUmemPoolHandle_st;
+struct CUgraph_st;
+struct CUgraphExec_st;
 using cudaStream_t = CUstream_st*;
 using cudaEvent_t = CUevent_st*;
 using cudaMemPool_t = CUmemPoolHandle_st*;
+using cudaGraph_t = CUgraph_st*;
+using cudaGraphExec_t = CUgraphExec_st*;
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -26,6 +31,7 @@ enum cudaError_t {
   cudaErrorInvalidDevice = 101,
   cudaErrorNotReady = 600,
   cudaErrorLaunchFailure = 719,
+  cudaErrorStreamCaptureUnsupported = 900,
 };
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorName(cudaError_t code);
@@ -82,3 +88,11 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
 constexpr unsigned cudaHostAllocPortable = 1;
 cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned flags);
 cudaError_t cudaFreeHost(void* memory);
+
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream);

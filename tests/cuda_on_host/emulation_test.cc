@@ -66,6 +66,8 @@ __global__ void write_kernel(float* y, Index i) {
 
 __global__ void shared_kernel(float* y) { y[threadIdx.x] = dynamic_shared<float>()[threadIdx.x]; }
 
+__global__ void greedy_kernel(float* y) { y[threadIdx.x] = 1; }
+
 struct Emulation : testing::Test {
   void TearDown() override { cuda_on_host::set_order(Order::kForward); }
 
@@ -125,9 +127,22 @@ TEST_F(Emulation, AnExchangeWithoutAllOfItsLanesIsAnError) {
             std::string::npos);
 }
 
+TEST_F(Emulation, MoreSharedMemoryThanThereIsIsRefused) {
+  EXPECT_EQ(complaint(shared_kernel, 227 * 1024), "nothing");
+  EXPECT_NE(complaint(shared_kernel, 227 * 1024 + 4).find("cudaErrorInvalidValue"), std::string::npos);
+}
+
+// `launch` says what a kernel needs; without that the driver allows 48 KiB.
 TEST_F(Emulation, MoreSharedMemoryThanWasAskedForIsRefused) {
-  EXPECT_EQ(complaint(shared_kernel, 48 * 1024), "nothing");
-  EXPECT_NE(complaint(shared_kernel, 48 * 1024 + 4).find("cudaErrorInvalidConfiguration"), std::string::npos);
+  DeviceBuffer<float> y(256, stream);
+  for (const auto& [bytes, code] :
+       {std::pair{48 * 1024, cudaSuccess}, {48 * 1024 + 4, cudaErrorInvalidConfiguration}}) {
+    cudaLaunchConfig_t config{};
+    config.blockDim = 256;
+    config.dynamicSmemBytes = static_cast<std::size_t>(bytes);
+    config.stream = stream.handle();
+    EXPECT_EQ(cudaLaunchKernelEx(&config, greedy_kernel, y.data()), code) << bytes;
+  }
 }
 
 // Shared memory and fresh buffers hold NaNs, not the zeros that hide a missing initialisation.

@@ -8,15 +8,23 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <cuda_runtime_api.h>
 #include <sys/mman.h>
 
-struct CUstream_st {};
+struct CUgraph_st {
+  std::vector<std::function<cudaError_t()>> work;
+};
+struct CUgraphExec_st : CUgraph_st {};
+struct CUstream_st {
+  CUgraph_st* recording = nullptr;
+};
 struct CUmemPoolHandle_st {};
 struct CUevent_st {
   std::chrono::steady_clock::time_point time;
@@ -29,14 +37,16 @@ constexpr std::size_t kPage = 4096;
 // As far as a buffer's end may lie before the page that cannot be touched; what vector loads need.
 constexpr std::size_t kAlignment = 16;
 constexpr int kUntouched = 0xff;  // a NaN in every type
+// Larger buffers stay open to the host: closing their pages for every call takes longer than the tests.
+constexpr std::size_t kMostClosedBytes = std::size_t{1} << 20;
 
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local std::string last_reason;
 
 std::size_t rounded_up(std::size_t x, std::size_t unit) { return (x + unit - 1) / unit * unit; }
 
-// Every buffer ends where its pages end, up to the alignment; the page behind them stays closed. While nobody
-// needs them, so do its own.
+// Every buffer ends where its pages end, up to the alignment; the page behind them stays closed. While no
+// call needs them, so do its own.
 class DeviceMemory {
  public:
   void* allocate(std::size_t bytes) {
@@ -50,7 +60,7 @@ class DeviceMemory {
     std::memset(begin, kUntouched, open);
     unsigned char* const memory = begin + open - rounded_up(bytes, kAlignment);
     const Buffer buffer{begin, open, memory, bytes};
-    if (users_ == 0) mprotect(begin, open, PROT_NONE);
+    if (users_ == 0 && open <= kMostClosedBytes) mprotect(begin, open, PROT_NONE);
     buffers_.emplace(memory, buffer);
     return memory;
   }
@@ -103,7 +113,9 @@ class DeviceMemory {
     std::size_t bytes;
   };
   void protect(int access) {
-    for (const auto& [memory, buffer] : buffers_) mprotect(buffer.pages, buffer.open, access);
+    for (const auto& [memory, buffer] : buffers_) {
+      if (buffer.open <= kMostClosedBytes) mprotect(buffer.pages, buffer.open, access);
+    }
   }
 
   std::mutex mutex_;
@@ -120,14 +132,16 @@ std::mutex hash_mutex;
 std::uint64_t hash = 0;
 
 void add_to_hash(const void* bytes, std::size_t count) {
-  const std::lock_guard lock(hash_mutex);
   const auto* const begin = static_cast<const unsigned char*>(bytes);
+  std::uint64_t own = count;
   for (std::size_t i = 0; i < count; i += sizeof(std::uint64_t)) {
     std::uint64_t word = 0;
     std::memcpy(&word, begin + i, std::min(sizeof word, count - i));
-    hash = (hash ^ word) * 0x9e3779b97f4a7c15;
-    hash ^= hash >> 32;
+    own = (own ^ word) * 0x9e3779b97f4a7c15;
+    own ^= own >> 32;
   }
+  const std::lock_guard lock(hash_mutex);
+  hash += own;
 }
 
 }  // namespace
@@ -138,6 +152,12 @@ cudaError_t set_error(cudaError_t code, std::string why) {
   last_error = code;
   last_reason = std::move(why);
   return code;
+}
+
+cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work) {
+  if (stream->recording == nullptr) return work();
+  stream->recording->work.push_back(std::move(work));
+  return cudaSuccess;
 }
 
 DeviceAccess::DeviceAccess() { device_memory().open(); }
@@ -166,6 +186,7 @@ CudaStatus cuda_status() {
 
 using lowband::device_memory;
 using lowband::cuda_on_host::DeviceAccess;
+using lowband::cuda_on_host::enqueue;
 using lowband::cuda_on_host::set_error;
 
 cudaError_t cudaGetLastError() { return std::exchange(lowband::last_error, cudaSuccess); }
@@ -186,6 +207,8 @@ const char* cudaGetErrorName(cudaError_t code) {
       return "cudaErrorNotReady";
     case cudaErrorLaunchFailure:
       return "cudaErrorLaunchFailure";
+    case cudaErrorStreamCaptureUnsupported:
+      return "cudaErrorStreamCaptureUnsupported";
   }
   return "unknown";
 }
@@ -218,7 +241,10 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t /*stream*/, cudaEvent_t /*event*/, 
   return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t /*stream*/) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t /*stream*/) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (stream->recording == nullptr) return cudaSuccess;
+  return set_error(cudaErrorStreamCaptureUnsupported, "a wait for a stream that records");
+}
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
   *event = new CUevent_st;
@@ -251,7 +277,9 @@ cudaError_t cudaMemPoolDestroy(cudaMemPool_t pool) {
   return cudaSuccess;
 }
 cudaError_t cudaMallocFromPoolAsync(void** memory, std::size_t bytes, cudaMemPool_t /*pool*/,
-                                    cudaStream_t /*stream*/) {
+                                    cudaStream_t stream) {
+  if (stream->recording != nullptr)
+    return set_error(cudaErrorStreamCaptureUnsupported, "an allocation by a stream that records");
   *memory = device_memory().allocate(bytes);
   return *memory != nullptr ? cudaSuccess : set_error(cudaErrorMemoryAllocation, "no memory");
 }
@@ -259,24 +287,28 @@ cudaError_t cudaFreeAsync(void* memory, cudaStream_t /*stream*/) {
   return device_memory().free(memory) ? cudaSuccess : set_error(cudaErrorInvalidValue, "not a device buffer");
 }
 
-cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t /*stream*/) {
+cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream) {
   using Place = lowband::DeviceMemory::Place;
   if (device_memory().place_of(memory, bytes) != Place::kDevice)
     return set_error(cudaErrorInvalidValue, "beyond a device buffer");
-  const DeviceAccess access;
-  std::memset(memory, value, bytes);
-  return cudaSuccess;
+  return enqueue(stream, [=] {
+    const DeviceAccess access;
+    std::memset(memory, value, bytes);
+    return cudaSuccess;
+  });
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind /*from addresses*/,
-                            cudaStream_t /*stream*/) {
+                            cudaStream_t stream) {
   using Place = lowband::DeviceMemory::Place;
   const Place target = device_memory().place_of(to, bytes), source = device_memory().place_of(from, bytes);
   if (target == Place::kBeside || source == Place::kBeside)
     return set_error(cudaErrorInvalidValue, "beyond a device buffer");
-  const DeviceAccess access;
-  std::memcpy(to, from, bytes);
-  if (source == Place::kDevice && target == Place::kHost) lowband::add_to_hash(to, bytes);
-  return cudaSuccess;
+  return enqueue(stream, [=] {
+    const DeviceAccess access;
+    std::memcpy(to, from, bytes);
+    if (source == Place::kDevice && target == Place::kHost) lowband::add_to_hash(to, bytes);
+    return cudaSuccess;
+  });
 }
 
 cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned /*flags*/) {
@@ -285,5 +317,34 @@ cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned /*flags*/) 
 }
 cudaError_t cudaFreeHost(void* memory) {
   std::free(memory);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode /*mode*/) {
+  stream->recording = new CUgraph_st;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = std::exchange(stream->recording, nullptr);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
+                                 unsigned long long /*flags*/) {
+  *executable = new CUgraphExec_st{*graph};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+  delete executable;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t /*stream*/) {
+  for (const auto& work : executable->work) {
+    const cudaError_t code = work();
+    if (code != cudaSuccess) return code;
+  }
   return cudaSuccess;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "runtime/bfloat16.h"
 #include "runtime/cuda/buffer.h"
 #include "runtime/cuda/stream.h"
 #include "runtime/error.h"
@@ -9,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 namespace lowband::test {
@@ -62,6 +64,29 @@ std::vector<T> on_host(const DeviceBuffer<T>& device) {
   std::vector<T> host(static_cast<std::size_t>(device.size()));
   device.copy_to(host);
   return host;
+}
+
+/// Rounded where T is BFloat16.
+template <class T>
+std::vector<T> as(const std::vector<float>& x) {
+  std::vector<T> converted;
+  for (const float value : x) {
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      converted.push_back(to_bfloat16(value));
+    } else {
+      converted.push_back(static_cast<T>(value));
+    }
+  }
+  return converted;
+}
+
+template <class T>
+double number(T x) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return static_cast<double>(to_float(x));
+  } else {
+    return static_cast<double>(x);
+  }
 }
 
 /// Reproducible numbers around zero, of magnitude about one, all different.

@@ -48,28 +48,6 @@ Dense operator*(const Dense& a, const Dense& b) {
 }
 
 template <class T>
-std::vector<T> as(const std::vector<float>& x) {
-  std::vector<T> converted;
-  for (const float value : x) {
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      converted.push_back(to_bfloat16(value));
-    } else {
-      converted.push_back(static_cast<T>(value));
-    }
-  }
-  return converted;
-}
-
-template <class T>
-double number(T x) {
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    return static_cast<double>(to_float(x));
-  } else {
-    return static_cast<double>(x);
-  }
-}
-
-template <class T>
 Dense dense(Index rows, Index cols, const std::vector<T>& values, Index begin = 0) {
   Dense a(rows, cols);
   for (Index e = 0; e < rows * cols; ++e) a.x[at(e)] = number(values[at(begin + e)]);

@@ -60,6 +60,28 @@ void streams_wait_for_each_others_events(const CudaStream& stream) {
   expect(end.seconds_since(begin) > 1e-5, 4 * n, " bytes were copied in ", end.seconds_since(begin), " s");
 }
 
+void a_graph_repeats_what_was_recorded(const CudaStream& stream) {
+  auto from = on_device<Index>({3, 1, 4}, stream);
+  DeviceBuffer<Index> to(3, stream);
+  {
+    const CudaGraph graph(stream, [&] { cuda_copy(to.data(), from.data(), 24, stream); });
+    expect(on_host(to) == std::vector<Index>(3), "what was recorded ran");
+    graph.launch(stream);
+    expect(on_host(to) == std::vector<Index>{3, 1, 4}, "what was recorded did not run");
+    from.fill_from(std::vector<Index>{2, 7, 1});
+    graph.launch(stream);
+    expect(on_host(to) == std::vector<Index>{2, 7, 1}, "it did not run again");
+  }
+  try {
+    const CudaGraph graph(stream, [&] { stream.synchronize(); });
+    throw CheckFailed("a wait was recorded");
+  } catch (const CudaError& error) {
+    const std::string text = error.what();
+    expect(text.starts_with("cudaStreamSynchronize: code 900, "), "the message is ", text);
+  }
+  expect(on_host(to) == std::vector<Index>{2, 7, 1}, "the stream does not work any more");
+}
+
 void errors_name_the_call_and_the_code(const CudaStream&) {
   try {
     const CudaStream nowhere(1000);
@@ -78,6 +100,7 @@ constexpr DeviceCheck kChecks[] = {
     {"a_move_leaves_one_owner", a_move_leaves_one_owner},
     {"pinned_memory_travels_both_ways", pinned_memory_travels_both_ways},
     {"streams_wait_for_each_others_events", streams_wait_for_each_others_events},
+    {"a_graph_repeats_what_was_recorded", a_graph_repeats_what_was_recorded},
     {"errors_name_the_call_and_the_code", errors_name_the_call_and_the_code},
 };
 
