@@ -15,12 +15,12 @@ struct AttentionShape {
   Index kv_heads = 0;  // key and value heads of this process
   Index head_dim = 0;
 
-  Index tokens() const { return sequences * sequence; }
-  Index query_cols() const { return heads * head_dim; }
-  Index kv_cols() const { return kv_heads * head_dim; }
-  Index qkv_cols() const { return query_cols() + 2 * kv_cols(); }
+  constexpr Index tokens() const { return sequences * sequence; }
+  constexpr Index query_cols() const { return heads * head_dim; }
+  constexpr Index kv_cols() const { return kv_heads * head_dim; }
+  constexpr Index qkv_cols() const { return query_cols() + 2 * kv_cols(); }
   /// Maximum and reciprocal sum of every softmax row.
-  Index statistics() const { return sequences * heads * sequence * 2; }
+  constexpr Index statistics() const { return sequences * heads * sequence * 2; }
   /// Elements of working memory that each compute thread needs.
   Index scratch_cols() const;
 };

@@ -33,6 +33,22 @@ void validate(const ModelConfig& config, int tensor_processes) {
              ", expected at least mesh.tensor = ", tensor_processes);
 }
 
+void validate_batch(const ModelConfig& config, Index max_sequences, std::span<const std::int32_t> tokens,
+                    std::span<const std::int32_t> targets, Index sequences) {
+  LB_EXPECTS(sequences >= 1 && sequences <= max_sequences, "sequences: found ", sequences, ", expected 1 to ",
+             max_sequences);
+  const auto check = [&](std::string_view name, std::span<const std::int32_t> ids) {
+    LB_EXPECTS(static_cast<Index>(ids.size()) == sequences * config.sequence, name, ": found ", ids.size(),
+               " ids, expected ", sequences, " sequences of ", config.sequence);
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      LB_EXPECTS(ids[i] >= 0 && ids[i] < config.vocabulary, name, "[", i, "]: found id ", ids[i],
+                 ", expected 0 to model.vocabulary - 1 = ", config.vocabulary - 1);
+    }
+  };
+  check("tokens", tokens);
+  check("targets", targets);
+}
+
 std::vector<ParameterInfo> parameter_table(const ModelConfig& config) {
   const Index width = config.width;
   const Index query_rows = config.heads * config.head_dim;

@@ -1,62 +1,18 @@
 #include "model/transformer.h"
 
 #include "model/activations.h"
+#include "model/arrangement.h"
 #include "model/attention.h"
 #include "model/cross_entropy.h"
+#include "model/initial_values.h"
 #include "model/layers.h"
 #include "model/row_blocks.h"
 #include "runtime/cpu.h"
-#include "runtime/random.h"
 
 #include <cmath>
 
 namespace lowband {
 namespace {
-
-// The matrices of one layer as the GEMMs see them: q, k, v are consecutive rows of one matrix, and so are
-// gate and up.
-template <class Real>
-struct LayerMatrices {
-  MatrixView<Real> attention_gain, qkv, output, ffn_gain, gate_up, down;
-};
-template <class Real>
-struct ModelMatrices {
-  MatrixView<Real> embedding, final_gain, head;  // head is the embedding when tied
-  std::vector<LayerMatrices<Real>> layers;
-};
-
-// Positions in parameter_table(): the embedding, nine per layer, the final gain, the head when untied.
-constexpr Index kPerLayer = 9;
-enum InLayer : Index { kAttentionGain, kQ, kK, kV, kO, kFfnGain, kGateProj, kUpProj, kDownProj };
-constexpr Index parameter_of(Index layer, InLayer which) { return 1 + layer * kPerLayer + which; }
-
-// Consecutive parameters with equal columns as one matrix.
-template <class Real>
-MatrixView<Real> joined(const std::vector<MatrixView<Real>>& views, Index first, Index count) {
-  MatrixView<Real> all = views[static_cast<std::size_t>(first)];
-  for (Index i = 1; i < count; ++i) all.rows += views[static_cast<std::size_t>(first + i)].rows;
-  return all;
-}
-
-template <class Real>
-ModelMatrices<Real> arrange(const ModelConfig& config, const std::vector<MatrixView<Real>>& views) {
-  ModelMatrices<Real> m;
-  m.embedding = views[0];
-  for (Index layer = 0; layer < config.layers; ++layer) {
-    const auto at = [&](InLayer which, Index count) {
-      return joined(views, parameter_of(layer, which), count);
-    };
-    m.layers.push_back({.attention_gain = at(kAttentionGain, 1),
-                        .qkv = at(kQ, 3),
-                        .output = at(kO, 1),
-                        .ffn_gain = at(kFfnGain, 1),
-                        .gate_up = at(kGateProj, 2),
-                        .down = at(kDownProj, 1)});
-  }
-  m.final_gain = views[static_cast<std::size_t>(parameter_of(config.layers, kAttentionGain))];
-  m.head = config.tied_head ? m.embedding : views.back();
-  return m;
-}
 
 // What one RMSNorm reads and leaves: x is the residual stream at this point.
 struct NormIds {
@@ -73,11 +29,8 @@ template <class Real>
 struct Transformer<Real>::State {
   State(const ModelConfig& config_, Communicator& tensor_, std::uint64_t seed, Index max_sequences_);
 
-  void draw_initial_values(std::uint64_t seed);
   void plan_activations();
 
-  void check_batch(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
-                   Index batch_sequences) const;
   double forward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets);
   void backward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
                 double gradient_scale, const std::function<void(Index)>& ready);
@@ -117,7 +70,7 @@ struct Transformer<Real>::State {
   std::vector<ParameterInfo> table;
   Buffer<Real> weights, gradients;  // in the order of the table
   std::vector<Parameter<Real>> parameters;
-  ModelMatrices<Real> weight, gradient;
+  ModelMatrices<MatrixView<Real>> weight, gradient;
 
   AttentionShape attention_shape;  // .sequences is that of the current micro-batch
   Activations<Real> activations;
@@ -161,33 +114,11 @@ Transformer<Real>::State::State(const ModelConfig& config_, Communicator& tensor
   weight = arrange(config, weight_views);
   gradient = arrange(config, gradient_views);
 
-  draw_initial_values(seed);
-  plan_activations();
-}
-
-template <class Real>
-void Transformer<Real>::State::draw_initial_values(std::uint64_t seed) {
-  const double residual_deviation = 0.02 / std::sqrt(2.0 * static_cast<double>(config.layers));
   for (const Parameter<Real>& parameter : parameters) {
-    const ParameterInfo& info = parameter.info;
-    if (info.role == Role::kNorm) {
-      std::fill_n(parameter.weight.data, parameter.weight.elements(), Real{1});
-      continue;
-    }
-    const bool into_residual = info.role == Role::kOutput || info.role == Role::kDown;
-    const double deviation = into_residual ? residual_deviation : 0.02;
-    const MatrixLayout layout(info.rows, info.cols, info.cut, tensor->size(), 1);
-    const Index first_row = layout.tensor_rows(tensor->process()).begin;
-    const Index first_col = layout.tensor_cols(tensor->process()).begin;
-    const RandomStream stream(seed, info.name);
-    for_row_blocks(parameter.weight.rows, [&](Index, Index begin, Index end) {
-      for (Index i = begin; i < end; ++i) {
-        const Index row_start = (first_row + i) * info.cols + first_col;
-        for (Index j = 0; j < parameter.weight.cols; ++j)
-          parameter.weight(i, j) = static_cast<Real>(deviation * stream.normal(row_start + j));
-      }
-    });
+    draw_initial_values<Real>(parameter.info, config.layers, seed, tensor->size(), tensor->process(),
+                              parameter.weight);
   }
+  plan_activations();
 }
 
 template <class Real>
@@ -233,24 +164,6 @@ void Transformer<Real>::State::plan_activations() {
 }
 
 template <class Real>
-void Transformer<Real>::State::check_batch(std::span<const std::int32_t> tokens,
-                                           std::span<const std::int32_t> targets,
-                                           Index batch_sequences) const {
-  LB_EXPECTS(batch_sequences >= 1 && batch_sequences <= max_sequences, "sequences: found ", batch_sequences,
-             ", expected 1 to ", max_sequences);
-  const auto check = [&](std::string_view name, std::span<const std::int32_t> ids) {
-    LB_EXPECTS(static_cast<Index>(ids.size()) == batch_sequences * config.sequence, name, ": found ",
-               ids.size(), " ids, expected ", batch_sequences, " sequences of ", config.sequence);
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-      LB_EXPECTS(ids[i] >= 0 && ids[i] < config.vocabulary, name, "[", i, "]: found id ", ids[i],
-                 ", expected 0 to model.vocabulary - 1 = ", config.vocabulary - 1);
-    }
-  };
-  check("tokens", tokens);
-  check("targets", targets);
-}
-
-template <class Real>
 void Transformer<Real>::State::norm(const NormIds& ids, MatrixView<const Real> gain,
                                     MatrixView<const Real> residual) {
   rms_norm<Real>(residual, act(ids.x), gain, config.norm_epsilon, act(ids.y),
@@ -288,7 +201,7 @@ double Transformer<Real>::State::forward(std::span<const std::int32_t> tokens,
 template <class Real>
 void Transformer<Real>::State::attention_forward(Index layer) {
   const LayerIds& ids = layer_ids[static_cast<std::size_t>(layer)];
-  const LayerMatrices<Real>& w = weight.layers[static_cast<std::size_t>(layer)];
+  const LayerMatrices<MatrixView<Real>>& w = weight.layers[static_cast<std::size_t>(layer)];
   const MatrixView<Real> qkv = act(ids.qkv);
   linear<Real>(act(ids.attention_norm.y), w.qkv, qkv);
   rotate<Real>(rotary, qkv.block(0, qkv.rows, 0, attention_shape.query_cols() + attention_shape.kv_cols()));
@@ -303,7 +216,7 @@ void Transformer<Real>::State::attention_forward(Index layer) {
 template <class Real>
 void Transformer<Real>::State::ffn_forward(Index layer) {
   const LayerIds& ids = layer_ids[static_cast<std::size_t>(layer)];
-  const LayerMatrices<Real>& w = weight.layers[static_cast<std::size_t>(layer)];
+  const LayerMatrices<MatrixView<Real>>& w = weight.layers[static_cast<std::size_t>(layer)];
   linear<Real>(act(ids.ffn_norm.y), w.gate_up, act(ids.gate_up));
   swiglu<Real>(act(ids.gate_up), act(ids.h));
   linear<Real>(act(ids.h), w.down, act(norm_after(layer).x));
@@ -341,8 +254,8 @@ template <class Real>
 void Transformer<Real>::State::ffn_backward_half(Index layer, MatrixView<Real> d_x,
                                                  const std::function<void(Index)>& ready) {
   const LayerIds& ids = layer_ids[static_cast<std::size_t>(layer)];
-  const LayerMatrices<Real>& w = weight.layers[static_cast<std::size_t>(layer)];
-  const LayerMatrices<Real>& d_w = gradient.layers[static_cast<std::size_t>(layer)];
+  const LayerMatrices<MatrixView<Real>>& w = weight.layers[static_cast<std::size_t>(layer)];
+  const LayerMatrices<MatrixView<Real>>& d_w = gradient.layers[static_cast<std::size_t>(layer)];
   linear_input_gradient<Real>(d_x, w.down, act(d_h));
   linear_weight_gradient<Real>(d_x, act(ids.h), d_w.down);
   ready(parameter_of(layer, kDownProj));
@@ -362,8 +275,8 @@ template <class Real>
 void Transformer<Real>::State::attention_backward_half(Index layer, MatrixView<Real> d_x,
                                                        const std::function<void(Index)>& ready) {
   const LayerIds& ids = layer_ids[static_cast<std::size_t>(layer)];
-  const LayerMatrices<Real>& w = weight.layers[static_cast<std::size_t>(layer)];
-  const LayerMatrices<Real>& d_w = gradient.layers[static_cast<std::size_t>(layer)];
+  const LayerMatrices<MatrixView<Real>>& w = weight.layers[static_cast<std::size_t>(layer)];
+  const LayerMatrices<MatrixView<Real>>& d_w = gradient.layers[static_cast<std::size_t>(layer)];
   linear_input_gradient<Real>(d_x, w.output, act(d_attended));
   linear_weight_gradient<Real>(d_x, act(ids.attended), d_w.output);
   ready(parameter_of(layer, kO));
@@ -423,7 +336,7 @@ double Transformer<Real>::forward_backward(std::span<const std::int32_t> tokens,
 template <class Real>
 double Transformer<Real>::loss(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
                                Index sequences) {
-  state_->check_batch(tokens, targets, sequences);
+  validate_batch(state_->config, state_->max_sequences, tokens, targets, sequences);
   state_->attention_shape.sequences = sequences;
   return state_->forward(tokens, targets);
 }

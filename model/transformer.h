@@ -29,6 +29,10 @@ struct ModelConfig {
 /// "model.heads: found 6, expected a multiple of mesh.tensor = 4".
 void validate(const ModelConfig& config, int tensor_processes);
 
+/// Checks a micro-batch; throws InvalidArgument for a wrong size or an id outside the vocabulary.
+void validate_batch(const ModelConfig& config, Index max_sequences, std::span<const std::int32_t> tokens,
+                    std::span<const std::int32_t> targets, Index sequences);
+
 /// All parameters in a fixed order, with Hugging Face's LLaMA names and shapes. Allocates nothing.
 std::vector<ParameterInfo> parameter_table(const ModelConfig& config);
 

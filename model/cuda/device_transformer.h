@@ -1,0 +1,70 @@
+#pragma once
+
+#include "collectives/communicator.h"
+#include "model/transformer.h"
+#include "runtime/cuda/blas.h"
+#include "runtime/cuda/matrix.h"
+#include "sharding/parameter.h"
+
+#include <functional>
+#include <memory>
+#include <span>
+
+namespace lowband {
+
+/// A parameter in device memory, as one process holds it: its tensor-axis piece of weight and gradient.
+struct DeviceParameter {
+  ParameterInfo info;
+  DeviceMatrix<float> weight;    // (piece rows, piece cols), contiguous
+  DeviceMatrix<float> gradient;  // same shape, contiguous
+};
+
+/// What backward finds of a layer. kLayerInputs: the residual stream at its entrance alone, from which the
+/// layer is computed once more; on several processes with its all-reduce after attention.
+enum class KeptActivations : std::uint8_t { kAll, kLayerInputs };
+
+/// `Transformer` on a device. T: BFloat16, or float; the type of weights and activations in products. Master
+/// weights, gradients, the residual stream and its gradient, logits and all sums are float.
+///
+/// Initial values are those of `Transformer<float>` for the same seed.
+/// Determinism: the same bits in every run. Stream: that of `blas`.
+template <class T>
+class DeviceTransformer {
+ public:
+  /// Allocates all memory, for micro-batches of up to `max_sequences`.
+  ///
+  /// Collective: all processes of `tensor`, equal arguments. Over NCCL it moves device memory; over another
+  /// backend copies on the host. A group of one is not called. Ownership: borrows `tensor` and `blas`.
+  /// Throws: InvalidArgument, see validate(); and when head_dim is not a multiple of 16 up to 128.
+  DeviceTransformer(const ModelConfig& config, Communicator& tensor, std::uint64_t seed, Index max_sequences,
+                    KeptActivations kept, CudaBlas& blas);
+  ~DeviceTransformer();
+  DeviceTransformer(DeviceTransformer&&) noexcept;
+
+  const ModelConfig& config() const;
+  std::span<const DeviceParameter> parameters() const;
+
+  /// Enqueued.
+  void zero_gradients();
+
+  /// As `Transformer::forward_backward`; `gradient_ready(i)` is called when what completes gradient i is
+  /// enqueued. Waits for the loss, once, after backward is enqueued. On one process and without
+  /// `gradient_ready` it becomes one CUDA graph when equal `sequences` and `gradient_scale` come again.
+  double forward_backward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
+                          Index sequences, double gradient_scale,
+                          const std::function<void(Index)>& gradient_ready);
+
+  /// Sum of token losses (nats) without gradients. Waits for it.
+  double loss(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets, Index sequences);
+
+  /// Bytes of the master weights, and as many again for the gradients; bytes of everything else on the
+  /// device.
+  Index parameter_bytes() const;
+  Index activation_bytes() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace lowband
