@@ -139,8 +139,8 @@ class Optimizer(MegatronOptimizer):
                         sgd_momentum=config.sgd_momentum, clip_norm=config.clip_grad,
                         overlap=model.ddp_config.overlap_grad_reduce)
         for name in options:
-            if name in settings:
-                raise lowband.InvalidArgument(f"{name}: found it as an argument, expected it in Megatron's configs")
+            if name in {*settings, "process_group"}:
+                raise lowband.InvalidArgument(f"{name}: found it as an argument, expected it to be left to Megatron")
         self._masters: dict[torch.nn.Parameter, torch.Tensor] = {}
         self._pieces: dict[torch.nn.Parameter, list[_Piece]] = {}
         self._announced: set[torch.nn.Parameter] = set()  # which lowband reads already
@@ -232,7 +232,7 @@ class Optimizer(MegatronOptimizer):
                            metadata: Any = None) -> dict[str, Any]:
         """Masters as Megatron keeps them, and an object for every process with what differs between replicas: to go on
         with the same mesh. For another there is `lowband.checkpoint.State(optimizer.optimizer)`, with
-        torch.distributed.checkpoint."""
+        torch.distributed.checkpoint, which has no masters: `reload_model_params` then begins with rounded ones."""
         world = self.optimizer.world
         of_process = ShardedObject("optimizer.lowband", self.optimizer.state_dict(), (world.processes,),
                                    (world.process,))
@@ -350,7 +350,9 @@ def _checked(config: OptimizerConfig, model_chunks: list[DistributedDataParallel
 def _qkv_lines(config: Any, tensor_parallel: int) -> list[int]:
     """Rows of query, key and value in a query group of linear_qkv."""
     _expect("attention_output_gate with split_qkv", config.attention_output_gate, False)
-    _expect("query groups that split_qkv would divide between processes", config.num_query_groups % tensor_parallel, 0)
+    if config.num_query_groups % tensor_parallel != 0:
+        raise lowband.InvalidArgument(f"num_query_groups with split_qkv: found {config.num_query_groups}, expected a "
+                                      f"multiple of tensor_model_parallel_size {tensor_parallel}")
     key = config.kv_channels
     return [config.num_attention_heads // config.num_query_groups * key, key, key]
 

@@ -18,23 +18,26 @@ import lowband
 import lowband.megatron
 
 LAYERS, WIDTH, FFN, VOCABULARY, LENGTH, BATCH, MICRO_BATCHES = 2, 64, 128, 256, 32, 4, 2
+HEADS, GROUPS = 8, 4
 
 
-def gpt(dtype=torch.float32, **ddp_options):
+def gpt(dtype=torch.float32, layers={}, ends={}, **ddp_options):
+    """`layers` and `ends` change TransformerConfig and GPTModel."""
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=2)
     model_parallel_cuda_manual_seed(1)
     torch.manual_seed(1)
-    config = TransformerConfig(
-        num_layers=LAYERS, hidden_size=WIDTH, ffn_hidden_size=FFN, num_attention_heads=8, num_query_groups=4,
+    settings = dict(
+        num_layers=LAYERS, hidden_size=WIDTH, ffn_hidden_size=FFN, num_attention_heads=HEADS, num_query_groups=GROUPS,
         tensor_model_parallel_size=2, use_cpu_initialization=True, gated_linear_unit=True,
         activation_func=torch.nn.functional.silu, add_bias_linear=False, normalization="RMSNorm", attention_dropout=0.0,
         hidden_dropout=0.0, gradient_accumulation_fusion=False, masked_softmax_fusion=False, bias_activation_fusion=False,
         bias_dropout_fusion=False, finalize_model_grads_func=finalize_model_grads, params_dtype=dtype,
         bf16=dtype == torch.bfloat16)
+    config = TransformerConfig(**settings | layers)
+    outer = dict(position_embedding_type="rope", share_embeddings_and_output_weights=False)
     module = GPTModel(config=config, transformer_layer_spec=get_gpt_layer_local_spec(normalization="RMSNorm"),
-                      vocab_size=VOCABULARY, max_sequence_length=LENGTH, position_embedding_type="rope",
-                      share_embeddings_and_output_weights=False)
+                      vocab_size=VOCABULARY, max_sequence_length=LENGTH, **outer | ends)
     options = dict(grad_reduce_in_fp32=True, use_distributed_optimizer=False, overlap_grad_reduce=False) | ddp_options
     model = DistributedDataParallel(config, DistributedDataParallelConfig(**options),
                                     Float16Module(config, module) if config.bf16 else module)
