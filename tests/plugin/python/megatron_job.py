@@ -179,7 +179,8 @@ def test_factors_are_all_that_crosses_replicas():
 
 
 def test_matrices_have_the_ranks_of_their_roles():
-    optimizer = lowbands(gpt(), profile=lowband.structural(WIDTH, WIDTH // HEADS)).optimizer
+    model = gpt()
+    optimizer = lowbands(model, profile=lowband.structural(WIDTH, WIDTH // HEADS)).optimizer
     found = {name: optimizer.exchange.factor_rank(i) for i, name in enumerate(optimizer._names) if "layers.0." in name}
     layer, head_dim = "decoder.layers.0", WIDTH // HEADS
     attention = {"query": 4 * head_dim, "key": 4 * head_dim, "value": head_dim}
@@ -188,6 +189,11 @@ def test_matrices_have_the_ranks_of_their_roles():
         f"{layer}.mlp.linear_fc1.weight.1": WIDTH, f"{layer}.mlp.linear_fc2.weight": WIDTH,
         f"{layer}.input_layernorm.weight": 0, f"{layer}.pre_mlp_layernorm.weight": 0}
     assert found == expected, found
+    # Of every query group: two heads of queries, that of the key, that of the value.
+    heads = model.module.decoder.layers[0].self_attention.linear_qkv.weight.detach().view(-1, 4, head_dim, WIDTH)
+    for part, rows in {"query": heads[:, :2], "key": heads[:, 2], "value": heads[:, 3]}.items():
+        matrix = optimizer._parameters[optimizer._names.index(f"{layer}.self_attention.linear_qkv.weight.{part}")]
+        assert torch.equal(matrix.to_local(), rows.reshape(-1, WIDTH)), part
     optimizer.close()
 
 
