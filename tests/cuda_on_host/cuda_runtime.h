@@ -15,8 +15,6 @@
 
 #define __global__
 #define __device__
-#define __host__
-#define __launch_bounds__(...)
 // At block scope this means: one for all fibers, which run on one thread, and it may be declared `extern`.
 #define __shared__ thread_local
 
@@ -74,10 +72,4 @@ T __shfl_sync(unsigned mask, T value, int lane, CallSite site = CallSite::curren
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, CallSite site = CallSite::current()) {
   return exchange_in_warp(mask, value, lowband::cuda_on_host::own_lane() ^ static_cast<unsigned>(bits), site);
-}
-/// Beyond the last lane a thread gets its own value.
-template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned distance, CallSite site = CallSite::current()) {
-  const unsigned lane = lowband::cuda_on_host::own_lane();
-  return exchange_in_warp(mask, value, lane + distance < 32 ? lane + distance : lane, site);
 }

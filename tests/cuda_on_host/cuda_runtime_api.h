@@ -4,13 +4,10 @@
 // of what our device code computes; docs/gpu.md says what they can show and what they cannot.
 //
 // Names, types and meanings are those of CUDA's documentation. Every call is over when it returns, or is
-// recorded. Device
-// memory lies between pages that cannot be touched, holds NaNs until something is written, and the host
-// cannot touch it but through these calls.
+// recorded. Device memory lies between pages that cannot be touched, holds NaNs until something is written,
+// and the host cannot touch it but through these calls.
 
 #include <cstddef>
-
-#define CUDART_VERSION 0
 
 struct CUstream_st;
 struct CUevent_st;
@@ -38,14 +35,7 @@ const char* cudaGetErrorName(cudaError_t code);
 /// Of the calling thread's last error also what was wrong.
 const char* cudaGetErrorString(cudaError_t code);
 
-struct cudaDeviceProp {
-  char name[256];
-  std::size_t totalGlobalMem;
-  int major, minor;
-};
 enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
-cudaError_t cudaGetDeviceCount(int* count);
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaSetDevice(int device);
 
