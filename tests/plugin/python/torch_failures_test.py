@@ -24,21 +24,6 @@ PROCESSES, SILENT, KILLED, DEADLINE_SECONDS = 3, 2, 1, 2.0
 # ---- One process of the job: it says what happens, and trains until it fails ----
 
 
-def trainer(deadline_seconds):
-    torch.manual_seed(7)
-    model = DistributedDataParallel(torch.nn.Linear(12, 8))
-    optimizer = lowband.torch.Optimizer(model.parameters(), lr=0.02, profile=lowband.uniform(2),
-                                        deadline_seconds=deadline_seconds)
-    lowband.torch.attach_ddp(model, optimizer)
-
-    def train_step():
-        optimizer.zero_grad()
-        model(torch.randn(4, 12)).square().mean().backward()
-        optimizer.step()
-
-    return model, optimizer, train_step
-
-
 def say_what_fails(action):
     begin = time.monotonic()
     try:
@@ -56,22 +41,31 @@ def train(process, port):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=process, world_size=PROCESSES)
     say_what_fails(lambda: lowband.torch.Optimizer(parameters(), profile=lowband.uniform(1), deadline_seconds=0.0))
 
-    # A gradient that one process refuses, which then does nothing for a while.
-    model, optimizer, train_step = trainer(DEADLINE_SECONDS)
-    for _ in range(2):  # after which DDP sends nothing more, so that nobody waits in gloo
-        train_step()
-    if process == SILENT:
-        model.module.weight.grad = torch.ones(8, 12).to_sparse()
+    # A gradient that one of two processes refuses, which then does nothing for a while. Of more than two, some wait for one
+    # that waits itself, and name that.
+    pair = dist.new_group([0, SILENT])
+    if process != KILLED:
+        weight = torch.nn.Parameter(torch.ones(8, 12))
+        optimizer = lowband.torch.Optimizer([weight], profile=lowband.uniform(2), process_group=pair,
+                                            deadline_seconds=DEADLINE_SECONDS)
+        optimizer.step()
+        weight.grad = torch.ones(8, 12)
+        if process == SILENT:
+            weight.grad = weight.grad.to_sparse()
         say_what_fails(optimizer.step)
-        time.sleep(2 * DEADLINE_SECONDS)
-    else:
-        say_what_fails(train_step)
-    optimizer.close()
+        if process == SILENT:
+            time.sleep(2 * DEADLINE_SECONDS)
+        optimizer.close()
 
-    _, _, train_step = trainer(deadline_seconds=600)
+    torch.manual_seed(7)
+    model = DistributedDataParallel(torch.nn.Linear(12, 8))
+    optimizer = lowband.torch.Optimizer(model.parameters(), lr=0.02, profile=lowband.uniform(2), deadline_seconds=600)
+    lowband.torch.attach_ddp(model, optimizer)
     for step in range(10**9):
-        train_step()
-        if step == 3:
+        optimizer.zero_grad()
+        model(torch.randn(4, 12)).square().mean().backward()
+        optimizer.step()
+        if step == 3:  # DDP has sent its last, so that nobody waits in gloo
             print("trains", flush=True)
 
 
@@ -113,16 +107,16 @@ class Failures(unittest.TestCase):
 
     def check(self, said, codes):
         for process, text in enumerate(said):
-            uninitialised, no_deadline, refused = re.findall(r"after ([\d.]+) s: (.*)", text)[:3]
-            self.assertRegex(uninitialised[1], "InvalidArgument: process group: found torch.distributed not initialised")
-            self.assertRegex(no_deadline[1], "InvalidArgument: deadline_seconds: found 0.0, expected a positive number")
+            failures = re.findall(r"after ([\d.]+) s: (.*)", text)
+            self.assertRegex(failures[0][1], "InvalidArgument: process group: found torch.distributed not initialised")
+            self.assertRegex(failures[1][1], "InvalidArgument: deadline_seconds: found 0.0, expected a positive number")
             if process == SILENT:
-                self.assertRegex(refused[1], "InvalidArgument: gradient of param0: found torch.sparse_coo, .*expected a dense")
-                self.assertLess(float(refused[0]), DEADLINE_SECONDS)
-            else:
-                self.assertRegex(refused[1], f"PeerFailed: .*process {SILENT}.* did not answer within 2000 ms")
-                self.assertGreaterEqual(float(refused[0]), DEADLINE_SECONDS)
-                self.assertLess(float(refused[0]), 2 * DEADLINE_SECONDS)
+                self.assertRegex(failures[2][1], "InvalidArgument: gradient of param0: found torch.sparse_coo, .*expected a dense")
+            elif process != KILLED:
+                seconds, message = failures[2]
+                self.assertRegex(message, "PeerFailed: .*process 1 did not answer within 2000 ms")
+                self.assertGreaterEqual(float(seconds), DEADLINE_SECONDS)
+                self.assertLess(float(seconds), 2 * DEADLINE_SECONDS)
             if process != KILLED:
                 self.assertRegex(text, f"PeerFailed: .*process {KILLED}.*is gone")
         self.assertEqual(codes, [1, -9, 1])
