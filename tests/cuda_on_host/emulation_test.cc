@@ -157,7 +157,10 @@ TEST_F(Emulation, AfterAnErrorTheNextLaunchIsLikeAnyOther) {
   EXPECT_EQ(results(reverse_kernel<true>), 1U);
 }
 
-using EmulationDeathTest = Emulation;
+struct EmulationDeathTest : Emulation {
+  // Libraries have threads of their own.
+  EmulationDeathTest() { GTEST_FLAG_SET(death_test_style, "threadsafe"); }
+};
 
 TEST_F(EmulationDeathTest, AWriteBesideABufferEndsTheProgram) {
   for (const Index i : {Index{1000}, Index{-1}}) {  // in a page of its own, but for three of its last floats
