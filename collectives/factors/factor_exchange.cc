@@ -203,16 +203,23 @@ class Stopwatch {
 }  // namespace
 
 template <class Real>
-FactorExchange<Real>::FactorExchange(const FactorGroups& groups, std::vector<FactorShape> shapes,
+FactorExchange<Real>::FactorExchange(const FactorGroups& groups, const std::vector<FactorShape>& shapes,
                                      std::vector<DenseTensor> dense, const FactorExchangeOptions& options)
+    : FactorExchange(groups, shapes, options.right_only ? std::vector<FactorShape>{} : shapes,
+                     std::move(dense), options) {}
+
+template <class Real>
+FactorExchange<Real>::FactorExchange(const FactorGroups& groups, const std::vector<FactorShape>& shapes,
+                                     const std::vector<FactorShape>& lefts, std::vector<DenseTensor> dense,
+                                     const FactorExchangeOptions& options)
     : groups_(groups),
       options_(checked<Real>(options)),
-      homes_(find_homes<Real>(groups, shapes)),
-      waves_(at(wave_count<Real>(groups, shapes, options.wire))),
-      wave_of_(choose_waves<Real>(shapes, homes_, groups.replica->size(), static_cast<int>(waves_.size()))),
+      homes_(find_homes<Real>(groups, lefts)),
+      waves_(at(wave_count<Real>(groups, lefts, options.wire))),
+      wave_of_(choose_waves<Real>(lefts, homes_, groups.replica->size(), static_cast<int>(waves_.size()))),
       dense_tensors_(std::move(dense)),
       dense_offsets_(offsets_of(dense_tensors_)),
-      left_(make_left<Real>(shapes, homes_, wave_of_, groups.replica->size(), static_cast<int>(waves_.size()),
+      left_(make_left<Real>(lefts, homes_, wave_of_, groups.replica->size(), static_cast<int>(waves_.size()),
                             rounds() ? 0 : dense_offsets_.back())),
       right_(right_shapes<Real>(shapes)),
       at_home_(matrices_at(homes_, groups.replica->process())),
@@ -524,9 +531,9 @@ void FactorExchange<Real>::finish_right() {
   const Timeline::Range range(timeline(), "unpack", static_cast<Index>(all.size_bytes()));
   const Real replicas = static_cast<Real>(groups_.replica->size());
   norms_.fill(0);
-  for (std::size_t i = 0; i < homes_.size(); ++i) {
-    const MatrixView<Real> whole = right_.owned(static_cast<Index>(i));
-    double* const squares = norms_.data() + norm_offsets_[i];
+  for (Index i = 0; i < std::ssize(norm_offsets_) - 1; ++i) {
+    const MatrixView<Real> whole = right_.owned(i);
+    double* const squares = norms_.data() + norm_offsets_[at(i)];
     const Index tile_rows = std::max<Index>(1, kTileElements / whole.cols);
     for_each_tile(whole.rows, tile_rows, [&](Index begin, Index count) {
       const MatrixView<Real> r = whole.row_block(begin, count);

@@ -42,6 +42,7 @@ enum class FactorWire : std::uint8_t {
 
 struct FactorExchangeOptions {
   bool keep_own_right = false;  // this replica's own R is needed after the exchange
+  bool right_only = false;      // no left factors: there is no memory for them, nor an exchange_left
   FactorWire wire = FactorWire::kAsComputed;
 };
 
@@ -86,10 +87,11 @@ struct ExchangeTimes {
 template <class Real>
 class FactorExchange {
  public:
-  FactorExchange(const FactorGroups& groups, std::vector<FactorShape> shapes, std::vector<DenseTensor> dense,
-                 const FactorExchangeOptions& options);
+  FactorExchange(const FactorGroups& groups, const std::vector<FactorShape>& shapes,
+                 std::vector<DenseTensor> dense, const FactorExchangeOptions& options);
 
-  /// (left_rows, r). Before exchange_left: B Q of this process's block. After it: these rows of P.
+  /// (left_rows, r), unless `right_only`. Before exchange_left: B Q of this process's block. After it: these
+  /// rows of P.
   MatrixView<Real> left(Index i) { return left_.piece(i); }
   /// (right_rows, r). Before exchange_right: B^T P of this process's block. After it: these rows of the mean
   /// R.
@@ -130,6 +132,11 @@ class FactorExchange {
     std::vector<PayloadShare> shares;
     Index orthonormalised = 0;  // matrices of this home that must be so before this wave is gathered
   };
+
+  /// `lefts`: the shapes whose left factors are exchanged, all or none.
+  FactorExchange(const FactorGroups& groups, const std::vector<FactorShape>& shapes,
+                 const std::vector<FactorShape>& lefts, std::vector<DenseTensor> dense,
+                 const FactorExchangeOptions& options);
 
   static constexpr bool kCanRound = std::is_same_v<Real, float>;
   bool rounds() const { return options_.wire == FactorWire::kBF16; }
