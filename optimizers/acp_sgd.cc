@@ -31,21 +31,14 @@ std::vector<typename AcpSgd<Real>::Matrix> AcpSgd<Real>::make_matrices(
     const ProcessMesh& mesh, const std::vector<LayerMatrix>& definitions) {
   std::vector<Matrix> matrices;
   for (const LayerMatrix& definition : definitions) {
-    const auto& [info, r] = definition;
-    LB_EXPECTS(r >= 1 && r <= std::min(info.rows, info.cols), "factor rank of ", info.name, ": found ", r,
-               ", expected 1 .. min(", info.rows, ", ", info.cols, ")");
-    LB_EXPECTS(info.cut != TensorCut::kNone || mesh.shape().tensor == 1, "optimizer: ", info.name,
-               " is not cut along the tensor axis, expected rows or columns cut with mesh.tensor = ",
-               mesh.shape().tensor);
-    const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.shape().tensor, mesh.shape().shard);
+    const Index rows = definition.cut.rows_of(mesh.position()).size();
+    const Index cols = definition.cut.cols_of(mesh.position()).size();
     Matrix matrix;
     matrix.definition = definition;
-    matrix.rows = layout.owned_rows(mesh.position().shard, mesh.position().tensor);
-    matrix.cols = layout.owned_cols(mesh.position().shard, mesh.position().tensor);
-    matrix.error = Buffer<Real>(matrix.rows.size() * matrix.cols.size());
+    matrix.error = Buffer<Real>(rows * cols);
     matrix.momentum = Buffer<Real>(matrix.error.size());
-    matrix.e = matrix.error.matrix(0, matrix.rows.size(), matrix.cols.size());
-    matrix.u = matrix.momentum.matrix(0, matrix.rows.size(), matrix.cols.size());
+    matrix.e = matrix.error.matrix(0, rows, cols);
+    matrix.u = matrix.momentum.matrix(0, rows, cols);
     matrices.push_back(std::move(matrix));
   }
   return matrices;
@@ -56,29 +49,19 @@ template <class Real>
 std::vector<FactorShape> AcpSgd<Real>::factor_shapes(ProcessMesh& mesh, const std::vector<Matrix>& matrices,
                                                      bool left) {
   std::vector<FactorShape> shapes;
-  for (const Matrix& matrix : matrices) {
-    // The tensor axis cuts one dimension, the shard axis the other.
-    const bool shard_cuts_rows = matrix.definition.info.cut == TensorCut::kCols;
-    Communicator& across_rows = shard_cuts_rows ? mesh.shard() : mesh.tensor();
-    Communicator& across_cols = shard_cuts_rows ? mesh.tensor() : mesh.shard();
-    shapes.push_back({.name = matrix.definition.info.name,
-                      .factor_rank = matrix.definition.factor_rank,
-                      .left_rows = left ? matrix.e.cols : matrix.e.rows,
-                      .right_rows = left ? matrix.e.rows : matrix.e.cols,
-                      .across_b = left ? &across_rows : &across_cols,
-                      .across_a = left ? &across_cols : &across_rows});
-  }
+  shapes.reserve(matrices.size());
+  for (const Matrix& matrix : matrices)
+    shapes.push_back(factor_shape(matrix.definition, matrix.definition.factor_rank, left, mesh));
   return shapes;
 }
 
 namespace {
 
 template <class Real>
-FactorRows<Real> right_rows(const std::vector<FactorShape>& shapes) {
+FactorRows<Real> factor_rows(const std::vector<FactorShape>& shapes) {
   std::vector<typename FactorRows<Real>::Shape> rows;
   rows.reserve(shapes.size());
-  for (const FactorShape& shape : shapes)
-    rows.push_back({shape.name, shape.right_rows, shape.factor_rank, shape.across_a});
+  for (const FactorShape& shape : shapes) rows.push_back(right_rows<Real>(shape));
   return FactorRows<Real>(std::move(rows));
 }
 
@@ -95,19 +78,21 @@ template <class Real>
 AcpSgd<Real>::Factor::Factor(ProcessMesh& mesh, const std::vector<Matrix>& matrices, bool is_left,
                              const OptimizerOptions& options)
     : left(is_left),
-      rows(right_rows<Real>(factor_shapes(mesh, matrices, is_left))),
+      rows(factor_rows<Real>(factor_shapes(mesh, matrices, is_left))),
       orthonormaliser(mesh.within_replica(), owned_of(rows, matrices.size())),
       exchange({.replica = &mesh.replica(), .within_replica = &mesh.within_replica()},
-               factor_shapes(mesh, matrices, is_left), {}, {.keep_own_right = true, .wire = options.wire}) {
-  const std::vector<FactorShape> shapes = factor_shapes(mesh, matrices, is_left);
+               factor_shapes(mesh, matrices, is_left), {},
+               {.keep_own_right = true, .right_only = true, .wire = options.wire}) {
   for (std::size_t i = 0; i < matrices.size(); ++i) {
-    const Communicator& axis = *shapes[i].across_a;
-    kept_begin.push_back(first_owned_row(shapes[i].right_rows, axis.size(), axis.process()));
-    kept.emplace_back(rows.owned(static_cast<Index>(i)).elements());
-    const RandomStream stream = random(matrices[i].definition.info, options.seed, 0);
-    const Index first = (is_left ? matrices[i].rows : matrices[i].cols).begin + kept_begin.back();
+    const LayerMatrix& matrix = matrices[i].definition;
+    const MeshPosition& position = mesh.position();
+    first_rows.push_back((is_left ? matrix.cut.rows_of(position) : matrix.cut.cols_of(position)).begin);
+    kept_rows.push_back(matrix.cut.kept_rows(is_left, position));
+    kept.emplace_back(kept_rows.back().size() * matrix.factor_rank);
+    const RandomStream stream = random(matrix.info, options.seed, 0);
+    const Index first = kept_rows.back().begin * matrix.factor_rank;
     for (Index e = 0; e < kept.back().size(); ++e)
-      kept.back()[e] = static_cast<Real>(stream.normal(first * shapes[i].factor_rank + e));
+      kept.back()[e] = static_cast<Real>(stream.normal(first + e));
   }
 }
 
@@ -163,8 +148,8 @@ typename AcpSgd<Real>::Outcome AcpSgd<Real>::update(std::span<const Piece> piece
   Factor& basis = orthonormal(info.step);
   for (Index i = 0; i < size(); ++i) {
     Matrix& matrix = matrices_[at(i)];
-    const auto& [parameter, factor_rank] = matrix.definition;
-    if (diagnosis != nullptr) diagnosis->begin(parameter.name, factor_rank, matrix.e);
+    const std::string& name = matrix.definition.info.name;
+    if (diagnosis != nullptr) diagnosis->begin(name, matrix.definition.factor_rank, matrix.e);
     if (pieces[at(i)].skipped) {
       if (diagnosis != nullptr) diagnosis->end_unsent(matrix.e);
       continue;
@@ -172,8 +157,8 @@ typename AcpSgd<Real>::Outcome AcpSgd<Real>::update(std::span<const Piece> piece
     const std::span<const double> norms = received.exchange.right_norms(i);
     const bool finite = std::ranges::all_of(norms, [](double norm) { return std::isfinite(norm); });
     if (!finite || basis.orthonormaliser.factorisation(i) == Factorisation::kNonFinite)
-      throw Error(cat("optimizer: step ", info.step, ": e of ", parameter.name,
-                      " is not finite although its gradients are"));
+      throw Error(
+          cat("optimizer: step ", info.step, ": e of ", name, " is not finite although its gradients are"));
     apply(i, pieces[at(i)].weight, update_scale, info);
     const Index dead_columns = std::ranges::count(basis.orthonormaliser.dead(i), std::uint8_t{1});
     if (diagnosis != nullptr) {
@@ -211,11 +196,9 @@ void AcpSgd<Real>::keep(Index i, Index step) {
   const ParameterInfo& info = matrices_[at(i)].definition.info;
   const MatrixView<const Real> mean = received.exchange.right(i);
   Buffer<Real>& kept = received.kept[at(i)];
-  const Index r = mean.cols, begin = received.kept_begin[at(i)];
-  std::copy_n(mean.data + begin * r, kept.size(), kept.data());
+  const Index r = mean.cols, first = received.kept_rows[at(i)].begin;
+  std::copy_n(mean.data + (first - received.first_rows[at(i)]) * r, kept.size(), kept.data());
   const std::span<const std::uint8_t> dead = orthonormal(step).orthonormaliser.dead(i);
-  const Matrix& matrix = matrices_[at(i)];
-  const Index first = (received.left ? matrix.rows : matrix.cols).begin + begin;
   for (Index j = 0; j < r; ++j) {
     if (!dead[at(j)]) continue;
     const std::vector<double> column =
@@ -237,14 +220,14 @@ Index AcpSgd<Real>::diagnosed_elements() const {
 template <class Real>
 std::vector<StateTensor<Real>> AcpSgd<Real>::state(Index i) {
   Matrix& matrix = matrices_[at(i)];
-  const auto& [info, r] = matrix.definition;
-  const auto kept = [&, r = r](Factor& factor) {
-    return factor.kept[at(i)].matrix(0, factor.kept[at(i)].size() / r, r);
+  const LayerMatrix& definition = matrix.definition;
+  const auto kept = [&](Factor& factor) {
+    return factor.kept[at(i)].matrix(0, factor.kept_rows[at(i)].size(), definition.factor_rank);
   };
-  return {{info.name + ".e", matrix.e},
-          {info.name + ".u", matrix.u},
-          {info.name + ".left", kept(left_)},
-          {info.name + ".right", kept(right_)}};
+  return {{definition.state_name("e"), matrix.e},
+          {definition.state_name("u"), matrix.u},
+          {definition.state_name("left"), kept(left_)},
+          {definition.state_name("right"), kept(right_)}};
 }
 
 template class AcpSgd<float>;

@@ -35,9 +35,7 @@ class AcpSgd final : public CompressedMatrices<Real> {
   using typename MatrixOptimizer<Real>::Piece;
   using typename MatrixOptimizer<Real>::Outcome;
 
-  /// Collective, as `exchange`: all processes of the mesh, equal arguments. Throws: InvalidArgument naming
-  /// the parameter when a rank is outside 1..min(m, n), or when the tensor axis does not cut a matrix
-  /// although it has several processes.
+  /// Collective, as `exchange`: all processes of the mesh, equal arguments.
   AcpSgd(ProcessMesh& mesh, const std::vector<LayerMatrix>& matrices, const OptimizerOptions& options);
 
   void exchange(std::span<const Piece> pieces, Real gradient_scale, Index step) override;
@@ -52,7 +50,6 @@ class AcpSgd final : public CompressedMatrices<Real> {
  private:
   struct Matrix {
     LayerMatrix definition;
-    Range rows, cols;  // of the block
     Buffer<Real> error, momentum;
     MatrixView<Real> e, u;
   };
@@ -69,7 +66,8 @@ class AcpSgd final : public CompressedMatrices<Real> {
     Orthonormaliser<Real> orthonormaliser;
     FactorExchange<Real> exchange;  // right: this factor
     std::vector<Buffer<Real>> kept;
-    std::vector<Index> kept_begin;  // by matrix, among the rows of the block
+    std::vector<Range> kept_rows;   // by matrix
+    std::vector<Index> first_rows;  // likewise, of the block
   };
   static std::vector<Matrix> make_matrices(const ProcessMesh& mesh,
                                            const std::vector<LayerMatrix>& definitions);

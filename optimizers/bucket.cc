@@ -14,6 +14,7 @@
 
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <limits>
 #include <type_traits>
 
@@ -92,13 +93,13 @@ Bucket<Real>::Bucket(ProcessMesh& exchange_mesh, ProcessMesh& update_mesh, Commu
       parameters_(selected(parameters, members_)),
       matrices_(positions(members_, &Member::is_matrix)),
       elementwise_(positions(members_, std::not_fn(&Member::is_matrix))),
-      dense_(positions(members_, [](const Member& member) { return member.factor_rank == 0; })),
+      dense_(positions(members_, [](const Member& member) { return member.factor_ranks.empty(); })),
       shards_(exchange_mesh, parameters_, are_matrices(members_)),
       elementwise_optimizer_(make_elementwise<Real>(
           elementwise_kind(options), elementwise_pieces(parameters_, elementwise_, shards_), options)),
       squares_(static_cast<Index>(members_.size())),
-      unusable_(static_cast<Index>(members_.size())),
-      pieces_(matrices_.size()) {
+      unusable_(static_cast<Index>(members_.size())) {
+  cut_layer_matrices();
   std::vector<DenseTensor> tensors;
   for (const Index i : dense_) tensors.push_back({info(i).name, shards_.gradient(i).elements()});
   if (!dense_rides_along(options)) {
@@ -111,17 +112,22 @@ Bucket<Real>::Bucket(ProcessMesh& exchange_mesh, ProcessMesh& update_mesh, Commu
 }
 
 template <class Real>
+void Bucket<Real>::cut_layer_matrices() {
+  const MeshShape& mesh = mesh_->shape();
+  for (const Index i : matrices_) {
+    views_.emplace_back(info(i), cut_matrix(info(i), mesh), mesh_->position());
+    std::ranges::move(cut_matrices(info(i), mesh, members_[at(i)].factor_ranks),
+                      std::back_inserter(layer_matrices_));
+  }
+  pieces_.resize(layer_matrices_.size());
+}
+
+template <class Real>
 void Bucket<Real>::make_matrix_optimizer(ProcessMesh& update_mesh, Communicator& alone,
                                          std::vector<DenseTensor> riders) {
-  std::vector<LayerMatrix> definitions;
-  std::vector<ParameterInfo> infos;
-  for (const Index i : matrices_) {
-    definitions.push_back({info(i), members_[at(i)].factor_rank});
-    infos.push_back(info(i));
-  }
   const Index rotation = members_.empty() ? 0 : members_.front().parameter;
   const auto make_factored = [&]<class Factored>() {
-    auto made = std::make_unique<Factored>(*mesh_, alone, definitions, riders, options_);
+    auto made = std::make_unique<Factored>(*mesh_, alone, layer_matrices_, riders, options_);
     compressed_ = carrier_ = made.get();
     matrix_optimizer_ = std::move(made);
   };
@@ -131,35 +137,35 @@ void Bucket<Real>::make_matrix_optimizer(ProcessMesh& update_mesh, Communicator&
     case OptimizerKind::kPowerSgd:
       return make_factored.template operator()<PowerSgd<Real>>();
     case OptimizerKind::kAcpSgd: {
-      auto made = std::make_unique<AcpSgd<Real>>(*mesh_, definitions, options_);
+      auto made = std::make_unique<AcpSgd<Real>>(*mesh_, layer_matrices_, options_);
       compressed_ = made.get();
       matrix_optimizer_ = std::move(made);
       return;
     }
     case OptimizerKind::kGalore: {
-      auto made = std::make_unique<Galore<Real>>(*mesh_, update_mesh, definitions, options_);
+      auto made = std::make_unique<Galore<Real>>(*mesh_, update_mesh, layer_matrices_, options_);
       compressed_ = made.get();
       matrix_optimizer_ = std::move(made);
       return;
     }
     case OptimizerKind::kMuon:
-      matrix_optimizer_ = std::make_unique<Muon<Real>>(update_mesh, std::move(infos), options_, rotation);
+      matrix_optimizer_ = std::make_unique<Muon<Real>>(update_mesh, layer_matrices_, options_, rotation);
       return;
     case OptimizerKind::kNorMuon:
-      matrix_optimizer_ = std::make_unique<NorMuon<Real>>(update_mesh, std::move(infos), options_, rotation);
+      matrix_optimizer_ = std::make_unique<NorMuon<Real>>(update_mesh, layer_matrices_, options_, rotation);
       return;
     case OptimizerKind::kMuonBp:
-      matrix_optimizer_ = std::make_unique<MuonBp<Real>>(update_mesh, std::move(infos), options_, rotation);
+      matrix_optimizer_ = std::make_unique<MuonBp<Real>>(update_mesh, layer_matrices_, options_, rotation);
       return;
     case OptimizerKind::kDion2:
     case OptimizerKind::kNorDion2:
-      matrix_optimizer_ = std::make_unique<Dion2<Real>>(update_mesh, std::move(infos), options_, rotation);
+      matrix_optimizer_ = std::make_unique<Dion2<Real>>(update_mesh, layer_matrices_, options_, rotation);
       return;
     case OptimizerKind::kSpecGd:
-      matrix_optimizer_ = std::make_unique<SpecGd<Real>>(update_mesh, std::move(infos), options_, rotation);
+      matrix_optimizer_ = std::make_unique<SpecGd<Real>>(update_mesh, layer_matrices_, options_, rotation);
       return;
     case OptimizerKind::kSpectra:
-      matrix_optimizer_ = std::make_unique<Spectra<Real>>(update_mesh, alone, infos, options_);
+      matrix_optimizer_ = std::make_unique<Spectra<Real>>(update_mesh, alone, layer_matrices_, options_);
       return;
     case OptimizerKind::kAdamW:
     case OptimizerKind::kSgd:
@@ -169,13 +175,23 @@ void Bucket<Real>::make_matrix_optimizer(ProcessMesh& update_mesh, Communicator&
 }
 
 template <class Real>
+template <class Visit>
+void Bucket<Real>::for_each_parameter_of_matrices(Visit visit) {
+  std::span<Piece> rest = pieces_;
+  for (std::size_t k = 0; k < matrices_.size(); ++k) {
+    visit(views_[k], matrices_[k], rest.first(at(views_[k].size())));
+    rest = rest.subspan(at(views_[k].size()));
+  }
+}
+
+template <class Real>
 void Bucket<Real>::exchange_gradients(Index step) {
   shards_.reduce_gradients();
   agree_on_usable_gradients();
-  for (std::size_t k = 0; k < matrices_.size(); ++k) {
-    const Index i = matrices_[k];
-    pieces_[k] = {.gradient = shards_.gradient(i), .weight = shards_.weight(i), .skipped = !is_usable(i)};
-  }
+  for_each_parameter_of_matrices([&](BlockViews<Real>& views, Index i, std::span<Piece> pieces) {
+    views.show_gradient(shards_.gradient(i), scratch_, pieces);
+    for (Piece& piece : pieces) piece.skipped = !is_usable(i);
+  });
   const bool travels = mesh_->replica().size() > 1;  // otherwise the sum is the gradient, where it is
   for (std::size_t k = 0; travels && k < dense_.size(); ++k) {
     const std::span<const Real> gradient = shards_.gradient(dense_[k]).flat();
@@ -231,9 +247,11 @@ double Bucket<Real>::sum_of_squares(bool of_compressed) const {
 template <class Real>
 void Bucket<Real>::add_to(GradientSketch& sketch) const {
   if (compressed_ == nullptr) return;
-  for (const Index i : matrices_) {
-    const auto [row, col] = shards_.matrix_origin(i);
-    if (is_usable(i)) sketch.add<Real>(info(i).name, shards_.gradient(i), row, col);
+  for (std::size_t l = 0; l < pieces_.size(); ++l) {
+    const auto& [matrix, cut, factor_rank] = layer_matrices_[l];
+    if (!pieces_[l].skipped)
+      sketch.add<Real>(matrix.name, pieces_[l].gradient, cut.rows_of(mesh_->position()).begin,
+                       cut.cols_of(mesh_->position()).begin);
   }
 }
 
@@ -253,7 +271,13 @@ typename Bucket<Real>::Outcome Bucket<Real>::update(double update_scale, const S
   if (matrix_optimizer_ == nullptr) return outcome;
   for (const Index i : matrices_) outcome.skipped_matrices += unusable_[i];
   const double scale = compressed_ != nullptr ? update_scale : mean_scale;
+  for_each_parameter_of_matrices([&](BlockViews<Real>& views, Index i, std::span<Piece> pieces) {
+    views.show_weight(shards_.weight(i), pieces);
+  });
   const auto found = matrix_optimizer_->update(pieces_, static_cast<Real>(scale), step, diagnosis);
+  for_each_parameter_of_matrices([&](BlockViews<Real>& views, Index i, std::span<Piece> pieces) {
+    views.put_weight(shards_.weight(i), pieces);
+  });
   outcome.dead_columns = found.dead_columns;
   outcome.householder_fallbacks = found.householder_fallbacks;
   return outcome;

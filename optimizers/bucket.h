@@ -1,5 +1,6 @@
 #pragma once
 
+#include "optimizers/block_views.h"
 #include "optimizers/elementwise.h"
 #include "optimizers/factored_matrices.h"
 #include "optimizers/gradient_sketch.h"
@@ -14,9 +15,9 @@ namespace lowband {
 
 /// A parameter of an optimizer.
 struct Member {
-  Index parameter = 0;     // its position
-  bool is_matrix = false;  // a matrix optimizer's, otherwise elementwise
-  Index factor_rank = 0;   // of a matrix that is exchanged by its factors
+  Index parameter = 0;                   // its position
+  bool is_matrix = false;                // a matrix optimizer's, otherwise elementwise
+  std::vector<Index> factor_ranks = {};  // of its matrices that are exchanged by their factors
 };
 
 /// Parameters that are exchanged together: their gradients, from this process's own to what updates need.
@@ -77,7 +78,7 @@ class Bucket {
   void gather_weights() { shards_.gather_weights(); }
 
   const std::vector<Member>& members() const { return members_; }
-  /// Matrices that a diagnosis measures.
+  /// Layer matrices that a diagnosis measures.
   Index diagnosed_matrices() const { return diagnosed_elements() > 0 ? compressed_->size() : 0; }
   /// In the order of members.
   std::vector<StateTensor<Real>> matrix_state();
@@ -86,8 +87,14 @@ class Bucket {
   Index diagnosed_elements() const { return compressed_ != nullptr ? compressed_->diagnosed_elements() : 0; }
 
  private:
+  using Piece = typename MatrixOptimizer<Real>::Piece;
+
   const ParameterInfo& info(Index i) const { return parameters_[static_cast<std::size_t>(i)].info; }
+  void cut_layer_matrices();
   void make_matrix_optimizer(ProcessMesh& update_mesh, Communicator& alone, std::vector<DenseTensor> riders);
+  /// Calls visit(views, position in members_, pieces of its matrices) for each of matrices_.
+  template <class Visit>
+  void for_each_parameter_of_matrices(Visit visit);
   void agree_on_usable_gradients();
   double learning_rate(Index i, const StepInfo& step) const;
   bool is_usable(Index i) const { return unusable_[i] == 0; }
@@ -96,7 +103,7 @@ class Bucket {
   OptimizerOptions options_;
   std::vector<Member> members_;
   std::vector<Parameter<Real>> parameters_;
-  std::vector<Index> matrices_;     // positions in members_
+  std::vector<Index> matrices_;     // positions in members_, of parameters of one or several matrices
   std::vector<Index> elementwise_;  // all others
   std::vector<Index> dense_;        // whose gradients themselves are summed over replicas
   ShardExchange<Real> shards_;
@@ -105,9 +112,12 @@ class Bucket {
   CompressedMatrices<Real>* compressed_ = nullptr;           // the same, where it has an exchange of its own
   FactoredMatrices<Real>* carrier_ = nullptr;                // the same, where dense_ ride along
   std::optional<FactorExchange<Real>> dense_exchange_;       // unless they go by themselves
-  Buffer<double> squares_;         // by member, of this process\'s piece before replicas are summed
-  Buffer<std::uint8_t> unusable_;  // by member, agreed
-  std::vector<typename MatrixOptimizer<Real>::Piece> pieces_;
+  Buffer<double> squares_;                   // by member, of this process's piece before replicas are summed
+  Buffer<std::uint8_t> unusable_;            // by member, agreed
+  std::vector<BlockViews<Real>> views_;      // by position in matrices_
+  std::vector<LayerMatrix> layer_matrices_;  // of all of them, one after the other
+  std::vector<Piece> pieces_;                // likewise
+  Buffer<Real> scratch_;                     // of a gradient
 };
 
 }  // namespace lowband

@@ -1,5 +1,6 @@
 #include "optimizers/cut_matrix.h"
 
+#include "collectives/factors/factor_rows.h"
 #include "sharding/layout.h"
 
 namespace lowband {
@@ -20,6 +21,15 @@ CutMatrix cut_matrix(const ParameterInfo& info, const MeshShape& mesh) {
   cut.rows_cut = cut.row_pieces.size() > 1;
   cut.cols_cut = cut.col_pieces.size() > 1;
   return cut;
+}
+
+Range CutMatrix::kept_rows(bool of_rows, const MeshPosition& position) const {
+  const Range block = of_rows ? rows_of(position) : cols_of(position);
+  const bool by_shard = of_rows != shard_cuts_rows;
+  const auto processes = std::ssize(of_rows ? col_pieces : row_pieces);
+  const Index process = by_shard ? position.shard : position.tensor;
+  const Index begin = block.begin + first_owned_row(block.size(), processes, process);
+  return {begin, begin + owned_row_count(block.size(), processes, process)};
 }
 
 CutMatrix part_of(const CutMatrix& whole, bool of_rows, const std::vector<Range>& ranges) {

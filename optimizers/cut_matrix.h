@@ -19,6 +19,17 @@ struct CutMatrix {
   bool rows_cut = false;         // several row pieces may have rows
   bool cols_cut = false;
 
+  /// Of the block of the process at `position`.
+  Range rows_of(const MeshPosition& position) const {
+    return row_pieces[static_cast<std::size_t>(shard_cuts_rows ? position.shard : position.tensor)];
+  }
+  Range cols_of(const MeshPosition& position) const {
+    return col_pieces[static_cast<std::size_t>(shard_cuts_rows ? position.tensor : position.shard)];
+  }
+  /// Of a factor with the rows of the matrix (otherwise its columns), those that the process at `position`
+  /// keeps: a share of those of its block. Processes with the same rows and other columns keep the rest.
+  Range kept_rows(bool of_rows, const MeshPosition& position) const;
+
   Index rows() const { return row_pieces.back().end; }
   Index cols() const { return col_pieces.back().end; }
   Index elements() const { return rows() * cols(); }
@@ -26,7 +37,8 @@ struct CutMatrix {
   Index processes() const { return static_cast<Index>(row_pieces.size() * col_pieces.size()); }
 };
 
-/// A parameter in the blocks that processes own (MatrixLayout).
+/// A parameter in the blocks that processes own (MatrixLayout). Throws: InvalidArgument naming it, when the
+/// tensor axis does not cut it although it has several processes.
 CutMatrix cut_matrix(const ParameterInfo& info, const MeshShape& mesh);
 
 /// The part of `whole` with the given rows, or columns, in increasing order.

@@ -1,7 +1,6 @@
 #include "optimizers/dion2.h"
 
 #include "optimizers/sign_descent.h"
-#include "optimizers/signed_matrices.h"
 #include "runtime/random.h"
 
 #include <algorithm>
@@ -14,12 +13,12 @@ namespace {
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
-std::vector<CutMatrix> selected_cuts(const std::vector<ParameterInfo>& infos, const MeshShape& mesh,
-                                     const OptimizerOptions& options) {
-  std::vector<CutMatrix> cuts;
-  cuts.reserve(infos.size());
-  for (const ParameterInfo& info : infos) cuts.push_back(signed_matrices(info, mesh, options).front().cut);
-  return cuts;
+std::vector<CutMatrix> selected_parts(const std::vector<LayerMatrix>& matrices,
+                                      const OptimizerOptions& options) {
+  std::vector<CutMatrix> parts;
+  parts.reserve(matrices.size());
+  for (const LayerMatrix& matrix : matrices) parts.push_back(selected_part(matrix, options));
+  return parts;
 }
 
 /// The positions of the `count` largest values, ties to the lower position; in increasing order.
@@ -65,35 +64,47 @@ Index selected_slices(Index slices, const OptimizerOptions& options) {
   return (options.dion2_numerator * slices + options.dion2_denominator - 1) / options.dion2_denominator;
 }
 
+// Which pieces may have slices is known beforehand, how many is not: the first ones here.
+CutMatrix selected_part(const LayerMatrix& matrix, const OptimizerOptions& options) {
+  CutMatrix part = matrix.cut;
+  std::vector<Range>& pieces = slices_are_rows(matrix.info, options) ? part.row_pieces : part.col_pieces;
+  Index left = selected_slices(pieces.back().end, options);
+  std::vector<Index> counts;
+  for (const Range& piece : pieces) {
+    counts.push_back(std::min(left, piece.size()));
+    left -= counts.back();
+  }
+  pieces = consecutive_pieces(counts);
+  return part;
+}
+
 Index slice_norm_bytes(const ParameterInfo& matrix, const MeshShape& mesh, const OptimizerOptions& options) {
   if (mesh.shard * mesh.tensor == 1 || options.dion2_selection == SliceSelection::kRandom) return 0;
   return (slices_are_rows(matrix, options) ? matrix.rows : matrix.cols) * dtype_bytes(DType::kF64);
 }
 
 template <class Real>
-Dion2<Real>::Dion2(ProcessMesh& mesh, std::vector<ParameterInfo> matrices, const OptimizerOptions& options,
+Dion2<Real>::Dion2(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, const OptimizerOptions& options,
                    Index rotation)
     : options_(options),
       group_(&mesh.within_replica()),
-      sign_(mesh, selected_cuts(matrices, mesh.shape(), options), options.sign, rotation) {
+      sign_(mesh, selected_parts(matrices, options), options.sign, rotation) {
   Index norms = 0;
-  for (ParameterInfo& info : matrices) {
+  for (LayerMatrix& definition : matrices) {
     Matrix& matrix = matrices_.emplace_back();
-    matrix.of_rows = slices_are_rows(info, options);
-    const CutMatrix cut = cut_matrix(info, mesh.shape());
-    matrix.pieces = matrix.of_rows ? cut.row_pieces : cut.col_pieces;
-    const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.shape().tensor, mesh.shape().shard);
-    const Range rows = layout.owned_rows(mesh.position().shard, mesh.position().tensor);
-    const Range cols = layout.owned_cols(mesh.position().shard, mesh.position().tensor);
+    matrix.of_rows = slices_are_rows(definition.info, options);
+    const Range rows = definition.cut.rows_of(mesh.position()),
+                cols = definition.cut.cols_of(mesh.position());
     matrix.own = matrix.of_rows ? rows : cols;
     matrix.momentum = Buffer<Real>(rows.size() * cols.size());
     matrix.m = matrix.momentum.matrix(0, rows.size(), cols.size());
     if (options.kind == OptimizerKind::kNorDion2) matrix.v = Buffer<Real>(rows.size());
-    matrix.info = std::move(info);
+    matrix.definition = std::move(definition);
     matrix.norms_begin = norms;
     norms += matrix.slices();
   }
-  for (const Matrix& matrix : matrices_) norm_shares_.push_back({matrix.info.name, matrix.slices()});
+  for (const Matrix& matrix : matrices_)
+    norm_shares_.push_back({matrix.definition.cut.name, matrix.slices()});
   norms_ = Buffer<double>(norms);
   if (options.kind == OptimizerKind::kNorDion2) row_scaling_.emplace(mesh, sign_, options.normuon_beta2);
 }
@@ -152,7 +163,7 @@ void Dion2<Real>::select(Index step) {
     const std::span<double> values = norms_.span(matrix.norms_begin, matrix.slices());
     if (random) {
       // The k largest of numbers drawn for all slices are k slices drawn without replacement.
-      const RandomStream stream(options_.seed, matrix.info.name + ".slices", step);
+      const RandomStream stream(options_.seed, matrix.definition.info.name + ".slices", step);
       for (Index s = 0; s < matrix.slices(); ++s) values[at(s)] = stream.uniform(s);
     }
     matrix.selected = largest(values, selected_slices(matrix.slices(), options_));
@@ -160,7 +171,9 @@ void Dion2<Real>::select(Index step) {
     for (const Index s : matrix.selected) {
       if (s >= matrix.own.begin && s < matrix.own.end) matrix.own_places.push_back(s - matrix.own.begin);
     }
-    std::vector<Range> pieces = consecutive_pieces(counts_in(matrix.pieces, matrix.selected));
+    const CutMatrix& cut = matrix.definition.cut;
+    std::vector<Range> pieces =
+        consecutive_pieces(counts_in(matrix.of_rows ? cut.row_pieces : cut.col_pieces, matrix.selected));
     matrix.of_rows ? sign_.set_row_pieces(i, std::move(pieces)) : sign_.set_col_pieces(i, std::move(pieces));
   }
   sign_.arrange();
@@ -191,7 +204,8 @@ void Dion2<Real>::move_weight(const Matrix& matrix, MatrixView<const Real> u, Ma
   for (Index row = 0; row < weight.rows; ++row) {
     for (Index col = 0; col < weight.cols; ++col) weight(row, col) *= decay;
   }
-  const double c = update_scale(options_.update_scale, matrix.info.rows, matrix.info.cols);
+  const double c =
+      update_scale(options_.update_scale, matrix.definition.info.rows, matrix.definition.info.cols);
   const auto step = static_cast<Real>(eta * c);
   for_each_selected(matrix.of_rows, matrix.own_places, u,
                     [&](Index row, Index col, Real element) { weight(row, col) -= step * element; });
@@ -200,8 +214,9 @@ void Dion2<Real>::move_weight(const Matrix& matrix, MatrixView<const Real> u, Ma
 template <class Real>
 std::vector<StateTensor<Real>> Dion2<Real>::state(Index i) {
   Matrix& matrix = matrices_[at(i)];
-  std::vector<StateTensor<Real>> tensors{{matrix.info.name + ".M", matrix.m}};
-  if (row_scaling_) tensors.push_back({matrix.info.name + ".row_v", matrix.v.matrix(0, matrix.v.size(), 1)});
+  std::vector<StateTensor<Real>> tensors{{matrix.definition.state_name("M"), matrix.m}};
+  if (row_scaling_)
+    tensors.push_back({matrix.definition.state_name("row_v"), matrix.v.matrix(0, matrix.v.size(), 1)});
   return tensors;
 }
 

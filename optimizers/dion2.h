@@ -1,6 +1,7 @@
 #pragma once
 
 #include "optimizers/distributed_sign.h"
+#include "optimizers/layer_matrix.h"
 #include "optimizers/matrix_optimizer.h"
 #include "optimizers/options.h"
 #include "optimizers/row_scaling.h"
@@ -36,7 +37,7 @@ class Dion2 final : public MatrixOptimizer<Real> {
   using typename MatrixOptimizer<Real>::Outcome;
 
   /// `rotation`: of the processes that compute signs.
-  Dion2(ProcessMesh& mesh, std::vector<ParameterInfo> matrices, const OptimizerOptions& options,
+  Dion2(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, const OptimizerOptions& options,
         Index rotation);
 
   Outcome update(std::span<const Piece> pieces, Real scale, const StepInfo& info,
@@ -46,16 +47,15 @@ class Dion2 final : public MatrixOptimizer<Real> {
 
  private:
   struct Matrix {
-    ParameterInfo info;
-    bool of_rows = true;        // slices
-    std::vector<Range> pieces;  // slices by position along the axis that cuts them
-    Range own;                  // slices of this process
-    Index norms_begin = 0;      // in norms_
-    Buffer<Real> momentum, v;   // of the owned block, and of its rows
+    LayerMatrix definition;
+    bool of_rows = true;       // slices
+    Range own;                 // slices of this process
+    Index norms_begin = 0;     // in norms_
+    Buffer<Real> momentum, v;  // of the owned block, and of its rows
     MatrixView<Real> m;
     std::vector<Index> selected;    // all k, increasing
     std::vector<Index> own_places;  // of those that this process owns: slices of its block
-    Index slices() const { return of_rows ? info.rows : info.cols; }
+    Index slices() const { return of_rows ? definition.info.rows : definition.info.cols; }
   };
 
   void sum_norms();
@@ -77,6 +77,8 @@ class Dion2 final : public MatrixOptimizer<Real> {
 bool slices_are_rows(const ParameterInfo& matrix, const OptimizerOptions& options);
 /// k, in integers.
 Index selected_slices(Index slices, const OptimizerOptions& options);
+/// Those slices as a matrix in blocks, in places that some selection has: what is signed of `matrix`.
+CutMatrix selected_part(const LayerMatrix& matrix, const OptimizerOptions& options);
 /// Payload bytes of the norms of the slices of `matrix` on axis within_replica, as each of its processes
 /// counts them.
 Index slice_norm_bytes(const ParameterInfo& matrix, const MeshShape& mesh, const OptimizerOptions& options);

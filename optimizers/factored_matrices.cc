@@ -56,24 +56,18 @@ std::vector<typename FactoredMatrices<Real>::Matrix> FactoredMatrices<Real>::mak
   for (const LayerMatrix& definition : definitions) {
     const ParameterInfo& info = definition.info;
     const Index r = definition.factor_rank;
-    LB_EXPECTS(r >= 1 && r <= std::min(info.rows, info.cols), "factor rank of ", info.name, ": found ", r,
-               ", expected 1 .. min(", info.rows, ", ", info.cols, ")");
-    LB_EXPECTS(info.cut != TensorCut::kNone || mesh.shape().tensor == 1, "optimizer: ", info.name,
-               " is not cut along the tensor axis, expected rows or columns cut with mesh.tensor = ",
-               mesh.shape().tensor);
-    const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.shape().tensor, mesh.shape().shard);
-    const Range rows = layout.owned_rows(mesh.position().shard, mesh.position().tensor);
-    const Range cols = layout.owned_cols(mesh.position().shard, mesh.position().tensor);
+    const Range rows = definition.cut.rows_of(mesh.position()),
+                cols = definition.cut.cols_of(mesh.position());
     Matrix matrix;
-    matrix.tall = info.rows >= info.cols;
     matrix.dense = travels_dense(replica_traffic(options, dtype_of<Real>), info.rows, info.cols, r);
     matrix.place = places[matrix.dense]++;
-    const Range b = matrix.tall ? cols : rows;
+    const Range b = definition.tall() ? cols : rows;
     matrix.b_begin = b.begin;
     matrix.state = Buffer<Real>(rows.size() * cols.size());
     matrix.right_factor = Buffer<Real>(b.size() * r);
     matrix.s = matrix.state.matrix(0, rows.size(), cols.size());
     matrix.q = matrix.right_factor.matrix(0, b.size(), r);
+    matrix.tall = definition.tall();
     matrix.definition = definition;
     const RandomStream stream = random_of_q(info, options.seed, 0);
     for (Index k = 0; k < matrix.q.elements(); ++k)
@@ -90,17 +84,7 @@ std::vector<FactorShape> FactoredMatrices<Real>::factor_shapes(ProcessMesh& mesh
   std::vector<FactorShape> shapes;
   for (const Matrix& matrix : matrices) {
     if (matrix.dense != dense) continue;
-    const ParameterInfo& info = matrix.definition.info;
-    // The tensor axis cuts one dimension, the shard axis the other.
-    const bool shard_cuts_rows = info.cut == TensorCut::kCols;
-    Communicator& across_rows = shard_cuts_rows ? mesh.shard() : mesh.tensor();
-    Communicator& across_cols = shard_cuts_rows ? mesh.tensor() : mesh.shard();
-    shapes.push_back({.name = info.name,
-                      .factor_rank = matrix.definition.factor_rank,
-                      .left_rows = matrix.tall ? matrix.s.rows : matrix.s.cols,
-                      .right_rows = matrix.q.rows,
-                      .across_b = matrix.tall ? &across_cols : &across_rows,
-                      .across_a = matrix.tall ? &across_rows : &across_cols});
+    shapes.push_back(factor_shape(matrix.definition, matrix.definition.factor_rank, !matrix.tall, mesh));
   }
   return shapes;
 }
@@ -110,7 +94,7 @@ std::vector<DenseTensor> FactoredMatrices<Real>::dense_tensors(const std::vector
                                                                const std::vector<DenseTensor>& riders) {
   std::vector<DenseTensor> tensors;
   for (const Matrix& matrix : matrices) {
-    if (matrix.dense) tensors.push_back({matrix.definition.info.name, matrix.s.elements()});
+    if (matrix.dense) tensors.push_back({matrix.definition.cut.name, matrix.s.elements()});
   }
   tensors.insert(tensors.end(), riders.begin(), riders.end());
   return tensors;
@@ -215,15 +199,15 @@ typename FactoredMatrices<Real>::Outcome FactoredMatrices<Real>::update(std::spa
   Outcome outcome;
   for (Index i = 0; i < size(); ++i) {
     Matrix& matrix = matrices_[at(i)];
-    const auto& [parameter, factor_rank] = matrix.definition;
-    if (diagnosis != nullptr) diagnosis->begin(parameter.name, factor_rank, matrix.s);
+    const std::string& name = matrix.definition.info.name;
+    if (diagnosis != nullptr) diagnosis->begin(name, matrix.definition.factor_rank, matrix.s);
     if (pieces[at(i)].skipped) {
       if (diagnosis != nullptr) diagnosis->end_unsent(matrix.s);
       continue;
     }
     const Factorisation factorisation = exchange_of(matrix).factorisation(matrix.place);
     if (factorisation == Factorisation::kNonFinite)
-      throw Error(cat("optimizer: step ", info.step, ": ", state_letter_, " of ", parameter.name,
+      throw Error(cat("optimizer: step ", info.step, ": ", state_letter_, " of ", name,
                       " is not finite although its gradients are"));
     apply(i, pieces[at(i)].weight, update_scale, info);
     const std::span<const std::uint8_t> dead = exchange_of(matrix).dead(matrix.place);
@@ -277,8 +261,8 @@ std::span<const double> FactoredMatrices<Real>::r_norms(Index i) const {
 template <class Real>
 std::vector<StateTensor<Real>> FactoredMatrices<Real>::state(Index i) {
   Matrix& matrix = matrices_[at(i)];
-  const std::string& name = matrix.definition.info.name;
-  std::vector<StateTensor<Real>> tensors{{cat(name, ".", state_letter_), matrix.s}, {name + ".Q", matrix.q}};
+  std::vector<StateTensor<Real>> tensors{{matrix.definition.state_name(state_letter_), matrix.s},
+                                         {matrix.definition.state_name("Q"), matrix.q}};
   add_state(i, tensors);
   return tensors;
 }

@@ -2,10 +2,10 @@
 
 #include "collectives/factors/factor_exchange.h"
 #include "optimizers/compressed_matrices.h"
+#include "optimizers/layer_matrix.h"
 #include "optimizers/options.h"
 #include "runtime/low_rank.h"
 #include "runtime/random.h"
-#include "sharding/layout.h"
 
 #include <optional>
 #include <span>
@@ -13,12 +13,6 @@
 #include <vector>
 
 namespace lowband {
-
-/// A layer matrix under a matrix optimizer: global shape and the rank of its factors.
-struct LayerMatrix {
-  ParameterInfo info;
-  Index factor_rank = 0;
-};
 
 /// What Dion and PowerSGD have in common: matrices that are exchanged together, by their factors.
 ///
@@ -88,8 +82,7 @@ class FactoredMatrices : public CompressedMatrices<Real> {
   };
 
   /// Collective, as `exchange`: all processes of the mesh, equal arguments. `alone` is a group of this
-  /// process. Throws: InvalidArgument naming the parameter when a rank is outside 1..min(m, n), or when the
-  /// tensor axis does not cut a matrix although it has several processes.
+  /// process.
   FactoredMatrices(ProcessMesh& mesh, Communicator& alone, const std::vector<LayerMatrix>& matrices,
                    const std::vector<DenseTensor>& riders, const OptimizerOptions& options,
                    std::string_view state_letter);

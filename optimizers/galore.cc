@@ -73,23 +73,16 @@ Galore<Real>::Galore(ProcessMesh& exchange_mesh, ProcessMesh& update_mesh,
 template <class Real>
 std::vector<typename Galore<Real>::Matrix> Galore<Real>::make_matrices(
     const ProcessMesh& mesh, const std::vector<LayerMatrix>& definitions, Index interval) {
-  const MeshShape& shape = mesh.shape();
   std::vector<Matrix> matrices;
   for (const LayerMatrix& definition : definitions) {
-    const auto& [info, r] = definition;
-    LB_EXPECTS(r >= 1 && r <= std::min(info.rows, info.cols), "factor rank of ", info.name, ": found ", r,
-               ", expected 1 .. min(", info.rows, ", ", info.cols, ")");
-    LB_EXPECTS(
-        info.cut != TensorCut::kNone || shape.tensor == 1, "optimizer: ", info.name,
-        " is not cut along the tensor axis, expected rows or columns cut with mesh.tensor = ", shape.tensor);
-    const MatrixLayout layout(info.rows, info.cols, info.cut, shape.tensor, shape.shard);
+    const ParameterInfo& info = definition.info;
+    const Index r = definition.factor_rank;
     Matrix matrix{.definition = definition,
-                  .tall = info.rows >= info.cols,
-                  .layout = layout,
+                  .tall = definition.tall(),
                   .basis_steps = lowband::basis_steps(info, interval),
-                  .owner = basis_owner(info, shape),
-                  .rows = layout.owned_rows(mesh.position().shard, mesh.position().tensor),
-                  .cols = layout.owned_cols(mesh.position().shard, mesh.position().tensor),
+                  .owner = basis_owner(info, mesh.shape()),
+                  .rows = definition.cut.rows_of(mesh.position()),
+                  .cols = definition.cut.cols_of(mesh.position()),
                   .basis_rows = {},
                   .basis = {},
                   .m1 = {},
@@ -110,11 +103,10 @@ template <class Real>
 std::vector<typename FactorRows<Real>::Shape> Galore<Real>::shapes_of_h(ProcessMesh& mesh,
                                                                         const std::vector<Matrix>& matrices) {
   std::vector<typename FactorRows<Real>::Shape> shapes;
-  for (const Matrix& matrix : matrices) {
-    const bool by_shard = matrix.layout.shard_cuts_rows() != matrix.tall;
-    shapes.push_back({matrix.definition.info.name, matrix.tall ? matrix.rows.size() : matrix.cols.size(),
-                      matrix.definition.factor_rank, by_shard ? &mesh.shard() : &mesh.tensor()});
-  }
+  shapes.reserve(matrices.size());
+  for (const Matrix& matrix : matrices)
+    shapes.push_back(
+        left_rows<Real>(factor_shape(matrix.definition, matrix.definition.factor_rank, !matrix.tall, mesh)));
   return shapes;
 }
 
@@ -152,7 +144,7 @@ void Galore<Real>::project_mean(Matrix& matrix, const Piece& piece, Real gradien
   } else {
     std::ranges::transform(piece.gradient.flat(), block.data, [=](Real x) { return gradient_scale * x; });
   }
-  const PayloadShare share{matrix.definition.info.name, block.elements()};
+  const PayloadShare share{matrix.definition.cut.name, block.elements()};
   mesh_->replica().all_reduce(block.flat(), Reduction::kSum, {Purpose::kDense, {&share, 1}});
   for (Real& x : block.flat()) x /= static_cast<Real>(mesh_->shape().replica);
   take_basis(matrix, block);
@@ -163,7 +155,9 @@ void Galore<Real>::project_mean(Matrix& matrix, const Piece& piece, Real gradien
 // replicas, and each of these, like the owner, to all of its replica. Zeros say that there is none.
 template <class Real>
 void Galore<Real>::take_basis(Matrix& matrix, MatrixView<const Real> block) {
-  const auto& [info, r] = matrix.definition;
+  const ParameterInfo& info = matrix.definition.info;
+  const CutMatrix& cut = matrix.definition.cut;
+  const Index r = matrix.definition.factor_rank;
   Communicator& within = mesh_->within_replica();
   const MeshShape& shape = mesh_->shape();
   const int processes = within.size();
@@ -174,12 +168,11 @@ void Galore<Real>::take_basis(Matrix& matrix, MatrixView<const Real> block) {
   Buffer<Real> parts;
   if (mesh_->position().replica == owner_replica && processes > 1) {
     std::vector<Index> counts(at(Index{processes} * processes));
-    for (Index p = 0; p < processes; ++p)
+    for (int p = 0; p < processes; ++p)
       counts[at(p * processes + owner)] =
-          matrix.layout.owned_rows(p / shape.tensor, p % shape.tensor).size() *
-          matrix.layout.owned_cols(p / shape.tensor, p % shape.tensor).size();
+          cut.rows_of(mesh_position(shape, p)).size() * cut.cols_of(mesh_position(shape, p)).size();
     parts = Buffer<Real>(holds_whole ? info.elements() : 0);
-    const PayloadShare share{info.name, info.elements()};
+    const PayloadShare share{cut.name, info.elements()};
     within.all_to_all<Real>(block.flat(), parts.span(), counts, {Purpose::kPeriodic, {&share, 1}});
   }
   if (holds_whole) {
@@ -187,8 +180,7 @@ void Galore<Real>::take_basis(Matrix& matrix, MatrixView<const Real> block) {
     const MatrixView<Real> whole = storage.matrix(0, info.rows, info.cols);
     const Real* part = processes > 1 ? parts.data() : block.data;
     for (int p = 0; p < processes; ++p) {
-      const Range rows = matrix.layout.owned_rows(p / shape.tensor, p % shape.tensor);
-      const Range cols = matrix.layout.owned_cols(p / shape.tensor, p % shape.tensor);
+      const Range rows = cut.rows_of(mesh_position(shape, p)), cols = cut.cols_of(mesh_position(shape, p));
       for (Index i = rows.begin; i < rows.end; ++i, part += cols.size())
         std::copy_n(part, cols.size(), whole.row(i) + cols.begin);
     }
@@ -199,7 +191,7 @@ void Galore<Real>::take_basis(Matrix& matrix, MatrixView<const Real> block) {
       fix_signs(vectors);
     }
   }
-  const PayloadShare share{info.name, basis.size()};
+  const PayloadShare share{cut.name, basis.size()};
   if (within.process() == owner)
     mesh_->replica().broadcast(basis.span(), owner_replica, {Purpose::kFactor, {&share, 1}});
   if (processes > 1) within.broadcast(basis.span(), owner, {Purpose::kPeriodic, {&share, 1}});
@@ -214,7 +206,7 @@ void Galore<Real>::average(const std::vector<bool>& from_means) {
   for (std::size_t i = 0; i < from_means.size(); ++i) {
     if (from_means[i]) continue;
     const MatrixView<Real> h = h_.owned(static_cast<Index>(i));
-    shares.push_back({matrices_[i].definition.info.name, h.elements()});
+    shares.push_back({matrices_[i].definition.cut.name, h.elements()});
     std::copy_n(h.data, h.elements(), sums_.data() + elements);
     elements += h.elements();
   }
@@ -284,12 +276,12 @@ typename Galore<Real>::Outcome Galore<Real>::update(std::span<const Piece> piece
 template <class Real>
 std::vector<StateTensor<Real>> Galore<Real>::state(Index i) {
   Matrix& matrix = matrices_[at(i)];
-  const auto& [info, r] = matrix.definition;
-  const Index rows = matrix.m1.size() / r;
-  return {{info.name + ".basis", matrix.basis},
-          {info.name + ".m1", matrix.m1.matrix(0, rows, r)},
-          {info.name + ".m2", matrix.m2.matrix(0, rows, r)},
-          {info.name + ".t", matrix.t.matrix(0, 1, 1)}};
+  const LayerMatrix& definition = matrix.definition;
+  const Index r = definition.factor_rank, rows = matrix.m1.size() / r;
+  return {{definition.state_name("basis"), matrix.basis},
+          {definition.state_name("m1"), matrix.m1.matrix(0, rows, r)},
+          {definition.state_name("m2"), matrix.m2.matrix(0, rows, r)},
+          {definition.state_name("t"), matrix.t.matrix(0, 1, 1)}};
 }
 
 template class Galore<float>;

@@ -48,9 +48,7 @@ class Galore final : public CompressedMatrices<Real> {
   using typename MatrixOptimizer<Real>::Outcome;
 
   /// `exchange` runs on `exchange_mesh`, `update` on `update_mesh`. Collective: all processes of both, equal
-  /// arguments. Throws: InvalidArgument naming the parameter when a rank is outside 1..min(m, n), or when the
-  /// tensor axis does not cut a matrix although it has several processes; and for FactorWire::kBF16 with Real
-  /// = double.
+  /// arguments. Throws: InvalidArgument for FactorWire::kBF16 with Real = double.
   Galore(ProcessMesh& exchange_mesh, ProcessMesh& update_mesh, const std::vector<LayerMatrix>& matrices,
          const OptimizerOptions& options);
 
@@ -66,7 +64,6 @@ class Galore final : public CompressedMatrices<Real> {
   struct Matrix {
     LayerMatrix definition;
     bool tall = true;
-    MatrixLayout layout;
     StepPhase basis_steps;
     int owner = 0;     // of the world
     Range rows, cols;  // of the block

@@ -39,7 +39,7 @@ class MatrixOptimizer {
                          Diagnosis<Real>* diagnosis) = 0;
 
   virtual Index size() const = 0;
-  /// "<name>.<letter>" of matrix i, in the paper's letters.
+  /// LayerMatrix::state_name of the paper's letters, of matrix i.
   virtual std::vector<StateTensor<Real>> state(Index i) = 0;
 };
 

@@ -18,8 +18,7 @@ class Muon : public SignDescent<Real> {
  public:
   using typename SignDescent<Real>::Piece;
 
-  Muon(ProcessMesh& mesh, std::vector<ParameterInfo> matrices, const OptimizerOptions& options,
-       Index rotation);
+  Muon(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, const OptimizerOptions& options, Index rotation);
 
   std::vector<StateTensor<Real>> state(Index i) override;
 

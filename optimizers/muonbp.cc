@@ -15,10 +15,10 @@ void MuonBp<Real>::form_signs(std::span<const Piece> /*pieces*/, const StepInfo&
 }
 
 template <class Real>
-double MuonBp<Real>::step_size(Index j, const StepInfo& info) const {
-  if (signs_whole(info)) return SignDescent<Real>::step_size(j, info);
+double MuonBp<Real>::step_size(Index i, const StepInfo& info) const {
+  if (signs_whole(info)) return SignDescent<Real>::step_size(i, info);
   const OptimizerOptions& options = this->options();
-  const MatrixView<const Real> block = this->sign().block(j);
+  const MatrixView<const Real> block = this->sign().block(i);
   const double eta_block = options.muonbp_block_rate * info.learning_rate;
   return eta_block * update_scale(options.update_scale, block.rows, block.cols);
 }

@@ -33,7 +33,7 @@ class MuonBp final : public Muon<Real> {
  private:
   bool signs_whole(const StepInfo& info) const;
   void form_signs(std::span<const Piece> pieces, const StepInfo& info) override;
-  double step_size(Index j, const StepInfo& info) const override;
+  double step_size(Index i, const StepInfo& info) const override;
 };
 
 }  // namespace lowband

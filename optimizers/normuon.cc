@@ -5,8 +5,8 @@
 namespace lowband {
 
 template <class Real>
-NorMuon<Real>::NorMuon(ProcessMesh& mesh, std::vector<ParameterInfo> matrices,
-                       const OptimizerOptions& options, Index rotation)
+NorMuon<Real>::NorMuon(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, const OptimizerOptions& options,
+                       Index rotation)
     : Muon<Real>(mesh, std::move(matrices), options, rotation),
       row_scaling_(mesh, this->sign(), options.normuon_beta2) {
   for (Index i = 0; i < this->size(); ++i) {
@@ -29,7 +29,7 @@ template <class Real>
 std::vector<StateTensor<Real>> NorMuon<Real>::state(Index i) {
   std::vector<StateTensor<Real>> tensors = Muon<Real>::state(i);
   Buffer<Real>& v = v_[static_cast<std::size_t>(i)];
-  tensors.push_back({this->info(i).name + ".row_v", v.matrix(0, v.size(), 1)});
+  tensors.push_back({this->matrix(i).state_name("row_v"), v.matrix(0, v.size(), 1)});
   return tensors;
 }
 

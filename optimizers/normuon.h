@@ -21,7 +21,7 @@ class NorMuon final : public Muon<Real> {
  public:
   using typename SignDescent<Real>::Piece;
 
-  NorMuon(ProcessMesh& mesh, std::vector<ParameterInfo> matrices, const OptimizerOptions& options,
+  NorMuon(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, const OptimizerOptions& options,
           Index rotation);
 
   std::vector<StateTensor<Real>> state(Index i) override;

@@ -49,8 +49,8 @@ struct StepReport {
 };
 
 /// Named pieces of state of this process, for checkpoints. Names are "<parameter>.<letter>" in the paper's
-/// letters. Values are views: saving reads them, loading writes them in place; shapes and dtype must match
-/// exactly.
+/// letters, with "[i]" behind it of block i. Values are views: saving reads them, loading writes them in
+/// place; shapes and dtype must match exactly.
 template <class Real>
 struct StateTensor {
   std::string name;

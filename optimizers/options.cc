@@ -70,12 +70,6 @@ void validate(const OptimizerOptions& options) {
                  exchanges_both_factors(options.kind),
              "optimizer.residual: found aggregated, expected local with an optimizer that does not exchange "
              "both factors in every step");
-  const bool per_head = options.blocks == BlockStructure::kPerHead;
-  LB_EXPECTS(!per_head || can_sign_blocks(options.kind),
-             "optimizer.blocks: found per_head, expected whole with an optimizer other than Muon, MuonBP and "
-             "SpecGD");
-  LB_EXPECTS(!per_head || options.head_dim >= 1, "optimizer.blocks: found per_head with head_dim ",
-             options.head_dim, ", expected at least 1");
   LB_EXPECTS(options.bucket_elements >= 1, "optimizer.bucket_elements: found ", options.bucket_elements,
              ", expected at least 1");
 }

@@ -59,12 +59,6 @@ enum class UpdateScale : std::uint8_t {
   kNone,      // 1: its spectral norm is the rate
 };
 
-/// What the matrices are of a parameter that names no blocks itself.
-enum class BlockStructure : std::uint8_t {
-  kWhole,
-  kPerHead,  // one for each head: rows of query, key and value, columns of output
-};
-
 /// Which slices of its momentum Dion2 signs in a step.
 enum class SliceSelection : std::uint8_t {
   kLargest,  // by L1 norm
@@ -85,12 +79,10 @@ struct OptimizerOptions {
   Index dion2_numerator = 1;
   Index dion2_denominator = 4;
   SliceSelection dion2_selection = SliceSelection::kLargest;
-  BlockStructure blocks = BlockStructure::kWhole;  // of Muon, MuonBP and SpecGD
-  Index head_dim = 0;                              // with kPerHead
-  double spectra_fraction = 0.015;                 // k of min(m, n) singular values that Spectra brings down
-  Index spectra_iterations = 1;                    // of a step
-  double galore_scale = 0.25;                      // alpha, beside the learning rate
-  Index galore_interval = 200;                     // steps from one basis to the next
+  double spectra_fraction = 0.015;  // k of min(m, n) singular values that Spectra brings down
+  Index spectra_iterations = 1;     // of a step
+  double galore_scale = 0.25;       // alpha, beside the learning rate
+  Index galore_interval = 200;      // steps from one basis to the next
   Residual residual = Residual::kLocal;
   double weight_decay = 0.01;  // decoupled, of every parameter but norm gains
   /// Of what is not a layer matrix, beside an optimizer of matrices; an elementwise `kind` takes everything.
@@ -148,12 +140,6 @@ constexpr bool is_muon(OptimizerKind kind) {
 /// Whether the mean gradient of a layer matrix is exchanged, and signs of whole matrices move the weights.
 constexpr bool takes_signs(OptimizerKind kind) {
   return is_muon(kind) || selects_slices(kind) || kind == OptimizerKind::kSpecGd;
-}
-
-/// Whether blocks of a parameter can be matrices of their own. Norms of rows and slices are those of
-/// parameters.
-constexpr bool can_sign_blocks(OptimizerKind kind) {
-  return kind == OptimizerKind::kMuon || kind == OptimizerKind::kMuonBp || kind == OptimizerKind::kSpecGd;
 }
 
 /// Whether layer matrices are updated as matrices, otherwise element by element like everything else.

@@ -20,9 +20,9 @@ std::vector<StateLetter> of_elementwise(ElementwiseKind kind) {
 
 }  // namespace
 
-std::vector<StateLetter> state_letters(const ParameterInfo& info, Index factor_rank,
+std::vector<StateLetter> state_letters(const ParameterInfo& matrix, Index factor_rank,
                                        const OptimizerOptions& options) {
-  if (!has_matrix_optimizer(options.kind) || !is_layer_matrix(info.role))
+  if (!has_matrix_optimizer(options.kind) || !is_layer_matrix(matrix.role))
     return of_elementwise(elementwise_kind(options));
   switch (options.kind) {
     case OptimizerKind::kDion:
@@ -43,7 +43,7 @@ std::vector<StateLetter> state_letters(const ParameterInfo& info, Index factor_r
     case OptimizerKind::kNorDion2:
       return {{"M"}, {"row_v"}};
     case OptimizerKind::kSpectra:
-      return {{"M"}, {"V", spectra_rank(info, options.spectra_fraction)}};
+      return {{"M"}, {"V", spectra_rank(matrix, options.spectra_fraction)}};
     case OptimizerKind::kAdamW:
     case OptimizerKind::kSgd:
     case OptimizerKind::kLion:
@@ -53,11 +53,18 @@ std::vector<StateLetter> state_letters(const ParameterInfo& info, Index factor_r
                             ", expected one that updates whole matrices"));
 }
 
-Index planned_state_elements(const ParameterInfo& info, Index factor_rank, const MeshShape& mesh,
-                             const MeshPosition& position, const OptimizerOptions& options) {
+Index planned_state_elements(const ParameterInfo& info, std::span<const Index> factor_ranks,
+                             const MeshShape& mesh, const MeshPosition& position,
+                             const OptimizerOptions& options) {
+  const std::vector<ParameterInfo> matrices = matrices_of(info);
   Index elements = 0;
-  for (const auto& [letter, factor_cols] : state_letters(info, factor_rank, options))
-    elements += state_place(info, letter, factor_cols, mesh, position).elements.size();
+  for (std::size_t j = 0; j < matrices.size(); ++j) {
+    for (const auto& [letter, factor_cols] :
+         state_letters(matrices[j], factor_ranks.empty() ? 0 : factor_ranks[j], options)) {
+      const std::string name = info.blocks.empty() ? std::string(letter) : cat(letter, "[", j, "]");
+      elements += state_place(info, name, factor_cols, mesh, position).elements.size();
+    }
+  }
   return elements;
 }
 

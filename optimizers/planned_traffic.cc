@@ -1,94 +1,60 @@
 #include "optimizers/planned_traffic.h"
 
-#include "collectives/factors/factor_rows.h"
 #include "optimizers/dion2.h"
 #include "optimizers/galore.h"
+#include "optimizers/layer_matrix.h"
 #include "optimizers/muonbp.h"
 #include "optimizers/row_scaling.h"
-#include "optimizers/signed_matrices.h"
 #include "optimizers/spec_gd.h"
-#include "sharding/layout.h"
+#include "optimizers/state_place.h"
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 
 namespace lowband {
 namespace {
 
-/// What one process holds of a parameter, and sends of it along the replica axis.
-class Piece {
- public:
-  Piece(const ParameterInfo& info, const MeshShape& mesh, const MeshPosition& position)
-      : mesh_(mesh),
-        position_(position),
-        layout_(info.rows, info.cols, info.cut, mesh.tensor, mesh.shard),
-        rows_(layout_.owned_rows(position.shard, position.tensor)),
-        cols_(layout_.owned_cols(position.shard, position.tensor)) {}
-
-  /// Of a matrix that a matrix optimizer treats: the owned block.
-  Index block_elements() const { return rows_.size() * cols_.size(); }
-
-  /// Of everything else: the shard axis cuts the tensor piece into consecutive elements.
-  Index consecutive_elements() const {
-    const Index piece =
-        layout_.tensor_rows(position_.tensor).size() * layout_.tensor_cols(position_.tensor).size();
-    return split_range(piece, mesh_.shard, position_.shard).size();
-  }
-
-  /// Rows that this process sends of the factor with the rows of the matrix, and of the one with its columns.
-  /// Each is summed over the axis that cuts the other dimension, whose processes share its rows.
-  Index row_factor_rows() const { return owned(rows_.size(), !layout_.shard_cuts_rows()); }
-  Index col_factor_rows() const { return owned(cols_.size(), layout_.shard_cuts_rows()); }
-
- private:
-  Index owned(Index rows, bool by_shard) const {
-    return by_shard ? owned_row_count(rows, mesh_.shard, position_.shard)
-                    : owned_row_count(rows, mesh_.tensor, position_.tensor);
-  }
-
-  MeshShape mesh_;
-  MeshPosition position_;
-  MatrixLayout layout_;
-  Range rows_, cols_;
-};
-
 /// Of an update by signs, on axis within_replica, as every process of it counts them.
-Index update_bytes(const ParameterInfo& info, const MeshShape& mesh, const OptimizerOptions& options,
+Index update_bytes(const LayerMatrix& matrix, const MeshShape& mesh, const OptimizerOptions& options,
                    Index element_bytes) {
-  Index bytes = selects_slices(options.kind) ? slice_norm_bytes(info, mesh, options) : 0;
-  for (const SignedMatrix& matrix : signed_matrices(info, mesh, options)) {
-    bytes += sign_bytes(matrix.cut, options.sign, element_bytes);
-    if (options.kind == OptimizerKind::kNorMuon || options.kind == OptimizerKind::kNorDion2)
-      bytes += row_scaling_bytes(matrix.cut);
-    if (options.kind == OptimizerKind::kSpecGd) bytes += inner_product_bytes(matrix.cut);
-  }
+  const bool selects = selects_slices(options.kind);
+  const CutMatrix is_signed = selects ? selected_part(matrix, options) : matrix.cut;
+  Index bytes = sign_bytes(is_signed, options.sign, element_bytes);
+  if (selects) bytes += slice_norm_bytes(matrix.info, mesh, options);
+  if (options.kind == OptimizerKind::kNorMuon || options.kind == OptimizerKind::kNorDion2)
+    bytes += row_scaling_bytes(is_signed);
+  if (options.kind == OptimizerKind::kSpecGd) bytes += inner_product_bytes(is_signed);
   return bytes;
 }
 
-std::vector<PlannedTransfer> of_matrix(const ParameterInfo& info, Index factor_rank, const MeshShape& mesh,
+std::vector<PlannedTransfer> of_matrix(const LayerMatrix& matrix, const MeshShape& mesh,
                                        const MeshPosition& position, const OptimizerOptions& options,
                                        DType computed) {
-  const Piece piece(info, mesh, position);
+  const ParameterInfo& info = matrix.info;
+  const Index factor_rank = matrix.factor_rank;
   const ReplicaTraffic traffic = replica_traffic(options, computed);
-  const PlannedTransfer dense{"replica", Purpose::kDense,
-                              piece.block_elements() * traffic.dense_element_bytes};
+  // Of the factor with the rows of the matrix, and of the one with its columns.
+  const Index kept_rows = matrix.cut.kept_rows(true, position).size();
+  const Index kept_cols = matrix.cut.kept_rows(false, position).size();
+  const Index block_elements = matrix.cut.rows_of(position).size() * matrix.cut.cols_of(position).size();
+  const PlannedTransfer dense{"replica", Purpose::kDense, block_elements * traffic.dense_element_bytes};
   switch (options.kind) {
     case OptimizerKind::kDion:
     case OptimizerKind::kPowerSgd:
       if (travels_dense(traffic, info.rows, info.cols, factor_rank)) return {dense};
-      return {
-          {"replica", Purpose::kFactor,
-           (piece.row_factor_rows() + piece.col_factor_rows()) * factor_rank * traffic.factor_element_bytes}};
+      return {{"replica", Purpose::kFactor,
+               (kept_rows + kept_cols) * factor_rank * traffic.factor_element_bytes}};
     case OptimizerKind::kAcpSgd: {
       const Index row_bytes = factor_rank * traffic.factor_element_bytes;
-      return {{"replica", Purpose::kFactor, piece.row_factor_rows() * row_bytes, {.period = 2, .offset = 0}},
-              {"replica", Purpose::kFactor, piece.col_factor_rows() * row_bytes, {.period = 2, .offset = 1}}};
+      return {{"replica", Purpose::kFactor, kept_rows * row_bytes, {.period = 2, .offset = 0}},
+              {"replica", Purpose::kFactor, kept_cols * row_bytes, {.period = 2, .offset = 1}}};
     }
     case OptimizerKind::kGalore: {
       const StepPhase of_basis = basis_steps(info, options.galore_interval);
       StepPhase others = of_basis;
       others.others = true;
-      const Index rows = info.rows >= info.cols ? piece.row_factor_rows() : piece.col_factor_rows();
+      const Index rows = matrix.tall() ? kept_rows : kept_cols;
       const Index basis = std::min(info.rows, info.cols) * factor_rank * traffic.dense_element_bytes;
       const int owner = basis_owner(info, mesh) % (mesh.shard * mesh.tensor);
       return {{"replica", Purpose::kFactor, rows * factor_rank * traffic.factor_element_bytes, others},
@@ -106,7 +72,7 @@ std::vector<PlannedTransfer> of_matrix(const ParameterInfo& info, Index factor_r
           options.kind == OptimizerKind::kMuonBp ? whole_sign_steps(options) : StepPhase{};
       return {dense,
               {"within_replica", Purpose::kUpdate,
-               update_bytes(info, mesh, options, traffic.dense_element_bytes), phase}};
+               update_bytes(matrix, mesh, options, traffic.dense_element_bytes), phase}};
     }
     case OptimizerKind::kSpectra:  // and a norm, where the matrix is cut
       return {
@@ -123,17 +89,21 @@ std::vector<PlannedTransfer> of_matrix(const ParameterInfo& info, Index factor_r
 
 }  // namespace
 
-std::vector<PlannedTransfer> planned_transfers(const ParameterInfo& info, Index factor_rank,
+std::vector<PlannedTransfer> planned_transfers(const ParameterInfo& info, std::span<const Index> factor_ranks,
                                                const MeshShape& mesh, const MeshPosition& position,
                                                const OptimizerOptions& options, DType computed) {
-  if (has_matrix_optimizer(options.kind) && is_layer_matrix(info.role))
-    return of_matrix(info, factor_rank, mesh, position, options, computed);
-  return {{"replica", Purpose::kDense,
-           Piece(info, mesh, position).consecutive_elements() * dtype_bytes(computed)}};
+  if (!has_matrix_optimizer(options.kind) || !is_layer_matrix(info.role))
+    return {{"replica", Purpose::kDense,
+             state_place(info, "m", 0, mesh, position).elements.size() * dtype_bytes(computed)}};
+  std::vector<PlannedTransfer> transfers;
+  for (const LayerMatrix& matrix : cut_matrices(info, mesh, factor_ranks))
+    std::ranges::move(of_matrix(matrix, mesh, position, options, computed), std::back_inserter(transfers));
+  return transfers;
 }
 
-PlannedTraffic::PlannedTraffic(std::span<const ParameterInfo> parameters, std::span<const Index> factor_ranks,
-                               const MeshShape& mesh, const OptimizerOptions& options, DType computed) {
+PlannedTraffic::PlannedTraffic(std::span<const ParameterInfo> parameters,
+                               std::span<const std::vector<Index>> factor_ranks, const MeshShape& mesh,
+                               const OptimizerOptions& options, DType computed) {
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     for (int process = 0; process < mesh.shard * mesh.tensor; ++process) {
       for (const PlannedTransfer& transfer : planned_transfers(

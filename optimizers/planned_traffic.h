@@ -21,8 +21,9 @@ struct PlannedTransfer {
 
 /// Everything that the update of a parameter sends along the replica axis as factors or dense, and along
 /// within_replica to bring matrices together, by the process at `position`: the formulas of
-/// docs/what_is_counted.md. Of global shapes and options alone; `factor_rank` is 0 where the kind has none.
-std::vector<PlannedTransfer> planned_transfers(const ParameterInfo& info, Index factor_rank,
+/// docs/what_is_counted.md. Of global shapes and options alone; `factor_ranks` by matrix (matrices_of), none
+/// where the kind has none.
+std::vector<PlannedTransfer> planned_transfers(const ParameterInfo& info, std::span<const Index> factor_ranks,
                                                const MeshShape& mesh, const MeshPosition& position,
                                                const OptimizerOptions& options, DType computed);
 
@@ -38,8 +39,8 @@ struct StepBytes {
 class PlannedTraffic {
  public:
   PlannedTraffic() = default;
-  /// `factor_ranks`: by parameter, 0 where it has none.
-  PlannedTraffic(std::span<const ParameterInfo> parameters, std::span<const Index> factor_ranks,
+  /// `factor_ranks`: by parameter, as of planned_transfers.
+  PlannedTraffic(std::span<const ParameterInfo> parameters, std::span<const std::vector<Index>> factor_ranks,
                  const MeshShape& mesh, const OptimizerOptions& options, DType computed);
 
   StepBytes of(Index step) const;

@@ -30,7 +30,7 @@ void PowerSgd<Real>::apply(Index i, MatrixView<Real> weight, Real update_scale, 
 template <class Real>
 void PowerSgd<Real>::add_state(Index i, std::vector<StateTensor<Real>>& tensors) {
   const auto& matrix = this->matrix(i);
-  tensors.push_back({matrix.definition.info.name + ".u",
+  tensors.push_back({matrix.definition.state_name("u"),
                      momentum_[static_cast<std::size_t>(i)].matrix(0, matrix.s.rows, matrix.s.cols)});
 }
 

@@ -77,13 +77,6 @@ MatrixLayout ShardExchange<Real>::layout(Index i) const {
 }
 
 template <class Real>
-typename ShardExchange<Real>::Origin ShardExchange<Real>::matrix_origin(Index i) const {
-  const MeshPosition& position = mesh_->position();
-  return {layout(i).owned_rows(position.shard, position.tensor).begin,
-          layout(i).owned_cols(position.shard, position.tensor).begin};
-}
-
-template <class Real>
 MatrixView<Real> ShardExchange<Real>::piece(Index i, MatrixView<Real> whole, int shard) const {
   if (!is_matrix_[at(i)]) {
     const Range range = split_range(whole.elements(), mesh_->shape().shard, shard);

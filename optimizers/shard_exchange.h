@@ -38,13 +38,6 @@ class ShardExchange {
   MatrixView<Real> gradient(Index i) const { return gradients_[static_cast<std::size_t>(i)]; }
   MatrixView<Real> weight(Index i) const;
 
-  /// Global row and column of the first element of a matrix piece.
-  struct Origin {
-    Index row = 0;
-    Index col = 0;
-  };
-  Origin matrix_origin(Index i) const;
-
  private:
   MatrixLayout layout(Index i) const;
   MatrixView<Real> piece(Index i, MatrixView<Real> whole, int shard) const;

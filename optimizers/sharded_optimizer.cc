@@ -13,32 +13,6 @@ std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 }  // namespace
 
 template <class Real>
-auto ShardedOptimizer<Real>::factor_ranks(std::span<const Parameter<Real>> parameters,
-                                          const RankProfile& profile, OptimizerKind kind) -> Ranks {
-  Ranks ranks(parameters.size());
-  if (!exchanges_factors(kind)) return ranks;
-  LB_EXPECTS(profile.matrices.size() == profile.factor_ranks.size(), "rank profile ", profile.name,
-             ": found ", profile.factor_ranks.size(), " ranks for ", profile.matrices.size(), " matrices");
-  std::map<std::string, Index> rank_of;
-  for (std::size_t i = 0; i < profile.matrices.size(); ++i)
-    rank_of[profile.matrices[i].name] = profile.factor_ranks[i];
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    const ParameterInfo& info = parameters[i].info;
-    if (!is_layer_matrix(info.role)) continue;
-    const auto found = rank_of.find(info.name);
-    LB_EXPECTS(found != rank_of.end(), "rank profile ", profile.name, ": found no rank for ", info.name,
-               ", expected one for every layer matrix");
-    LB_EXPECTS(found->second >= 1 && found->second <= std::min(info.rows, info.cols), "factor rank of ",
-               info.name, ": found ", found->second, ", expected 1 .. min(", info.rows, ", ", info.cols, ")");
-    ranks[i] = found->second;
-    rank_of.erase(found);
-  }
-  LB_EXPECTS(rank_of.empty(), "rank profile ", profile.name, ": found a rank for ", rank_of.begin()->first,
-             ", expected layer matrices of the model only");
-  return ranks;
-}
-
-template <class Real>
 ShardedOptimizer<Real>::ShardedOptimizer(ProcessMesh& mesh, std::span<Parameter<Real>> parameters,
                                          const RankProfile& profile, const OptimizerOptions& options)
     : mesh_(&mesh),
@@ -46,15 +20,18 @@ ShardedOptimizer<Real>::ShardedOptimizer(ProcessMesh& mesh, std::span<Parameter<
       options_((validate(options), options)),
       stage_of_(parameters.size()),
       announced_(parameters.size()) {
+  std::vector<ParameterInfo> infos;
   for (const Parameter<Real>& parameter : parameters) {
-    const ParameterInfo& info = parameter.info;
-    LB_EXPECTS(info.blocks.empty() || (can_sign_blocks(options.kind) && is_layer_matrix(info.role)),
+    const ParameterInfo& info = infos.emplace_back(parameter.info);
+    LB_EXPECTS(info.blocks.empty() || (has_matrix_optimizer(options.kind) && is_layer_matrix(info.role)),
                "blocks of ", info.name, ": found ", info.blocks.ranges.size(),
-               ", expected none but of layer matrices under Muon, MuonBP and SpecGD");
+               ", expected none of what is updated element by element");
   }
-  const Ranks ranks = factor_ranks(parameters, profile, options.kind);
+  const Ranks ranks =
+      exchanges_factors(options.kind) ? ranks_by_parameter(profile, infos) : Ranks(infos.size());
   const bool dion_factors =
-      options.kind == OptimizerKind::kDion && std::ranges::any_of(ranks, [](Index r) { return r > 0; });
+      options.kind == OptimizerKind::kDion &&
+      std::ranges::any_of(ranks, [](const auto& of_matrices) { return !of_matrices.empty(); });
   LB_EXPECTS(options.clip_estimator != NormEstimator::kTrueNorm || !dion_factors || mesh.shape().replica == 1,
              "optimizer.clip_estimator: found true_norm with factors exchanged between mesh.replica = ",
              mesh.shape().replica,
@@ -69,8 +46,6 @@ ShardedOptimizer<Real>::ShardedOptimizer(ProcessMesh& mesh, std::span<Parameter<
   }
   alone_ = exchange_mesh().world().split(world.process(), 0, "process");
   make_buckets(ranks);
-  std::vector<ParameterInfo> infos;
-  for (const Parameter<Real>& parameter : parameters) infos.push_back(parameter.info);
   planned_ = PlannedTraffic(infos, ranks, mesh.shape(), options, dtype_of<Real>);
   if (options.overlap) thread_.emplace();
 }
@@ -89,7 +64,7 @@ void ShardedOptimizer<Real>::make_buckets(const Ranks& ranks) {
     members.push_back(
         {.parameter = i,
          .is_matrix = has_matrix_optimizer(options_.kind) && is_layer_matrix(parameters_[at(i)].info.role),
-         .factor_rank = ranks[at(i)]});
+         .factor_ranks = ranks[at(i)]});
     stage_of_[at(i)] = static_cast<Index>(stages_.size());
     elements += parameters_[at(i)].info.elements();
     if (i > 0 && !(options_.overlap && elements >= options_.bucket_elements)) continue;

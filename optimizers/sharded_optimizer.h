@@ -76,10 +76,8 @@ class ShardedOptimizer final : public Optimizer<Real> {
     bool started = false;
     Index task = 0;  // of the communication thread, the last one started for it
   };
-  using Ranks = std::vector<Index>;  // by parameter, 0 for those that are not factored
+  using Ranks = std::vector<std::vector<Index>>;  // by parameter, none of those that are not factored
 
-  static Ranks factor_ranks(std::span<const Parameter<Real>> parameters, const RankProfile& profile,
-                            OptimizerKind kind);
   void make_buckets(const Ranks& ranks);
   ProcessMesh& exchange_mesh() { return own_mesh_ ? *own_mesh_ : *mesh_; }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "optimizers/distributed_sign.h"
+#include "optimizers/layer_matrix.h"
 #include "optimizers/matrix_optimizer.h"
 #include "optimizers/options.h"
 
@@ -25,50 +26,31 @@ class SignDescent : public MatrixOptimizer<Real> {
 
   Outcome update(std::span<const Piece> pieces, Real scale, const StepInfo& info,
                  Diagnosis<Real>* diagnosis) override;
-  Index size() const override { return static_cast<Index>(infos_.size()); }
+  Index size() const override { return static_cast<Index>(matrices_.size()); }
 
  protected:
   /// `rotation`: of the processes that compute signs.
-  SignDescent(ProcessMesh& mesh, std::vector<ParameterInfo> matrices, const OptimizerOptions& options,
+  SignDescent(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, const OptimizerOptions& options,
               Index rotation);
 
-  /// A part of a signed matrix that lies in one piece in the block of its parameter too.
-  struct Tile {
-    Index row = 0, col = 0;  // of its first element in the parameter's block
-    MatrixView<Real> u;      // in a block of sign()
-  };
-
-  /// Rows and columns of parameter i that this process owns.
-  Range block_rows(Index i) const { return block_rows_[static_cast<std::size_t>(i)]; }
-  Range block_cols(Index i) const { return block_cols_[static_cast<std::size_t>(i)]; }
-  MatrixView<Real> as_block(Index i, Buffer<Real>& state) const {
-    return state.matrix(0, block_rows(i).size(), block_cols(i).size());
-  }
-  /// The positions in sign() of what is signed of parameter i.
-  Range signed_of(Index i) const { return signed_of_[static_cast<std::size_t>(i)]; }
-  /// Of position j in sign(), as this process has them.
-  std::span<const Tile> tiles(Index j) const { return tiles_[static_cast<std::size_t>(j)]; }
-
   const OptimizerOptions& options() const { return options_; }
-  const ParameterInfo& info(Index i) const { return infos_[static_cast<std::size_t>(i)]; }
+  const LayerMatrix& matrix(Index i) const { return matrices_[static_cast<std::size_t>(i)]; }
+  /// Of the matrices, at their positions.
   DistributedSign<Real>& sign() { return sign_; }
   const DistributedSign<Real>& sign() const { return sign_; }
 
-  /// eta c of position j in sign(), of its own shape; its block on this process is not empty.
-  virtual double step_size(Index j, const StepInfo& info) const;
+  /// eta c of matrix i, whose block on this process is not empty.
+  virtual double step_size(Index i, const StepInfo& info) const;
 
  private:
-  /// Tiles of parameter i <- U; not of one that is skipped.
+  /// Block i of sign() <- U; not of a matrix that is skipped.
   virtual void form_direction(Index i, const Piece& piece, Real scale) = 0;
   /// Blocks of sign() <- what weights move along. Collective.
   virtual void form_signs(std::span<const Piece> /*pieces*/, const StepInfo& /*info*/) { sign_.compute(); }
 
   OptimizerOptions options_;
-  std::vector<ParameterInfo> infos_;
-  std::vector<Range> block_rows_, block_cols_;  // by parameter
-  std::vector<Range> signed_of_;                // likewise
+  std::vector<LayerMatrix> matrices_;
   DistributedSign<Real> sign_;
-  std::vector<std::vector<Tile>> tiles_;  // by position in sign_
 };
 
 }  // namespace lowband

@@ -1,27 +1,23 @@
 #include "optimizers/spec_gd.h"
 
+#include <algorithm>
+
 namespace lowband {
 
 template <class Real>
-SpecGd<Real>::SpecGd(ProcessMesh& mesh, std::vector<ParameterInfo> matrices, const OptimizerOptions& options,
+SpecGd<Real>::SpecGd(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, const OptimizerOptions& options,
                      Index rotation)
     : SignDescent<Real>(mesh, std::move(matrices), options, rotation),
       group_(&mesh.within_replica()),
       inner_products_(this->sign().size()) {
-  for (Index j = 0; j < this->sign().size(); ++j) shares_.push_back({this->sign().matrix(j).name, 1});
+  for (Index i = 0; i < this->size(); ++i) shares_.push_back({this->matrix(i).cut.name, 1});
 }
 
 template <class Real>
 void SpecGd<Real>::form_direction(Index i, const Piece& piece, Real scale) {
   scale_ = static_cast<double>(scale);
-  for (Index j = this->signed_of(i).begin; j < this->signed_of(i).end; ++j) {
-    for (const auto& [first_row, first_col, u] : this->tiles(j)) {
-      for (Index row = 0; row < u.rows; ++row) {
-        const Real* const gradient = piece.gradient.row(first_row + row) + first_col;
-        for (Index col = 0; col < u.cols; ++col) u(row, col) = scale * gradient[col];
-      }
-    }
-  }
+  const std::span<const Real> gradient = piece.gradient.flat();
+  std::ranges::transform(gradient, this->sign().block(i).data, [=](Real g) { return scale * g; });
 }
 
 template <class Real>
@@ -31,24 +27,18 @@ void SpecGd<Real>::form_signs(std::span<const Piece> pieces, const StepInfo& /*i
   for (Index i = 0; i < this->size(); ++i) {
     const Piece& piece = pieces[static_cast<std::size_t>(i)];
     if (piece.skipped) continue;
-    for (Index j = this->signed_of(i).begin; j < this->signed_of(i).end; ++j) {
-      for (const auto& [first_row, first_col, u] : this->tiles(j)) {
-        for (Index row = 0; row < u.rows; ++row) {
-          const Real* const gradient = piece.gradient.row(first_row + row) + first_col;
-          for (Index col = 0; col < u.cols; ++col)
-            inner_products_[j] +=
-                scale_ * static_cast<double>(gradient[col]) * static_cast<double>(u(row, col));
-        }
-      }
-    }
+    const MatrixView<const Real> u = this->sign().block(i);
+    for (Index e = 0; e < u.elements(); ++e)
+      inner_products_[i] +=
+          scale_ * static_cast<double>(piece.gradient.data[e]) * static_cast<double>(u.data[e]);
   }
   if (group_->size() > 1 && this->size() > 0)
     group_->all_reduce(inner_products_.span(), Reduction::kSum, {Purpose::kUpdate, shares_});
 }
 
 template <class Real>
-double SpecGd<Real>::step_size(Index j, const StepInfo& info) const {
-  return info.learning_rate * inner_products_[j];
+double SpecGd<Real>::step_size(Index i, const StepInfo& info) const {
+  return info.learning_rate * inner_products_[i];
 }
 
 Index inner_product_bytes(const CutMatrix& matrix) {

@@ -21,7 +21,7 @@ class SpecGd final : public SignDescent<Real> {
  public:
   using typename SignDescent<Real>::Piece;
 
-  SpecGd(ProcessMesh& mesh, std::vector<ParameterInfo> matrices, const OptimizerOptions& options,
+  SpecGd(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, const OptimizerOptions& options,
          Index rotation);
 
   std::vector<StateTensor<Real>> state(Index /*i*/) override { return {}; }
@@ -29,11 +29,11 @@ class SpecGd final : public SignDescent<Real> {
  private:
   void form_direction(Index i, const Piece& piece, Real scale) override;
   void form_signs(std::span<const Piece> pieces, const StepInfo& info) override;
-  double step_size(Index j, const StepInfo& info) const override;
+  double step_size(Index i, const StepInfo& info) const override;
 
   Communicator* group_;
   double scale_ = 0;               // of gradients, in this step
-  Buffer<double> inner_products_;  // by signed matrix
+  Buffer<double> inner_products_;  // by matrix
   std::vector<PayloadShare> shares_;
 };
 

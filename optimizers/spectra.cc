@@ -31,14 +31,14 @@ Index spectra_rank(const ParameterInfo& matrix, double fraction) {
 }
 
 template <class Real>
-Spectra<Real>::Spectra(ProcessMesh& mesh, Communicator& alone, const std::vector<ParameterInfo>& matrices,
+Spectra<Real>::Spectra(ProcessMesh& mesh, Communicator& alone, const std::vector<LayerMatrix>& matrices,
                        const OptimizerOptions& options)
     : mesh_(&mesh),
       options_(options),
       matrices_(make_matrices(mesh, matrices, options)),
       exchange_({.replica = &alone, .within_replica = &mesh.within_replica()}, factor_shapes(mesh, matrices_),
                 {}, {}),
-      cache_(v_shapes(factor_shapes(mesh, matrices_), matrices_)),
+      cache_(v_shapes(factor_shapes(mesh, matrices_))),
       squares_(static_cast<Index>(matrices_.size())) {
   for (Index i = 0; i < size(); ++i) {
     Matrix& matrix = matrices_[at(i)];
@@ -46,32 +46,26 @@ Spectra<Real>::Spectra(ProcessMesh& mesh, Communicator& alone, const std::vector
     const RandomStream stream = random_of_v(matrix.info, options.seed, 0);
     const Index first = (matrix.cols.begin + matrix.owned_begin) * matrix.k;
     for (Index e = 0; e < v.elements(); ++e) v.data[e] = static_cast<Real>(stream.normal(first + e));
-    shares_.push_back({matrix.info.name, 1});
+    shares_.push_back({matrix.definition.cut.name, 1});
   }
 }
 
 template <class Real>
 std::vector<typename Spectra<Real>::Matrix> Spectra<Real>::make_matrices(
-    const ProcessMesh& mesh, const std::vector<ParameterInfo>& infos, const OptimizerOptions& options) {
-  const MeshShape& shape = mesh.shape();
+    const ProcessMesh& mesh, const std::vector<LayerMatrix>& definitions, const OptimizerOptions& options) {
   const MeshPosition& position = mesh.position();
   std::vector<Matrix> matrices;
-  for (const ParameterInfo& info : infos) {
-    LB_EXPECTS(
-        info.cut != TensorCut::kNone || shape.tensor == 1, "optimizer: ", info.name,
-        " is not cut along the tensor axis, expected rows or columns cut with mesh.tensor = ", shape.tensor);
-    const MatrixLayout layout(info.rows, info.cols, info.cut, shape.tensor, shape.shard);
-    Matrix matrix{.info = info,
-                  .k = spectra_rank(info, options.spectra_fraction),
-                  .rows = layout.owned_rows(position.shard, position.tensor),
-                  .cols = layout.owned_cols(position.shard, position.tensor),
+  for (const LayerMatrix& definition : definitions) {
+    const Range rows = definition.cut.rows_of(position), cols = definition.cut.cols_of(position);
+    Matrix matrix{.definition = definition,
+                  .info = definition.info,
+                  .k = spectra_rank(definition.info, options.spectra_fraction),
+                  .cols = cols,
+                  .owned_begin = definition.cut.kept_rows(false, position).begin - cols.begin,
                   .momentum = {},
                   .m = {}};
-    matrix.owned_begin = layout.shard_cuts_rows()
-                             ? first_owned_row(matrix.cols.size(), shape.shard, position.shard)
-                             : first_owned_row(matrix.cols.size(), shape.tensor, position.tensor);
-    matrix.momentum = Buffer<Real>(matrix.rows.size() * matrix.cols.size());
-    matrix.m = matrix.momentum.matrix(0, matrix.rows.size(), matrix.cols.size());
+    matrix.momentum = Buffer<Real>(rows.size() * cols.size());
+    matrix.m = matrix.momentum.matrix(0, rows.size(), cols.size());
     matrices.push_back(std::move(matrix));
   }
   return matrices;
@@ -81,25 +75,18 @@ template <class Real>
 std::vector<FactorShape> Spectra<Real>::factor_shapes(ProcessMesh& mesh,
                                                       const std::vector<Matrix>& matrices) {
   std::vector<FactorShape> shapes;
-  for (const Matrix& matrix : matrices) {
-    // The tensor axis cuts one dimension, the shard axis the other.
-    const bool shard_cuts_rows = matrix.info.cut == TensorCut::kCols;
-    shapes.push_back({.name = matrix.info.name,
-                      .factor_rank = matrix.k,
-                      .left_rows = matrix.m.rows,
-                      .right_rows = matrix.m.cols,
-                      .across_b = shard_cuts_rows ? &mesh.tensor() : &mesh.shard(),
-                      .across_a = shard_cuts_rows ? &mesh.shard() : &mesh.tensor()});
-  }
+  shapes.reserve(matrices.size());
+  for (const Matrix& matrix : matrices)
+    shapes.push_back(factor_shape(matrix.definition, matrix.k, false, mesh));
   return shapes;
 }
 
 template <class Real>
-std::vector<typename FactorRows<Real>::Shape> Spectra<Real>::v_shapes(const std::vector<FactorShape>& shapes,
-                                                                      const std::vector<Matrix>& matrices) {
+std::vector<typename FactorRows<Real>::Shape> Spectra<Real>::v_shapes(
+    const std::vector<FactorShape>& shapes) {
   std::vector<typename FactorRows<Real>::Shape> rows;
-  for (std::size_t i = 0; i < shapes.size(); ++i)
-    rows.push_back({matrices[i].info.name, shapes[i].right_rows, shapes[i].factor_rank, shapes[i].across_a});
+  rows.reserve(shapes.size());
+  for (const FactorShape& shape : shapes) rows.push_back(right_rows<Real>(shape));
   return rows;
 }
 
@@ -228,7 +215,8 @@ void Spectra<Real>::apply(Index i, MatrixView<Real> weight, const StepInfo& info
 template <class Real>
 std::vector<StateTensor<Real>> Spectra<Real>::state(Index i) {
   const Matrix& matrix = matrices_[at(i)];
-  return {{matrix.info.name + ".M", matrix.m}, {matrix.info.name + ".V", cache_.owned(i)}};
+  return {{matrix.definition.state_name("M"), matrix.m},
+          {matrix.definition.state_name("V"), cache_.owned(i)}};
 }
 
 template class Spectra<float>;

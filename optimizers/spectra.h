@@ -1,9 +1,9 @@
 #pragma once
 
 #include "collectives/factors/factor_exchange.h"
+#include "optimizers/layer_matrix.h"
 #include "optimizers/matrix_optimizer.h"
 #include "optimizers/options.h"
-#include "sharding/layout.h"
 #include "sharding/process_mesh.h"
 
 #include <vector>
@@ -44,9 +44,8 @@ class Spectra final : public MatrixOptimizer<Real> {
   /// gap of 2 what float32 rounds.
   static constexpr Index kFirstIterations = 4;
 
-  /// `alone`: a group of this process. Throws: InvalidArgument naming the parameter when the tensor axis
-  /// does not cut a matrix although it has several processes.
-  Spectra(ProcessMesh& mesh, Communicator& alone, const std::vector<ParameterInfo>& matrices,
+  /// `alone`: a group of this process.
+  Spectra(ProcessMesh& mesh, Communicator& alone, const std::vector<LayerMatrix>& matrices,
           const OptimizerOptions& options);
 
   Outcome update(std::span<const Piece> pieces, Real scale, const StepInfo& info,
@@ -56,18 +55,19 @@ class Spectra final : public MatrixOptimizer<Real> {
 
  private:
   struct Matrix {
+    LayerMatrix definition;
     ParameterInfo info;
     Index k = 0;
-    Range rows, cols;       // of the block
+    Range cols;             // of the block
     Index owned_begin = 0;  // of the rows of V that this process keeps, among those of its columns
     Buffer<Real> momentum;
     MatrixView<Real> m;  // (block rows, block cols)
   };
-  static std::vector<Matrix> make_matrices(const ProcessMesh& mesh, const std::vector<ParameterInfo>& infos,
+  static std::vector<Matrix> make_matrices(const ProcessMesh& mesh,
+                                           const std::vector<LayerMatrix>& definitions,
                                            const OptimizerOptions& options);
   static std::vector<FactorShape> factor_shapes(ProcessMesh& mesh, const std::vector<Matrix>& matrices);
-  static std::vector<typename FactorRows<Real>::Shape> v_shapes(const std::vector<FactorShape>& shapes,
-                                                                const std::vector<Matrix>& matrices);
+  static std::vector<typename FactorRows<Real>::Shape> v_shapes(const std::vector<FactorShape>& shapes);
 
   void accumulate(std::span<const Piece> pieces, Real scale);
   /// U and Z from M and V = right(i), or the cache in the first iteration of a step.

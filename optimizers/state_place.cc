@@ -1,8 +1,10 @@
 #include "optimizers/state_place.h"
 
-#include "collectives/factors/factor_rows.h"
+#include "optimizers/layer_matrix.h"
 
 #include <algorithm>
+#include <charconv>
+#include <optional>
 
 namespace lowband {
 namespace {
@@ -38,40 +40,65 @@ PiecePlace parameter_place(const ParameterInfo& info, const MeshShape& mesh, con
                      layout.tensor_cols(position.tensor));
 }
 
+namespace {
+
+/// "left[3]": the letter, and the block, 0 where there is none.
+struct BlockLetter {
+  std::string_view letter;
+  std::size_t block = 0;
+};
+
+BlockLetter block_letter(std::string_view text) {
+  const std::size_t bracket = text.find('[');
+  BlockLetter found{.letter = text.substr(0, bracket)};
+  if (bracket != std::string_view::npos)
+    std::from_chars(text.data() + bracket + 1, text.data() + text.size(), found.block);
+  return found;
+}
+
+/// Of a matrix optimizer; nothing for another letter.
+std::optional<PiecePlace> matrix_state_place(const LayerMatrix& matrix, std::string_view letter,
+                                             Index piece_cols, const MeshPosition& position) {
+  const Index m = matrix.info.rows, n = matrix.info.cols;
+  const Range rows = matrix.cut.rows_of(position), cols = matrix.cut.cols_of(position);
+  const auto factor = [&](bool of_rows, Range block_rows) {
+    return whole_block(of_rows ? m : n, piece_cols, block_rows, all(piece_cols));
+  };
+  const auto kept = [&](bool of_rows) { return factor(of_rows, matrix.cut.kept_rows(of_rows, position)); };
+  if (letter == "M" || letter == "e" || letter == "u") return whole_block(m, n, rows, cols);
+  if (letter == "Q" || letter == "basis") return factor(!matrix.tall(), matrix.tall() ? cols : rows);
+  if (letter == "left") return kept(true);
+  if (letter == "right" || letter == "V") return kept(false);
+  if (letter == "m1" || letter == "m2") return kept(matrix.tall());
+  if (letter == "row_v") return whole_block(m, 1, rows, all(1));
+  return std::nullopt;
+}
+
+}  // namespace
+
 PiecePlace state_place(const ParameterInfo& info, std::string_view letter, Index piece_cols,
                        const MeshShape& mesh, const MeshPosition& position) {
-  const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.tensor, mesh.shard);
-  const Range rows = layout.owned_rows(position.shard, position.tensor);
-  const Range cols = layout.owned_cols(position.shard, position.tensor);
-  if (letter == "M" || letter == "e" || letter == "u") return whole_block(info.rows, info.cols, rows, cols);
-  const bool tall = info.rows >= info.cols;
-  if (letter == "Q" || letter == "basis")
-    return whole_block(std::min(info.rows, info.cols), piece_cols, tall ? cols : rows, all(piece_cols));
-  const bool of_h = letter == "m1" || letter == "m2";
-  if (letter == "left" || letter == "right" || letter == "V" || of_h) {
-    // Rows of the block; the processes of the axis that cuts the other dimension have shares of them.
-    const bool of_rows = of_h ? tall : letter == "left";
-    const Range block = of_rows ? rows : cols;
-    const bool by_shard = of_rows != layout.shard_cuts_rows();
-    const Index processes = by_shard ? mesh.shard : mesh.tensor;
-    const Index process = by_shard ? position.shard : position.tensor;
-    const Index begin = block.begin + first_owned_row(block.size(), processes, process);
-    return whole_block(of_rows ? info.rows : info.cols, piece_cols,
-                       {begin, begin + owned_row_count(block.size(), processes, process)}, all(piece_cols));
-  }
   if (letter == "m" || letter == "v") {
     PiecePlace place = parameter_place(info, mesh, position);
     place.elements = split_range(place.elements.size(), mesh.shard, position.shard);
     return place;
   }
-  if (letter == "row_v") return whole_block(info.rows, 1, rows, all(1));
-  LB_EXPECTS(letter == "t", "optimizer state: found ", info.name, ".", letter,
+  const auto [plain_letter, block] = block_letter(letter);
+  if (plain_letter == "t") return whole_block(1, 1, all(1), all(1));
+  const std::vector<LayerMatrix> matrices = cut_matrices(info, mesh, {});
+  LB_EXPECTS(block < matrices.size(), "optimizer state: found ", info.name, ".", letter, ", expected one of ",
+             matrices.size(), " blocks");
+  const auto place = matrix_state_place(matrices[block], plain_letter, piece_cols, position);
+  LB_EXPECTS(place, "optimizer state: found ", info.name, ".", letter,
              ", expected a letter whose place is known: M, e, u, Q, basis, left, right, V, m1, m2, m, v, "
              "row_v or t");
-  return whole_block(1, 1, all(1), all(1));
+  return *place;
 }
 
-bool differs_between_replicas(std::string_view letter) { return letter == "M" || letter == "e"; }
+bool differs_between_replicas(std::string_view letter) {
+  const std::string_view plain = block_letter(letter).letter;
+  return plain == "M" || plain == "e";
+}
 
 template <class Real>
 void put_piece(const PiecePlace& place, std::span<const Real> piece, std::span<Real> whole) {

@@ -30,7 +30,8 @@ PiecePlace parameter_place(const ParameterInfo& info, const MeshShape& mesh, con
 ///   m, v      (m, n), of an elementwise optimizer: consecutive elements of the tensor-axis piece
 ///   row_v     (m, 1), of NorMuon and NorDion2: the rows of the owned block
 ///   t         (1, 1)
-/// Throws: InvalidArgument for another letter.
+/// Of block i of a parameter with blocks the letter is followed by "[i]", and m x n is the shape of the
+/// block. Throws: InvalidArgument for another letter.
 PiecePlace state_place(const ParameterInfo& info, std::string_view letter, Index piece_cols,
                        const MeshShape& mesh, const MeshPosition& position);
 

@@ -102,7 +102,8 @@ ParameterInfo info_of(const lowband_parameter& parameter, std::size_t i) {
           .blocks = parameter_blocks(parameter, field)};
 }
 
-ProfileSpec profile_spec(const lowband_options& options, std::span<const lowband_parameter> parameters) {
+ProfileSpec profile_spec(const lowband_options& options, std::span<const lowband_parameter> parameters,
+                         std::span<const ParameterInfo> infos) {
   ProfileSpec spec;
   spec.kind = static_cast<ProfileSpec::Kind>(checked(options.profile, kProfileNames, "options.profile"));
   spec.uniform_rank = options.uniform_rank;
@@ -114,13 +115,24 @@ ProfileSpec profile_spec(const lowband_options& options, std::span<const lowband
   const bool by_role = options.profile == LOWBAND_STRUCTURAL || options.profile == LOWBAND_INVERTED;
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     const lowband_parameter& parameter = parameters[i];
-    LB_EXPECTS(
-        !(by_role && parameter.role == LOWBAND_MATRIX), field_of(i, parameter.name),
-        ".role: found matrix with a profile by role, expected query, key, value, output, gate, up or down");
-    const bool names_rank = options.profile == LOWBAND_EXPLICIT && is_matrix(parameter.role);
-    LB_EXPECTS(names_rank || parameter.factor_rank == 0, field_of(i, parameter.name), ".factor_rank: found ",
-               parameter.factor_rank, ", expected 0 unless it is a matrix and options.profile is explicit");
-    if (names_rank) spec.explicit_ranks[parameter.name] = parameter.factor_rank;
+    const auto add = [&](const std::string& field, const std::string& name, std::int32_t role,
+                         Index factor_rank) {
+      LB_EXPECTS(
+          !(by_role && role == LOWBAND_MATRIX), field,
+          ".role: found matrix with a profile by role, expected query, key, value, output, gate, up or down");
+      const bool names_rank = options.profile == LOWBAND_EXPLICIT && is_matrix(role);
+      LB_EXPECTS(names_rank || factor_rank == 0, field, ".factor_rank: found ", factor_rank,
+                 ", expected 0 unless it is a matrix and options.profile is explicit");
+      if (names_rank) spec.explicit_ranks[name] = factor_rank;
+    };
+    const std::string field = field_of(i, parameter.name);
+    const std::vector<ParameterInfo> matrices = matrices_of(infos[i]);
+    if (parameter.block_count == 0) add(field, parameter.name, parameter.role, parameter.factor_rank);
+    LB_EXPECTS(parameter.block_count == 0 || parameter.factor_rank == 0, field, ".factor_rank: found ",
+               parameter.factor_rank, ", expected 0 beside blocks, which have their own");
+    for (std::size_t j = 0; j < blocks_of(parameter).size(); ++j)
+      add(cat(field, ".blocks[", j, "]"), matrices[j].name, parameter.blocks[j].role,
+          parameter.blocks[j].factor_rank);
   }
   return spec;
 }
@@ -212,7 +224,7 @@ std::vector<ParameterInfo> parameter_infos(std::span<const lowband_parameter> pa
 RankProfile rank_profile(const lowband_options& options, std::span<const lowband_parameter> parameters,
                          std::span<const ParameterInfo> infos) {
   if (!exchanges_factors(kKinds[static_cast<std::size_t>(options.kind)])) return {};
-  return make_profile(profile_spec(options, parameters), infos);
+  return make_profile(profile_spec(options, parameters, infos), infos);
 }
 
 std::vector<std::string> facts(const lowband_options& options,
@@ -273,7 +285,8 @@ std::vector<std::string> facts(const lowband_options& options,
     for (const lowband_block& block : blocks_of(parameter))
       lines.back() += cat(&block == parameter.blocks ? "; " : ", ", block.lines,
                           parameter.blocks_of_columns != 0 ? " columns " : " rows ",
-                          kRoleNames[static_cast<std::size_t>(block.role)]);
+                          kRoleNames[static_cast<std::size_t>(block.role)],
+                          block.factor_rank != 0 ? cat(" of factor rank ", block.factor_rank) : "");
   }
   return lines;
 }

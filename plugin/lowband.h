@@ -119,6 +119,7 @@ typedef enum lowband_cut { LOWBAND_UNCUT = 0, LOWBAND_CUT_ROWS = 1, LOWBAND_CUT_
 typedef struct lowband_block {
   int32_t role; /* lowband_role, up to LOWBAND_MATRIX */
   int64_t lines;
+  int64_t factor_rank; /* LOWBAND_EXPLICIT; otherwise 0 */
 } lowband_block;
 
 /* Weight and gradient of a parameter, as this process holds them. Everything but the pointers to them is
@@ -134,9 +135,9 @@ typedef struct lowband_parameter {
   void* weight;
   void* gradient;
   int64_t factor_rank; /* LOWBAND_EXPLICIT: of a matrix; 0 for what is none, and in any other profile */
-  /* Since version 4. The matrices that its rows or columns belong to, each with an update of its own: with
-   * LOWBAND_MUON, LOWBAND_MUONBP and LOWBAND_SPECGD. None: the parameter is one matrix. Read while the
-   * optimizer is made. */
+  /* Since version 4. The matrices that its rows or columns belong to, each with a rank, a state and an update
+   * of its own; not with LOWBAND_ADAMW, LOWBAND_SGD and LOWBAND_LION, to which they mean nothing. None: the
+   * parameter is one matrix. Read while the optimizer is made. */
   const lowband_block* blocks;
   int32_t block_count;
   int32_t blocks_of_columns; /* 0: of rows */
@@ -330,9 +331,12 @@ lowband_status lowband_total_bytes(const lowband_optimizer* optimizer, const cha
  * one replica. Steps are alike but with ACP-SGD and GaLore. */
 lowband_status lowband_planned_bytes(const lowband_optimizer* optimizer, int64_t* factor_bytes,
                                      int64_t* dense_bytes);
-/* 0 for what does not travel as factors. */
+/* 0 for what does not travel as factors. Of a parameter without blocks. */
 lowband_status lowband_factor_rank(const lowband_optimizer* optimizer, int64_t parameter,
                                    int64_t* factor_rank);
+/* Of a block; 0 is all of a parameter without blocks. */
+lowband_status lowband_block_factor_rank(const lowband_optimizer* optimizer, int64_t parameter, int64_t block,
+                                         int64_t* factor_rank);
 
 typedef struct lowband_diagnosis {
   int64_t struct_bytes;
@@ -342,9 +346,12 @@ typedef struct lowband_diagnosis {
   int64_t dead_columns;
 } lowband_diagnosis;
 void lowband_diagnosis_defaults(lowband_diagnosis* diagnosis);
-/* Of a matrix, in the last step if that was diagnosed. */
+/* Of a matrix, in the last step if that was diagnosed. Of a parameter without blocks. */
 lowband_status lowband_diagnosis_of(const lowband_optimizer* optimizer, int64_t parameter,
                                     lowband_diagnosis* diagnosis);
+/* Of a block; 0 is all of a parameter without blocks. */
+lowband_status lowband_block_diagnosis(const lowband_optimizer* optimizer, int64_t parameter, int64_t block,
+                                       lowband_diagnosis* diagnosis);
 
 /* ---- State, for checkpoints ---- */
 
@@ -353,7 +360,7 @@ lowband_status lowband_diagnosis_of(const lowband_optimizer* optimizer, int64_t 
  * be empty. */
 typedef struct lowband_state_piece {
   int64_t struct_bytes;
-  const char* name; /* "<parameter>.<letter>"; valid while the optimizer lives */
+  const char* name; /* "<parameter>.<letter>", with "[i]" of block i; valid while the optimizer lives */
   int32_t dtype;    /* lowband_dtype */
   int64_t rows;
   int64_t cols;
@@ -366,7 +373,8 @@ lowband_status lowband_state_at(const lowband_optimizer* optimizer, int64_t inde
                                 lowband_state_piece* piece);
 
 /* Where a piece lies in the whole tensor that the processes of one replica hold together, on any mesh: so
- * that a checkpoint of one mesh can be read on another. */
+ * that a checkpoint of one mesh can be read on another. That of a block has the rows and columns of the
+ * block. */
 typedef struct lowband_state_place {
   int64_t struct_bytes;
   int64_t rows; /* of the whole */

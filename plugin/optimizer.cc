@@ -35,12 +35,13 @@ struct lowband_optimizer {
   lowband_world& world;
   bool in_step = false;
   Index next_step = 0;
-  std::vector<Index> factor_ranks;  // by parameter
-  std::vector<std::string> names;   // by parameter
+  std::vector<std::vector<Index>> factor_ranks;    // by parameter, and in each by matrix
+  std::vector<std::vector<std::string>> matrices;  // names, likewise
+  std::vector<std::string> names;                  // by parameter
   std::vector<lowband_state_piece> pieces;
   std::vector<lowband_state_place> places;  // of the pieces
   std::deque<std::string> piece_names;
-  std::map<std::string, lowband::MatrixDiagnostics> diagnoses;  // of the last step, by parameter
+  std::map<std::string, lowband::MatrixDiagnostics> diagnoses;  // of the last step, by matrix
 };
 
 namespace lowband::plugin {
@@ -154,8 +155,8 @@ void expect_within_budget(const StepBytes& planned, const lowband_options& optio
 
 // Of this process, exactly what its pieces are planned to send, parameter by parameter.
 void limit_to_plan(ByteBudget& budget, std::span<const ParameterInfo> infos,
-                   std::span<const Index> factor_ranks, const MeshShape& shape, const MeshPosition& position,
-                   const OptimizerOptions& options, DType computed) {
+                   std::span<const std::vector<Index>> factor_ranks, const MeshShape& shape,
+                   const MeshPosition& position, const OptimizerOptions& options, DType computed) {
   budget = {};
   budget.allow("replica", Purpose::kFactor, 0);
   budget.allow("replica", Purpose::kDense, 0);
@@ -194,13 +195,14 @@ std::unique_ptr<lowband_optimizer> make_optimizer(lowband_world& world,
     optimizer =
         std::make_unique<BoundOptimizer<double>>(world, shape, described, infos, profile, own_options);
   }
-  std::map<std::string, Index> rank_of;
-  for (std::size_t i = 0; i < profile.matrices.size(); ++i)
-    rank_of[profile.matrices[i].name] = profile.factor_ranks[i];
   for (const ParameterInfo& info : infos) {
     optimizer->names.push_back(info.name);
-    optimizer->factor_ranks.push_back(rank_of.contains(info.name) ? rank_of[info.name] : 0);
+    std::vector<std::string>& matrices = optimizer->matrices.emplace_back();
+    for (const ParameterInfo& matrix : matrices_of(info)) matrices.push_back(matrix.name);
   }
+  optimizer->factor_ranks = exchanges_factors(own_options.kind)
+                                ? ranks_by_parameter(profile, infos)
+                                : std::vector<std::vector<Index>>(infos.size());
   expect_within_budget(largest_step(optimizer->planned()), options, profile);
   limit_to_plan(everyone.budget(), infos, optimizer->factor_ranks, shape,
                 mesh_position(shape, everyone.process()), own_options,
@@ -231,6 +233,20 @@ void expect_parameter(const lowband_optimizer* optimizer, Index parameter) {
              ", expected 0 .. ", std::ssize(optimizer->names) - 1);
 }
 
+void expect_block(const lowband_optimizer* optimizer, Index parameter, Index block) {
+  expect_parameter(optimizer, parameter);
+  const Index blocks = std::ssize(optimizer->matrices[at(parameter)]);
+  LB_EXPECTS(block >= 0 && block < blocks, "block of ", optimizer->names[at(parameter)], ": found ", block,
+             ", expected 0 .. ", blocks - 1);
+}
+
+void expect_one_matrix(const lowband_optimizer* optimizer, Index parameter, const char* of_blocks) {
+  expect_parameter(optimizer, parameter);
+  const Index blocks = std::ssize(optimizer->matrices[at(parameter)]);
+  LB_EXPECTS(blocks == 1, "parameter: found ", optimizer->names[at(parameter)], " of ", blocks,
+             " blocks, expected one without: ", of_blocks);
+}
+
 void expect_piece(const lowband_optimizer* optimizer, Index index) {
   expect_pointer(optimizer, "optimizer");
   LB_EXPECTS(index >= 0 && index < std::ssize(optimizer->pieces), "index: found ", index, ", expected 0 .. ",
@@ -247,6 +263,23 @@ void write(const StepReport& from, lowband_step_report& to) {
   to.seconds = from.seconds;
   to.communication_seconds = from.communication_seconds;
   to.exposed_seconds = from.exposed_seconds;
+}
+
+Index factor_rank_of(const lowband_optimizer& optimizer, Index parameter, Index block) {
+  const std::vector<Index>& ranks = optimizer.factor_ranks[at(parameter)];
+  return ranks.empty() ? 0 : ranks[at(block)];
+}
+
+void write_diagnosis(const lowband_optimizer& optimizer, Index parameter, Index block,
+                     lowband_diagnosis& to) {
+  const std::string& name = optimizer.matrices[at(parameter)][at(block)];
+  const auto found = optimizer.diagnoses.find(name);
+  LB_EXPECTS(found != optimizer.diagnoses.end(), "diagnosis of ", name,
+             ": found none, expected a matrix that travels as factors, after a step with info.diagnose");
+  to.drift = found->second.drift;
+  to.mass_leak = found->second.mass_leak;
+  to.captured_energy = found->second.captured_energy;
+  to.dead_columns = found->second.dead_columns;
 }
 
 constexpr std::size_t kOptionsBytesOfVersion2 = offsetof(lowband_options, sign);
@@ -435,25 +468,36 @@ lowband_status lowband_planned_bytes(const lowband_optimizer* optimizer, int64_t
 lowband_status lowband_factor_rank(const lowband_optimizer* optimizer, int64_t parameter,
                                    int64_t* factor_rank) {
   return guarded([&] {
-    expect_parameter(optimizer, parameter);
+    expect_one_matrix(optimizer, parameter, "lowband_block_factor_rank");
     expect_pointer(factor_rank, "factor_rank");
-    *factor_rank = optimizer->factor_ranks[at(parameter)];
+    *factor_rank = factor_rank_of(*optimizer, parameter, 0);
+  });
+}
+
+lowband_status lowband_block_factor_rank(const lowband_optimizer* optimizer, int64_t parameter, int64_t block,
+                                         int64_t* factor_rank) {
+  return guarded([&] {
+    expect_block(optimizer, parameter, block);
+    expect_pointer(factor_rank, "factor_rank");
+    *factor_rank = factor_rank_of(*optimizer, parameter, block);
   });
 }
 
 lowband_status lowband_diagnosis_of(const lowband_optimizer* optimizer, int64_t parameter,
                                     lowband_diagnosis* diagnosis) {
   return guarded([&] {
-    expect_parameter(optimizer, parameter);
+    expect_one_matrix(optimizer, parameter, "lowband_block_diagnosis");
     expect_struct(diagnosis, "diagnosis");
-    const std::string& name = optimizer->names[at(parameter)];
-    const auto found = optimizer->diagnoses.find(name);
-    LB_EXPECTS(found != optimizer->diagnoses.end(), "diagnosis of ", name,
-               ": found none, expected a matrix that travels as factors, after a step with info.diagnose");
-    diagnosis->drift = found->second.drift;
-    diagnosis->mass_leak = found->second.mass_leak;
-    diagnosis->captured_energy = found->second.captured_energy;
-    diagnosis->dead_columns = found->second.dead_columns;
+    write_diagnosis(*optimizer, parameter, 0, *diagnosis);
+  });
+}
+
+lowband_status lowband_block_diagnosis(const lowband_optimizer* optimizer, int64_t parameter, int64_t block,
+                                       lowband_diagnosis* diagnosis) {
+  return guarded([&] {
+    expect_block(optimizer, parameter, block);
+    expect_struct(diagnosis, "diagnosis");
+    write_diagnosis(*optimizer, parameter, block, *diagnosis);
   });
 }
 

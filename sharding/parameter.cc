@@ -1,6 +1,7 @@
 #include "sharding/parameter.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace lowband {
 
@@ -63,6 +64,44 @@ void validate_blocks(const ParameterInfo& info) {
   }
   LB_EXPECTS(covered == extent, "blocks of ", info.name, ": found ", lines, " ", covered, " to ", extent,
              " in no block, expected each in one");
+}
+
+std::vector<ParameterInfo> matrices_of(const ParameterInfo& info) {
+  if (info.blocks.empty()) return {info};
+  validate_blocks(info);
+  std::vector<ParameterInfo> matrices;
+  for (std::size_t j = 0; j < info.blocks.ranges.size(); ++j) {
+    ParameterInfo matrix{.name = cat(info.name, "[", j, "]"),
+                         .role = info.blocks.roles.empty() ? info.role : info.blocks.roles[j],
+                         .rows = info.rows,
+                         .cols = info.cols,
+                         .cut = info.cut};
+    Index& lines = info.blocks.of_rows ? matrix.rows : matrix.cols;
+    lines = 0;
+    for (const Range& range : info.blocks.ranges[j]) lines += range.size();
+    matrices.push_back(std::move(matrix));
+  }
+  return matrices;
+}
+
+std::vector<ParameterInfo> layer_matrices(std::span<const ParameterInfo> parameters) {
+  std::vector<ParameterInfo> matrices;
+  for (const ParameterInfo& info : parameters) {
+    if (is_layer_matrix(info.role)) std::ranges::move(matrices_of(info), std::back_inserter(matrices));
+  }
+  return matrices;
+}
+
+ParameterInfo with_heads(ParameterInfo info, Index head_dim) {
+  const bool of_rows = info.role == Role::kQuery || info.role == Role::kKey || info.role == Role::kValue;
+  if (!info.blocks.empty() || !(of_rows || info.role == Role::kOutput)) return info;
+  const Index extent = of_rows ? info.rows : info.cols;
+  LB_EXPECTS(head_dim >= 1 && extent % head_dim == 0, "heads of ", info.name, ": found head_dim ", head_dim,
+             ", expected a divisor of its ", extent, of_rows ? " rows" : " columns");
+  info.blocks.of_rows = of_rows;
+  for (Index begin = 0; begin < extent; begin += head_dim)
+    info.blocks.ranges.push_back({{begin, begin + head_dim}});
+  return info;
 }
 
 }  // namespace lowband

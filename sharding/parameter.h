@@ -3,6 +3,7 @@
 #include "runtime/tensor.h"
 #include "sharding/layout.h"
 
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,6 +41,18 @@ struct ParameterInfo {
 /// Throws: InvalidArgument naming the parameter, when some row or column is in no block of it or in several,
 /// or when roles are not as many as blocks, or not all of layer matrices.
 void validate_blocks(const ParameterInfo& info);
+
+/// The matrices that a layer matrix is made of, as parameters: itself, or its blocks "<name>[0]",
+/// "<name>[1]",
+/// ... with their own roles and shapes. Throws: InvalidArgument as validate_blocks.
+std::vector<ParameterInfo> matrices_of(const ParameterInfo& info);
+/// Those of all layer matrices among `parameters`, one after the other.
+std::vector<ParameterInfo> layer_matrices(std::span<const ParameterInfo> parameters);
+
+/// A parameter with one block for each head: rows of query, key and value, columns of output. Others, and
+/// those that have blocks, stay as they are. Throws: InvalidArgument naming the parameter, when heads of this
+/// size do not divide it.
+ParameterInfo with_heads(ParameterInfo info, Index head_dim);
 
 /// A parameter as one process holds it: its tensor-axis piece of weight and gradient.
 template <class Real>

@@ -102,13 +102,6 @@ void check_spec(const ProfileSpec& spec, std::span<const ParameterInfo> matrices
   if (spec.kind == Kind::kExplicit) check_explicit_ranks(spec, matrices);
 }
 
-std::vector<ParameterInfo> layer_matrices(std::span<const ParameterInfo> parameters) {
-  std::vector<ParameterInfo> matrices;
-  std::ranges::copy_if(parameters, std::back_inserter(matrices),
-                       [](const ParameterInfo& info) { return is_layer_matrix(info.role); });
-  return matrices;
-}
-
 Index sum_over_matrices(const RankProfile& profile, Index (*term)(const ParameterInfo&, Index factor_rank)) {
   Index sum = 0;
   for (std::size_t l = 0; l < profile.matrices.size(); ++l)
@@ -117,6 +110,28 @@ Index sum_over_matrices(const RankProfile& profile, Index (*term)(const Paramete
 }
 
 }  // namespace
+
+std::vector<std::vector<Index>> ranks_by_parameter(const RankProfile& profile,
+                                                   std::span<const ParameterInfo> parameters) {
+  LB_EXPECTS(profile.matrices.size() == profile.factor_ranks.size(), "rank profile ", profile.name,
+             ": found ", profile.factor_ranks.size(), " ranks for ", profile.matrices.size(), " matrices");
+  std::map<std::string, Index> rank_of;
+  for (std::size_t l = 0; l < profile.matrices.size(); ++l)
+    rank_of[profile.matrices[l].name] = profile.factor_ranks[l];
+  std::vector<std::vector<Index>> ranks(parameters.size());
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    for (const ParameterInfo& matrix : layer_matrices(parameters.subspan(i, 1))) {
+      const auto found = rank_of.find(matrix.name);
+      LB_EXPECTS(found != rank_of.end(), "rank profile ", profile.name, ": found no rank for ", matrix.name,
+                 ", expected one for every layer matrix");
+      ranks[i].push_back(found->second);
+      rank_of.erase(found);
+    }
+  }
+  LB_EXPECTS(rank_of.empty(), "rank profile ", profile.name, ": found a rank for ", rank_of.begin()->first,
+             ", expected layer matrices of the model only");
+  return ranks;
+}
 
 bool travels_dense(const ReplicaTraffic& traffic, Index rows, Index cols, Index factor_rank) {
   switch (traffic.exchange) {

@@ -20,15 +20,20 @@ struct ProfileSpec {
   double scale = 1.0;            // multiplies structural and inverted ranks, rounded to nearest, at least 1
   Index fraction_numerator = 1;  // kFraction: rank = ceil(numerator * min(m, n) / denominator), exactly
   Index fraction_denominator = 1;
-  std::map<std::string, Index> explicit_ranks = {};  // kExplicit: by parameter name
+  std::map<std::string, Index> explicit_ranks = {};  // kExplicit: by the name of the matrix
 };
 
-/// Factor rank of every layer matrix, in the order of `matrices`.
+/// Factor rank of every layer matrix, in the order of `matrices`. Blocks of a parameter are matrices.
 struct RankProfile {
   std::string name;
   std::vector<ParameterInfo> matrices;
   std::vector<Index> factor_ranks;
 };
+
+/// The ranks of a profile by parameter, and in each by matrix (matrices_of); none of what is no layer matrix.
+/// Throws: InvalidArgument when the profile lacks one of these matrices, or names another.
+std::vector<std::vector<Index>> ranks_by_parameter(const RankProfile& profile,
+                                                   std::span<const ParameterInfo> parameters);
 
 /// What a layer matrix sends over the replica axis.
 enum class ExchangeChoice : std::uint8_t {
@@ -55,7 +60,7 @@ Index factor_elements(const RankProfile& profile);
 /// Sum of m_l n_l over the same matrices.
 Index dense_elements(const RankProfile& profile);
 
-/// Applies the rule to the layer matrices among `parameters` (others are skipped).
+/// Applies the rule to the layer matrices among `parameters`, block by block (others are skipped).
 ///
 /// structural: FFN d; q, k, o 4 d_h; v d_h.  inverted: FFN d; q, k, o d_h; v d.
 /// Throws: InvalidArgument naming the parameter when an explicit or uniform rank is below 1 or above min(m,

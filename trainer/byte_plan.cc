@@ -1,11 +1,11 @@
 #include "trainer/byte_plan.h"
 
 #include "optimizers/diagnosis.h"
+#include "optimizers/dion2.h"
 #include "optimizers/distributed_sign.h"
 #include "optimizers/gradient_sketch.h"
 #include "optimizers/planned_state.h"
 #include "optimizers/planned_traffic.h"
-#include "optimizers/signed_matrices.h"
 #include "sharding/layout.h"
 
 #include <algorithm>
@@ -14,24 +14,19 @@
 namespace lowband {
 namespace {
 
-/// By parameter, 0 where it has none.
-std::vector<Index> factor_ranks(const RunConfig& config, const std::vector<ParameterInfo>& parameters) {
-  std::vector<Index> ranks(parameters.size());
-  if (!has_factor_ranks(config)) return ranks;
-  const RankProfile profile = rank_profile(config, parameters);
-  for (std::size_t l = 0; l < profile.matrices.size(); ++l) {
-    const auto parameter = std::ranges::find(parameters, profile.matrices[l].name, &ParameterInfo::name);
-    ranks[static_cast<std::size_t>(parameter - parameters.begin())] = profile.factor_ranks[l];
-  }
-  return ranks;
+/// By parameter, and in each by matrix.
+std::vector<std::vector<Index>> factor_ranks(const RunConfig& config,
+                                             const std::vector<ParameterInfo>& parameters) {
+  if (!has_factor_ranks(config)) return std::vector<std::vector<Index>>(parameters.size());
+  return ranks_by_parameter(rank_profile(config, parameters), parameters);
 }
 
 /// Of the layer matrices, or of everything else.
 PlannedTraffic planned_traffic(const RunConfig& config, const std::vector<ParameterInfo>& parameters,
                                bool of_matrices) {
-  const std::vector<Index> ranks = factor_ranks(config, parameters);
+  const std::vector<std::vector<Index>> ranks = factor_ranks(config, parameters);
   std::vector<ParameterInfo> chosen;
-  std::vector<Index> ranks_of_chosen;
+  std::vector<std::vector<Index>> ranks_of_chosen;
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     if (is_layer_matrix(parameters[i].role) != of_matrices) continue;
     chosen.push_back(parameters[i]);
@@ -68,8 +63,9 @@ std::string assemblies(const RunConfig& config, const std::vector<ParameterInfo>
   std::map<Assembly, int> matrices;
   for (const ParameterInfo& info : parameters) {
     if (!is_layer_matrix(info.role)) continue;
-    for (const SignedMatrix& matrix : signed_matrices(info, mesh_shape(config), options))
-      ++matrices[choose_assembly(matrix.cut, steps)];
+    for (const LayerMatrix& matrix : cut_matrices(info, mesh_shape(config), {}))
+      ++matrices[choose_assembly(selects_slices(options.kind) ? selected_part(matrix, options) : matrix.cut,
+                                 steps)];
   }
   std::string text;
   for (const auto& [assembly, count] : matrices)
@@ -80,7 +76,7 @@ std::string assemblies(const RunConfig& config, const std::vector<ParameterInfo>
 }  // namespace
 
 BytePlan byte_plan(const RunConfig& config) {
-  const std::vector<ParameterInfo> parameters = parameter_table(model_config(config));
+  const std::vector<ParameterInfo> parameters = parameter_table(config);
   const ReplicaTraffic traffic = replica_traffic(config);
   const PlannedTraffic planned = planned_traffic(config, parameters, true);
   const Index period = planned.period();
@@ -103,8 +99,8 @@ BytePlan byte_plan(const RunConfig& config) {
 }
 
 Index planned_state_bytes(const RunConfig& config) {
-  const std::vector<ParameterInfo> parameters = parameter_table(model_config(config));
-  const std::vector<Index> ranks = factor_ranks(config, parameters);
+  const std::vector<ParameterInfo> parameters = parameter_table(config);
+  const std::vector<std::vector<Index>> ranks = factor_ranks(config, parameters);
   const OptimizerOptions options = optimizer_options(config);
   const MeshShape mesh = mesh_shape(config);
   Index most = 0;
@@ -119,8 +115,8 @@ Index planned_state_bytes(const RunConfig& config) {
 }
 
 void allow_planned(ByteBudget& budget, const RunConfig& config, const MeshPosition& position) {
-  const std::vector<ParameterInfo> parameters = parameter_table(model_config(config));
-  const std::vector<Index> ranks = factor_ranks(config, parameters);
+  const std::vector<ParameterInfo> parameters = parameter_table(config);
+  const std::vector<std::vector<Index>> ranks = factor_ranks(config, parameters);
   const ReplicaTraffic traffic = replica_traffic(config);
   const OptimizerOptions options = optimizer_options(config);
   const MeshShape mesh = mesh_shape(config);
@@ -133,7 +129,7 @@ void allow_planned(ByteBudget& budget, const RunConfig& config, const MeshPositi
     for (const PlannedTransfer& transfer :
          planned_transfers(info, ranks[i], mesh, position, options, computed_dtype(config)))
       budget.allow(transfer.axis, transfer.purpose, transfer.bytes, info.name, transfer.phase);
-    if (ranks[i] == 0) continue;
+    if (ranks[i].empty()) continue;
     const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.tensor, mesh.shard);
     diagnosed_bytes += Diagnosis<float>::kSums * layout.owned_rows(position.shard, position.tensor).size() *
                        layout.owned_cols(position.shard, position.tensor).size() *

@@ -33,7 +33,7 @@ std::vector<std::filesystem::path> expand(const std::string& field,
 
 RankProfile profile_of(const RunConfig& config) {
   if (!has_factor_ranks(config)) return {};
-  return rank_profile(config, parameter_table(model_config(config)));
+  return rank_profile(config, parameter_table(config));
 }
 
 }  // namespace
@@ -66,6 +66,8 @@ Trainer<Real>::State::State(const RunConfig& config_, Communicator& world_, cons
   mesh.emplace(world, mesh_shape(config));
   allow_planned(world.budget(), config, mesh->position());
   model.emplace(model_shape, mesh->tensor(), config.seed(), sequences_per_micro_batch(config));
+  for (Parameter<Real>& parameter : model->parameters())
+    parameter.info = with_blocks(config, std::move(parameter.info));
   optimizer.emplace(*mesh, model->parameters(), profile, optimizer_options(config));
   const auto micro_batch_tokens =
       static_cast<std::size_t>(sequences_per_micro_batch(config) * model_shape.sequence);

@@ -32,8 +32,9 @@ Index dense_bytes(const MatrixPlan& matrix, const ReplicaTraffic& traffic) {
   return matrix.dense_elements() * traffic.dense_element_bytes;
 }
 
-/// What is the same for every kind of optimizer.
-MatrixPlan plan_matrix(const ParameterInfo& info, Index factor_rank, const RunConfig& config) {
+/// What is the same for every kind of optimizer. `factor_rank`: none where it has none.
+MatrixPlan plan_matrix(const ParameterInfo& info, const std::vector<Index>& factor_rank,
+                       const RunConfig& config) {
   MatrixPlan plan;
   plan.set_name(info.name);
   plan.set_role(std::string(role_name(info.role)));
@@ -165,7 +166,7 @@ void add_traffic(PlanReport& report, const BytePlan& bytes, Index element_bytes)
 PlanReport make_plan(const RunConfig& config, const RunConfig::Profile& reference) {
   validate(config, mesh_shape(config).processes());
   const ModelConfig model = model_config(config);
-  const std::vector<ParameterInfo> parameters = parameter_table(model);
+  const std::vector<ParameterInfo> parameters = parameter_table(config);
   const DType dtype = computed_dtype(config);
   const bool has_ranks = has_factor_ranks(config);
   const RankProfile profile = has_ranks ? rank_profile(config, parameters) : RankProfile{};
@@ -174,12 +175,12 @@ PlanReport make_plan(const RunConfig& config, const RunConfig::Profile& referenc
   report.set_dtype(std::string(dtype_name(dtype)));
   report.set_optimizer(RunConfig::Optimizer::Kind_Name(config.optimizer().kind()));
   Index elements = 0, matrix_elements = 0;
-  for (const ParameterInfo& info : parameters) {
-    elements += info.elements();
-    if (!is_layer_matrix(info.role)) continue;
+  for (const ParameterInfo& info : parameters) elements += info.elements();
+  for (const ParameterInfo& info : layer_matrices(parameters)) {
     matrix_elements += info.elements();
     const auto l = static_cast<std::size_t>(report.matrices_size());
-    *report.add_matrices() = plan_matrix(info, has_ranks ? profile.factor_ranks[l] : 0, config);
+    *report.add_matrices() =
+        plan_matrix(info, has_ranks ? std::vector{profile.factor_ranks[l]} : std::vector<Index>{}, config);
   }
   report.set_parameters(elements);
   report.set_dense_elements(matrix_elements);

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 
 #include <gtest/gtest.h>
@@ -58,10 +59,17 @@ class EveryOptimizer : public testing::TestWithParam<Named> {
     options.seed = 3;
     return options;
   }
+  /// Also with blocks, but for what updates element by element.
+  std::vector<TestParameter> parameters() const {
+    std::vector<TestParameter> parameters = assorted_parameters();
+    if (has_matrix_optimizer(options().kind))
+      std::ranges::move(blocked_parameters(), std::back_inserter(parameters));
+    return parameters;
+  }
   RunPlan plan_for(const MeshShape& mesh) const {
     RunPlan plan;
     plan.mesh = mesh;
-    plan.parameters = assorted_parameters();
+    plan.parameters = parameters();
     plan.options = options();
     plan.options.clip_norm = 0;
     plan.gradient = noisy_gradient;
@@ -200,13 +208,9 @@ TEST_P(EveryOptimizer, StandsPartsOfGradientsThatAreZero) {
 TEST_P(EveryOptimizer, ContinuesFromItsStateBitByBit) {
   run_world(8, [&](Communicator& world) {
     ProcessMesh mesh(world, {2, 2, 2});
-    const std::vector<TestParameter> tests = assorted_parameters();
+    const std::vector<TestParameter> tests = parameters();
     RankProfile profile{.name = "test", .matrices = {}, .factor_ranks = {}};
-    for (const TestParameter& test : tests) {
-      if (test.factor_rank == 0) continue;
-      profile.matrices.push_back(test.info);
-      profile.factor_ranks.push_back(test.factor_rank);
-    }
+    for (const TestParameter& test : tests) add_ranks(profile, test);
     struct Model {
       std::vector<Buffer<float>> storage;
       std::vector<Parameter<float>> parameters;
@@ -275,18 +279,19 @@ TEST_P(EveryOptimizer, KeepsTheStateThatIsPlanned) {
       std::vector<Buffer<float>> storage;
       std::vector<Parameter<float>> parameters;
       std::map<std::string, Index> planned;
-      for (const auto& [info, factor_rank] : assorted_parameters()) {
+      for (const TestParameter& test : this->parameters()) {
+        const ParameterInfo& info = test.info;
         const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.tensor, mesh.shard);
         const Index rows = layout.tensor_rows(processes.position().tensor).size();
         const Index cols = layout.tensor_cols(processes.position().tensor).size();
         storage.emplace_back(2 * rows * cols);
         parameters.push_back(
             {info, storage.back().matrix(0, rows, cols), storage.back().matrix(rows * cols, rows, cols)});
-        if (factor_rank > 0) {
-          profile.matrices.push_back(info);
-          profile.factor_ranks.push_back(factor_rank);
-        }
-        planned[info.name] = planned_state_elements(info, factor_rank, mesh, processes.position(), options());
+        RankProfile ranks{.name = "test", .matrices = {}, .factor_ranks = {}};
+        add_ranks(ranks, test);
+        add_ranks(profile, test);
+        planned[info.name] =
+            planned_state_elements(info, ranks.factor_ranks, mesh, processes.position(), options());
       }
       ShardedOptimizer<float> optimizer(processes, parameters, profile, options());
       std::map<std::string, Index> found;

@@ -260,6 +260,31 @@ TEST(Galore, StepsStayInTheSubspace) {
   }
 }
 
+// For a new basis a matrix goes to its owner, within the replica of the owner, and B to all processes.
+TEST(Galore, BasesCostWithinAReplicaWhatIsSaid) {
+  for (const MeshShape& mesh :
+       {MeshShape{2, 1, 1}, MeshShape{2, 2, 1}, MeshShape{2, 1, 3}, MeshShape{3, 2, 2}}) {
+    RunPlan plan = plan_for(mesh);
+    plan.options.galore_interval = 3;
+    plan.steps = 7;
+    const auto snapshots = run<float>(plan);
+    const int processes = mesh.shard * mesh.tensor;
+    for (Index step = 0; step < plan.steps; ++step) {
+      std::map<int, Index> expected;
+      for (int process = 0; process < mesh.processes(); ++process) {
+        expected[process] = 0;
+        for (const auto& [info, factor_rank] : plan.parameters) {
+          if (processes == 1 || factor_rank == 0 || !basis_steps(info, 3).contains(step)) continue;
+          const bool with_owner = basis_owner(info, mesh) / processes == process / processes;
+          expected[process] +=
+              4 * ((with_owner ? info.elements() : 0) + factor_rank * std::min(info.rows, info.cols));
+        }
+      }
+      EXPECT_EQ(snapshots[static_cast<std::size_t>(step)].periodic_bytes_within, expected) << "step " << step;
+    }
+  }
+}
+
 // Every interval of steps has one of them, and names spread them: 20 of 200 expected in each step.
 TEST(Galore, BasesAreTakenByTurns) {
   std::vector<Index> taken(10);

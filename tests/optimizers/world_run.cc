@@ -86,6 +86,37 @@ double noisy_gradient(const ParameterInfo& info, Index step, int share, Index ro
   return 0.5 * cheap_noise(info.name, step, -1, row, col) + cheap_noise(info.name, step, share, row, col);
 }
 
+void add_ranks(RankProfile& profile, const TestParameter& test) {
+  for (const ParameterInfo& matrix : matrices_of(test.info)) {
+    if (test.factor_rank == 0) continue;
+    profile.matrices.push_back(matrix);
+    const Index largest = test.info.blocks.empty() ? test.factor_rank : std::min(matrix.rows, matrix.cols);
+    profile.factor_ranks.push_back(std::min(test.factor_rank, largest));
+  }
+}
+
+std::vector<TestParameter> blocked_parameters() {
+  const auto matrix = [](const char* name, Role role, Index rows, Index cols, TensorCut cut,
+                         ParameterBlocks blocks) {
+    return TestParameter{
+        {.name = name, .role = role, .rows = rows, .cols = cols, .cut = cut, .blocks = std::move(blocks)}, 3};
+  };
+  const auto heads = [](TestParameter test) {
+    test.info = with_heads(std::move(test.info), 8);
+    return test;
+  };
+  return {heads(matrix("heads", Role::kQuery, 24, 16, TensorCut::kRows, {})),
+          heads(matrix("head", Role::kKey, 8, 16, TensorCut::kRows, {})),
+          heads(matrix("out", Role::kOutput, 16, 24, TensorCut::kCols, {})),
+          matrix("qkv", Role::kUp, 18, 11, TensorCut::kRows,
+                 {.ranges = {{{0, 4}, {9, 13}}, {{4, 6}, {13, 15}}, {{6, 9}, {15, 18}}},
+                  .roles = {Role::kQuery, Role::kKey, Role::kValue}}),
+          matrix("gate_up", Role::kUp, 26, 7, TensorCut::kRows, {.ranges = {{{0, 13}}, {{13, 26}}}}),
+          matrix("columns", Role::kDown, 5, 21, TensorCut::kCols,
+                 {.of_rows = false, .ranges = {{{0, 1}, {20, 21}}, {{1, 20}}}}),
+          matrix("one_row", Role::kUp, 6, 9, TensorCut::kRows, {.ranges = {{{5, 6}}, {{0, 5}}}})};
+}
+
 std::vector<TestParameter> assorted_parameters() {
   const auto matrix = [](const char* name, Role role, Index rows, Index cols, TensorCut cut, Index rank) {
     return TestParameter{{.name = name, .role = role, .rows = rows, .cols = cols, .cut = cut}, rank};
@@ -133,9 +164,7 @@ std::vector<Snapshot> run(const RunPlan& plan) {
           weight(i, j) = static_cast<Real>(initial(rows.begin + i, cols.begin + j));
       }
       parameters.push_back({test.info, weight, gradient});
-      if (test.factor_rank == 0) continue;
-      profile.matrices.push_back(test.info);
-      profile.factor_ranks.push_back(test.factor_rank);
+      add_ranks(profile, test);
     }
     ShardedOptimizer<Real> optimizer(mesh, parameters, profile, plan.options);
 
@@ -195,6 +224,8 @@ std::vector<Snapshot> run(const RunPlan& plan) {
       snapshot.planned_update_bytes = planned.update;
       const Ledger& ledger = world.ledger();
       snapshot.update_bytes = ledger.step_sum("within_replica", Purpose::kUpdate).payload_bytes;
+      snapshot.periodic_bytes_within[world.process()] =
+          ledger.step_sum("within_replica", Purpose::kPeriodic).payload_bytes;
       EXPECT_EQ(snapshot.update_bytes, snapshot.planned_update_bytes) << "process " << world.process();
       if (world.process() == 0) {
         snapshot.calls = ledger.step_sum().calls;
@@ -217,51 +248,36 @@ std::vector<Snapshot> run(const RunPlan& plan) {
       }
 
       Assembly& state_of_replica = states[s][static_cast<std::size_t>(position.replica)];
-      std::map<std::string, MatrixView<Real>> state;
-      for (const StateTensor<Real>& tensor : optimizer.state()) state[tensor.name] = tensor.value;
       for (const Parameter<Real>& parameter : parameters) {
         const ParameterInfo& info = parameter.info;
         const MatrixLayout layout = layout_of(info, plan.mesh);
         weights[s].add(info.name, info.rows, info.cols, parameter.weight,
                        layout.tensor_rows(position.tensor).begin, layout.tensor_cols(position.tensor).begin);
-        const Range rows = layout.owned_rows(position.shard, position.tensor);
-        const Range cols = layout.owned_cols(position.shard, position.tensor);
-        for (const char* letter : {".M", ".e", ".u"}) {
-          const auto m = state.find(info.name + letter);
-          if (m == state.end()) continue;
-          EXPECT_EQ(m->second.rows, rows.size());
-          EXPECT_EQ(m->second.cols, cols.size());
-          state_of_replica.add(m->first, info.rows, info.cols, m->second, rows.begin, cols.begin);
-        }
-        if (const auto q = state.find(info.name + ".Q"); q != state.end())
-          state_of_replica.add(q->first, std::min(info.rows, info.cols), q->second.cols, q->second,
-                               info.rows >= info.cols ? cols.begin : rows.begin, 0);
-        for (const std::string letter : {"V", "left", "right", "basis", "m1", "m2"}) {
-          const auto tensor = state.find(info.name + "." + letter);
-          if (tensor == state.end()) continue;
-          const PiecePlace place = state_place(info, letter, tensor->second.cols, plan.mesh, position);
-          EXPECT_EQ(tensor->second.elements(), place.elements.size());
-          state_of_replica.add(tensor->first, place.rows, place.cols, tensor->second, place.block_rows.begin,
-                               place.block_cols.begin);
-        }
-        if (const auto t = state.find(info.name + ".t"); t != state.end())
-          state_of_replica.add(t->first, 1, 1, t->second, 0, 0);
+      }
+      for (const StateTensor<Real>& tensor : optimizer.state()) {
+        const std::size_t dot = tensor.name.rfind('.');
+        const std::string letter = tensor.name.substr(dot + 1);
+        if (letter == "m" || letter == "v") continue;  // elements, no rows and columns
+        const auto parameter = std::ranges::find_if(plan.parameters, [&](const TestParameter& p) {
+          return p.info.name == tensor.name.substr(0, dot);
+        });
+        ASSERT_NE(parameter, plan.parameters.end()) << tensor.name;
+        const PiecePlace place = state_place(parameter->info, letter, tensor.value.cols, plan.mesh, position);
+        EXPECT_EQ(tensor.value.rows, place.block_rows.size()) << tensor.name;
+        EXPECT_EQ(tensor.value.cols, place.block_cols.size()) << tensor.name;
+        state_of_replica.add(tensor.name, place.rows, place.cols, tensor.value, place.block_rows.begin,
+                             place.block_cols.begin);
       }
     }
   });
   for (std::size_t s = 0; s < snapshots.size(); ++s) {
     snapshots[s].weights = std::move(weights[s].whole);
     for (Assembly& replica : states[s]) snapshots[s].states.push_back(std::move(replica.whole));
-    for (const TestParameter& test : plan.parameters) {
-      for (const char* letter : {".Q", ".u", ".V", ".left", ".right", ".basis", ".m1", ".m2"}) {
-        const auto q = snapshots[s].states[0].find(test.info.name + letter);
-        if (q == snapshots[s].states[0].end()) continue;
-        for (const auto& replica : snapshots[s].states)
-          EXPECT_EQ(std::memcmp(replica.at(q->first).a.data(), q->second.a.data(),
-                                q->second.a.size() * sizeof(double)),
-                    0)
-              << q->first << " differs between replicas";
-      }
+    for (const auto& [name, first] : snapshots[s].states[0]) {
+      if (differs_between_replicas(name.substr(name.rfind('.') + 1))) continue;
+      for (const auto& replica : snapshots[s].states)
+        EXPECT_EQ(std::memcmp(replica.at(name).a.data(), first.a.data(), first.a.size() * sizeof(double)), 0)
+            << name << " differs between replicas";
     }
   }
   return snapshots;

@@ -12,7 +12,7 @@ namespace lowband::test {
 
 struct TestParameter {
   ParameterInfo info;
-  Index factor_rank = 0;  // 0: not a layer matrix
+  Index factor_rank = 0;  // 0: not a layer matrix; of its blocks, where it has some
 };
 
 /// Gradient of global element (row, col) of a parameter for one of the run's data shares at one step.
@@ -38,9 +38,7 @@ struct RunPlan {
 /// The whole model after a step, put together from the pieces of all processes.
 struct Snapshot {
   std::map<std::string, Dense> weights;
-  std::vector<std::map<std::string, Dense>>
-      states;  // of each replica: "<name>.M" or ".e", ".Q", ".u", ".V", ".left", ".right", ".basis", ".m1",
-               // ".m2", and "<name>.t"
+  std::vector<std::map<std::string, Dense>> states;  // of each replica, but for elements of moments
   StepReport report;
   Index factor_bytes = 0;  // counted on the replica axis, over the processes of one replica
   Index dense_bytes = 0;
@@ -54,7 +52,8 @@ struct Snapshot {
   std::map<std::string, Index> factor_bytes_on;  // by axis, of process 0
   Index periodic_bytes = 0;
   Index planned_periodic_bytes = 0;
-  Index calls = 0;  // collectives of process 0
+  std::map<int, Index> periodic_bytes_within;  // by process, on axis within_replica
+  Index calls = 0;                             // collectives of process 0
 
   /// Mean over replicas of a state.
   Dense mean(const std::string& name) const;
@@ -76,6 +75,12 @@ double cheap_noise(const std::string& name, Index step, Index share, Index row, 
 
 /// Half common to all shares, and noise of each share.
 double noisy_gradient(const ParameterInfo& info, Index step, int share, Index row, Index col);
+
+/// The ranks of the matrices of a parameter: its own, or what their shapes allow of it.
+void add_ranks(RankProfile& profile, const TestParameter& test);
+
+/// Heads, a fused projection of two interleaved groups, halves, columns, and a block of one row.
+std::vector<TestParameter> blocked_parameters();
 
 /// Matrices of all shapes and cuts: tall, wide, square, odd, a single row or column, full and low ranks; then
 /// an embedding and a norm gain.

@@ -21,7 +21,7 @@ using testing::run_c_world;
 struct Description {
   std::array<float, 28> weights{};
   std::array<float, 28> gradients{};
-  std::vector<lowband_block> blocks{{LOWBAND_GATE, 2}, {LOWBAND_UP, 1}};
+  std::vector<lowband_block> blocks{{LOWBAND_GATE, 2, 0}, {LOWBAND_UP, 1, 0}};
   std::vector<lowband_parameter> parameters{
       {"matrix", LOWBAND_MATRIX, LOWBAND_UNCUT, 6, 4, weights.data(), gradients.data(), 0, nullptr, 0, 0},
       {"bias", LOWBAND_NORM, LOWBAND_UNCUT, 1, 4, weights.data() + 24, gradients.data() + 24, 0, nullptr, 0,
@@ -128,6 +128,20 @@ TEST(PluginErrors, name_the_field_the_value_found_and_the_value_expected) {
          std::swap(d.parameters[0].block_count, d.parameters[1].block_count);
        },
        {"parameters[1] bias.blocks: found 2 of a parameter that is no matrix, expected none"}},
+      {[](auto& d) {
+         d.use_blocks();
+         d.blocks[1].factor_rank = 1;
+         d.options.kind = LOWBAND_DION;
+         d.options.uniform_rank = 1;
+       },
+       {"parameters[0] matrix.blocks[1].factor_rank: found 1, expected 0 unless"}},
+      {[](auto& d) {
+         d.use_blocks();
+         d.parameters[0].factor_rank = 1;
+         d.options.kind = LOWBAND_DION;
+         d.options.profile = LOWBAND_EXPLICIT;
+       },
+       {"parameters[0] matrix.factor_rank: found 1, expected 0 beside blocks"}},
       {[](auto& d) {
          d.use_blocks();
          d.options.kind = LOWBAND_ADAMW;

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <numeric>
+#include <string>
 #include <type_traits>
 
 #include <gtest/gtest.h>
@@ -295,57 +297,115 @@ TYPED_TEST(PluginOptimizer, follows_memory_that_moves_and_overlaps) {
   });
 }
 
-// Query, key and value interleaved in two groups are matrices of their own, as three parameters would be.
-// Signs are formed of the same bits, and momenta start at zero.
+// Query, key and value interleaved in two groups are matrices of their own, as three parameters would be: the
+// same bits.
 TYPED_TEST(PluginOptimizer, takes_the_blocks_of_a_parameter_for_matrices_of_their_own) {
   using Real = TypeParam;
   constexpr Index kCols = 7, kRows = 2 * (4 + 2 + 1);
-  const std::vector<lowband_block> blocks{{LOWBAND_QUERY, 4}, {LOWBAND_KEY, 2}, {LOWBAND_VALUE, 1}};
-  const auto gradient = [](int process, Index step, Index row, Index col) {
-    return static_cast<Real>(noise(10 * process + 100 * step + row, col));
-  };
-  std::vector<Real> fused(kRows * kCols);
-  run_c_world(kReplicas, [&](lowband_world* world) {
-    const int process = lowband_world_process(world);
-    const auto train = [&](const std::vector<lowband_parameter>& parameters, auto fill) {
-      lowband_options options = options_of(LOWBAND_MUON, kDType<Real>);
-      options.clip_norm = 0;  // the norm is that of all parameters
-      lowband_optimizer* optimizer = nullptr;
-      expect_ok(
-          lowband_optimizer_create(world, parameters.data(), std::ssize(parameters), &options, &optimizer));
-      for (Index step = 0; step < kSteps; ++step) {
-        fill(step);
-        const lowband_step_info info = step_info(step);
-        expect_ok(lowband_step(optimizer, &info, nullptr));
+  const std::vector<lowband_block> blocks{{LOWBAND_QUERY, 4, 0}, {LOWBAND_KEY, 2, 0}, {LOWBAND_VALUE, 1, 0}};
+  const auto train = [](lowband_world* world, lowband_optimizer_kind kind, const lowband_parameter& parameter,
+                        const std::vector<Index>& rows) {
+    lowband_options options = options_of(kind, kDType<Real>);
+    options.clip_norm = 0;  // the norm is that of all parameters
+    options.uniform_rank = has_factor_ranks(kind) ? 2 : 0;
+    lowband_optimizer* optimizer = nullptr;
+    expect_ok(lowband_optimizer_create(world, &parameter, 1, &options, &optimizer));
+    for (Index step = 0; step < kSteps; ++step) {
+      for (std::size_t i = 0; i < rows.size(); ++i) {
+        for (Index j = 0; j < kCols; ++j)
+          static_cast<Real*>(parameter.gradient)[static_cast<Index>(i) * kCols + j] =
+              static_cast<Real>(noise(10 * lowband_world_process(world) + 100 * step + rows[i], j));
       }
-      lowband_optimizer_free(optimizer);
-    };
-    std::vector<Real> weight(kRows * kCols), gradients(weight.size());
-    train({{"qkv", LOWBAND_MATRIX, LOWBAND_UNCUT, kRows, kCols, weight.data(), gradients.data(), 0,
-            blocks.data(), 3, 0}},
-          [&](Index step) {
-            for (Index k = 0; k < kRows * kCols; ++k)
-              gradients[static_cast<std::size_t>(k)] = gradient(process, step, k / kCols, k % kCols);
-          });
-    Index before = 0;
-    for (const auto& [role, lines] : blocks) {
-      std::vector<Index> rows;
-      for (Index row = before; row < kRows; row += kRows / 2) {
-        for (Index i = 0; i < lines; ++i) rows.push_back(row + i);
-      }
-      before += lines;
-      std::vector<Real> of_block(rows.size() * kCols), gradients_of_block(of_block.size());
-      train({{"block", role, LOWBAND_UNCUT, std::ssize(rows), kCols, of_block.data(),
-              gradients_of_block.data(), 0, nullptr, 0, 0}},
-            [&](Index step) {
-              for (std::size_t k = 0; k < of_block.size(); ++k)
-                gradients_of_block[k] =
-                    gradient(process, step, rows[k / kCols], static_cast<Index>(k % kCols));
-            });
-      for (std::size_t k = 0; k < of_block.size(); ++k)
-        EXPECT_EQ(weight[static_cast<std::size_t>(rows[k / kCols]) * kCols + k % kCols], of_block[k])
-            << "row " << rows[k / kCols];
+      const lowband_step_info info = step_info(step);
+      expect_ok(lowband_step(optimizer, &info, nullptr));
     }
+    lowband_optimizer_free(optimizer);
+  };
+  std::vector<Index> all_rows(kRows);
+  std::iota(all_rows.begin(), all_rows.end(), Index{0});
+  for (const auto& [kind, in_cpp] : kKinds) {
+    if (!has_matrix_optimizer(in_cpp)) continue;
+    SCOPED_TRACE(kind);
+    run_c_world(kReplicas, [&, kind = kind](lowband_world* world) {
+      std::vector<Real> fused(kRows * kCols), gradient(fused.size());
+      train(world, kind,
+            {"qkv", LOWBAND_MATRIX, LOWBAND_UNCUT, kRows, kCols, fused.data(), gradient.data(), 0,
+             blocks.data(), 3, 0},
+            all_rows);
+      Index before = 0;
+      for (std::size_t j = 0; j < blocks.size(); ++j) {
+        std::vector<Index> rows;
+        for (Index row = before; row < kRows; row += kRows / 2) {
+          for (Index i = 0; i < blocks[j].lines; ++i) rows.push_back(row + i);
+        }
+        before += blocks[j].lines;
+        std::vector<Real> alone(rows.size() * kCols);
+        const std::string name = "qkv[" + std::to_string(j) + "]";
+        train(world, kind,
+              {name.c_str(), blocks[j].role, LOWBAND_UNCUT, std::ssize(rows), kCols, alone.data(),
+               gradient.data(), 0, nullptr, 0, 0},
+              rows);
+        for (std::size_t k = 0; k < alone.size(); ++k)
+          EXPECT_EQ(fused[static_cast<std::size_t>(rows[k / kCols]) * kCols + k % kCols], alone[k])
+              << name << " " << k;
+      }
+    });
+  }
+}
+
+TEST(PluginBlocks, have_ranks_diagnoses_and_states_of_their_own) {
+  run_c_world(kReplicas, [&](lowband_world* world) {
+    const std::vector<lowband_block> blocks{{LOWBAND_GATE, 3, 2}, {LOWBAND_UP, 2, 1}};
+    std::vector<float> weight(10 * 6), gradient(weight.size());
+    for (std::size_t k = 0; k < gradient.size(); ++k)
+      gradient[k] = static_cast<float>(noise(lowband_world_process(world), static_cast<Index>(k)));
+    const lowband_parameter fused{
+        "fused", LOWBAND_MATRIX, LOWBAND_UNCUT, 10, 6, weight.data(), gradient.data(), 0, blocks.data(), 2,
+        0};
+    lowband_options options = options_of(LOWBAND_DION, LOWBAND_F32);
+    options.profile = LOWBAND_EXPLICIT;
+    lowband_optimizer* optimizer = nullptr;
+    expect_ok(lowband_optimizer_create(world, &fused, 1, &options, &optimizer));
+    Index factor_bytes = 0, dense_bytes = 0, factor_rank = 0;
+    expect_ok(lowband_planned_bytes(optimizer, &factor_bytes, &dense_bytes));
+    EXPECT_EQ(factor_bytes, 4 * (2 * (6 + 6) + 1 * (4 + 6)));
+    for (Index j = 0; j < 2; ++j) {
+      expect_ok(lowband_block_factor_rank(optimizer, 0, j, &factor_rank));
+      EXPECT_EQ(factor_rank, 2 - j);
+    }
+    EXPECT_EQ(lowband_block_factor_rank(optimizer, 0, 2, &factor_rank), LOWBAND_INVALID_ARGUMENT);
+    EXPECT_STREQ(lowband_last_error(), "block of fused: found 2, expected 0 .. 1");
+    EXPECT_EQ(lowband_factor_rank(optimizer, 0, &factor_rank), LOWBAND_INVALID_ARGUMENT);
+    EXPECT_STREQ(lowband_last_error(),
+                 "parameter: found fused of 2 blocks, expected one without: lowband_block_factor_rank");
+    lowband_step_info info = step_info(0);
+    info.diagnose = 1;
+    expect_ok(lowband_step(optimizer, &info, nullptr));
+    EXPECT_EQ(payload(optimizer, LOWBAND_FACTOR), factor_bytes);
+    lowband_diagnosis diagnosis;
+    lowband_diagnosis_defaults(&diagnosis);
+    for (Index j = 0; j < 2; ++j) {
+      expect_ok(lowband_block_diagnosis(optimizer, 0, j, &diagnosis));
+      EXPECT_GT(diagnosis.captured_energy, 0);
+      EXPECT_LT(diagnosis.captured_energy, 1);
+    }
+    EXPECT_EQ(lowband_diagnosis_of(optimizer, 0, &diagnosis), LOWBAND_INVALID_ARGUMENT);
+    std::map<std::string, std::pair<Index, Index>> shapes;
+    for (Index i = 0; i < lowband_state_count(optimizer); ++i) {
+      lowband_state_place place;
+      lowband_state_place_defaults(&place);
+      lowband_state_piece piece;
+      lowband_state_piece_defaults(&piece);
+      expect_ok(lowband_state_at(optimizer, i, &piece));
+      expect_ok(lowband_state_place_of(optimizer, i, &place));
+      shapes[piece.name] = {place.rows, place.cols};
+      EXPECT_EQ(place.differs_between_replicas, std::string(piece.name).find(".M[") != std::string::npos);
+    }
+    EXPECT_EQ(
+        shapes,
+        (std::map<std::string, std::pair<Index, Index>>{
+            {"fused.M[0]", {6, 6}}, {"fused.Q[0]", {6, 2}}, {"fused.M[1]", {4, 6}}, {"fused.Q[1]", {4, 1}}}));
+    lowband_optimizer_free(optimizer);
   });
 }
 

@@ -164,8 +164,10 @@ INSTANTIATE_TEST_SUITE_P(Muon, LayoutInvariance,
 
 const std::string kAcpSgd = "optimizer.kind=ACPSGD";
 INSTANTIATE_TEST_SUITE_P(AcpSgd, LayoutInvariance,
-                         testing::Values(Case{{2, 2, 2}, {kAcpSgd}}, Case{{1, 1, 3}, {kAcpSgd}},
-                                         Case{{3, 1, 1}, {kAcpSgd}},
+                         testing::Values(Case{{2, 2, 2}, {kAcpSgd}},
+                                         Case{{2, 2, 2},
+                                              {kAcpSgd, "optimizer.blocks=PER_HEAD", "profile.rank=3"}},
+                                         Case{{1, 1, 3}, {kAcpSgd}}, Case{{3, 1, 1}, {kAcpSgd}},
                                          Case{{2, 2, 1}, {kAcpSgd}, {"optimizer.overlap=true"}}),
                          case_name);
 

@@ -152,8 +152,6 @@ OptimizerOptions optimizer_options(const RunConfig& config) {
       .dion2_denominator = optimizer.dion2_denominator(),
       .dion2_selection = optimizer.dion2_selection() == Optimizer::RANDOM ? SliceSelection::kRandom
                                                                           : SliceSelection::kLargest,
-      .blocks = optimizer.blocks() == Optimizer::PER_HEAD ? BlockStructure::kPerHead : BlockStructure::kWhole,
-      .head_dim = optimizer.blocks() == Optimizer::PER_HEAD ? head_dim(config) : 0,
       .spectra_fraction = optimizer.spectra_fraction(),
       .spectra_iterations = optimizer.spectra_iterations(),
       .galore_scale = optimizer.galore_scale(),
@@ -176,6 +174,17 @@ OptimizerOptions optimizer_options(const RunConfig& config) {
       .overlap = optimizer.overlap(),
       .bucket_elements = bucket_elements(config),
       .seed = config.seed()};
+}
+
+ParameterInfo with_blocks(const RunConfig& config, ParameterInfo info) {
+  if (config.optimizer().blocks() != RunConfig::Optimizer::PER_HEAD) return info;
+  return with_heads(std::move(info), head_dim(config));
+}
+
+std::vector<ParameterInfo> parameter_table(const RunConfig& config) {
+  std::vector<ParameterInfo> table = parameter_table(model_config(config));
+  for (ParameterInfo& info : table) info = with_blocks(config, std::move(info));
+  return table;
 }
 
 bool has_factor_ranks(const RunConfig& config) {

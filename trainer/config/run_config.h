@@ -60,6 +60,11 @@ Determinism determinism(const RunConfig& config);
 Index sequences_per_micro_batch(const RunConfig& config);
 Index micro_batches_per_step(const RunConfig& config);
 
+/// A parameter as the optimizer is to take it: with a block for each head where optimizer.blocks says so.
+ParameterInfo with_blocks(const RunConfig& config, ParameterInfo info);
+/// Those of the model.
+std::vector<ParameterInfo> parameter_table(const RunConfig& config);
+
 /// Whether layer matrices have factor ranks: they cross the replica axis compressed.
 bool has_factor_ranks(const RunConfig& config);
 /// How layer matrices cross the replica axis.

@@ -148,7 +148,7 @@ void validate_signs(const RunConfig::Optimizer& optimizer, OptimizerKind kind) {
   check_owner("dion2_numerator", optimizer.has_dion2_numerator(), selects_slices(kind));
   check_owner("dion2_denominator", optimizer.has_dion2_denominator(), selects_slices(kind));
   check_owner("dion2_selection", optimizer.has_dion2_selection(), selects_slices(kind));
-  check_owner("blocks", optimizer.has_blocks(), can_sign_blocks(kind));
+  check_owner("blocks", optimizer.has_blocks(), has_matrix_optimizer(kind));
   const bool periodic = kind == OptimizerKind::kMuonBp;
   check_owner("muonbp_period", optimizer.has_muonbp_period(), periodic);
   check_owner("muonbp_block_learning_rate", optimizer.has_muonbp_block_learning_rate(), periodic);
@@ -247,7 +247,7 @@ void validate_budget(const RunConfig& config) {
   const RunConfig::Budget& budget = config.budget();
   expect_set("budget.reference", budget.has_reference());
   expect_at_least_zero("budget.tolerance", budget.tolerance());
-  const std::vector<ParameterInfo> parameters = parameter_table(model_config(config));
+  const std::vector<ParameterInfo> parameters = parameter_table(config);
   expect_within_budget(rank_profile(config, parameters), budget_reference(config, parameters),
                        replica_traffic(config), budget.tolerance());
 }
@@ -324,7 +324,7 @@ void validate(const RunConfig& config, int processes) {
   validate_data(config);
   validate_batch(config);
   validate_updates(config);
-  if (has_factor_ranks(config)) rank_profile(config, parameter_table(model_config(config)));
+  if (has_factor_ranks(config)) rank_profile(config, parameter_table(config));
   validate_schedule(config);
   validate_output(config);
   validate_dump(config);

@@ -31,8 +31,9 @@ ReplayAccount::ReplayAccount(const ReplayStart& start, const ReplayPlan& plan, c
     matrix.set_name(info.name);
     matrix.set_rows(info.rows);
     matrix.set_cols(info.cols);
-    matrix.set_factor_rank(plan.profile.factor_ranks[l]);
-    const PlannedTraffic traffic({&info, 1}, {&plan.profile.factor_ranks[l], 1}, mesh_shape(plan.config),
+    const std::vector<Index> factor_rank{plan.profile.factor_ranks[l]};
+    matrix.set_factor_rank(factor_rank.front());
+    const PlannedTraffic traffic({&info, 1}, {&factor_rank, 1}, mesh_shape(plan.config),
                                  optimizer_options(plan.config), computed_dtype(plan.config));
     const StepBytes sent = traffic.mean(plan.steps.first, plan.steps.first + plan.steps.count);
     matrix.set_planned_bytes(sent.factor + sent.dense);

@@ -62,6 +62,8 @@ ReplayPlan plan_replay(const ReplayRequest& request) {
   } else {
     plan.parameters = parameters_of_file(weights, request.scalar_patterns);
   }
+  for (RecordedParameter& parameter : plan.parameters)
+    parameter.info = with_blocks(plan.config, std::move(parameter.info));
   if (has_factor_ranks(plan.config)) {
     if (!request.has_model) expect_roles(plan.config, plan.parameters);
     plan.profile = rank_profile(plan.config.profile(), model, infos_of(plan.parameters));

@@ -14,7 +14,7 @@ class Meeting(Structure):
 
 
 class Block(Structure):
-    _fields_ = [("role", c_int32), ("lines", c_int64)]
+    _fields_ = [("role", c_int32), ("lines", c_int64), ("factor_rank", c_int64)]
 
 
 class Parameter(Structure):
@@ -105,9 +105,9 @@ _FUNCTIONS = {
     "step_bytes": (c_int, [_Optimizer, c_char_p, c_int32, POINTER(Bytes)]),
     "total_bytes": (c_int, [_Optimizer, c_char_p, c_int32, POINTER(Bytes)]),
     "planned_bytes": (c_int, [_Optimizer, POINTER(c_int64), POINTER(c_int64)]),
-    "factor_rank": (c_int, [_Optimizer, c_int64, POINTER(c_int64)]),
+    "block_factor_rank": (c_int, [_Optimizer, c_int64, c_int64, POINTER(c_int64)]),
     "diagnosis_defaults": (None, [POINTER(Diagnosis)]),
-    "diagnosis_of": (c_int, [_Optimizer, c_int64, POINTER(Diagnosis)]),
+    "block_diagnosis": (c_int, [_Optimizer, c_int64, c_int64, POINTER(Diagnosis)]),
     "state_piece_defaults": (None, [POINTER(StatePiece)]),
     "state_count": (c_int64, [_Optimizer]),
     "state_at": (c_int, [_Optimizer, c_int64, POINTER(StatePiece)]),

@@ -75,7 +75,7 @@ def fraction(numerator: int, denominator: int) -> Profile:
 
 
 def explicit(ranks: dict[str, int]) -> Profile:
-    """The factor rank of every matrix by its name."""
+    """The factor rank of every matrix by its name (`Parameter.matrices`)."""
     return Profile("explicit", ranks=dict(ranks))
 
 
@@ -103,6 +103,11 @@ class Parameter:
     cut: str = "none"
     blocks: tuple[Block, ...] = ()
     blocks_of: str = "rows"
+
+    @property
+    def matrices(self) -> list[str]:
+        """The names under which matrices have factor ranks: its own, or "name[0]", "name[1]", ... of its blocks."""
+        return [f"{self.name}[{i}]" for i in range(len(self.blocks))] or [self.name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,9 +258,9 @@ class Optimizer:
         self.parameters = list(parameters)
         self.options = options
         ranks = options.profile.ranks if options.profile is not None else {}
-        unknown = set(ranks) - {parameter.name for parameter in parameters}
+        unknown = set(ranks) - {name for parameter in parameters for name in parameter.matrices}
         if unknown:
-            raise _abi.InvalidArgument(f"profile.ranks: found {sorted(unknown)[0]}, expected names of parameters")
+            raise _abi.InvalidArgument(f"profile.ranks: found {sorted(unknown)[0]}, expected names of matrices")
         described = (_abi.Parameter * len(self.parameters))()
         for struct, parameter in zip(described, self.parameters):
             struct.name = parameter.name.encode()
@@ -263,13 +268,14 @@ class Optimizer:
             struct.cut = _number(parameter.cut, CUTS, f"cut of {parameter.name}")
             struct.rows, struct.cols = parameter.rows, parameter.cols
             struct.weight, struct.gradient = parameter.weight, parameter.gradient
-            struct.factor_rank = ranks.get(parameter.name, 0)
+            if not parameter.blocks:
+                struct.factor_rank = ranks.get(parameter.name, 0)
             struct.block_count = len(parameter.blocks)
             struct.blocks_of_columns = _number(parameter.blocks_of, ("rows", "cols"), f"blocks_of of {parameter.name}")
             if parameter.blocks:
                 struct.blocks = (_abi.Block * len(parameter.blocks))(*(
-                    _abi.Block(_number(block.role, ROLES, f"role of a block of {parameter.name}"), block.lines)
-                    for block in parameter.blocks))
+                    _abi.Block(_number(block.role, ROLES, f"role of {name}"), block.lines, ranks.get(name, 0))
+                    for name, block in zip(parameter.matrices, parameter.blocks)))
         handle = ctypes.c_void_p()
         _abi.call("optimizer_create", world.handle, described, len(self.parameters),
                   ctypes.byref(options._as_struct()), ctypes.byref(handle))
@@ -323,16 +329,16 @@ class Optimizer:
         _abi.call("planned_bytes", self.handle, ctypes.byref(factors), ctypes.byref(dense))
         return factors.value, dense.value
 
-    def factor_rank(self, parameter: int) -> int:
-        """0 for what does not travel as factors."""
+    def factor_rank(self, parameter: int, block: int = 0) -> int:
+        """0 for what does not travel as factors. Block 0 is all of a parameter without blocks."""
         found = ctypes.c_int64()
-        _abi.call("factor_rank", self.handle, parameter, ctypes.byref(found))
+        _abi.call("block_factor_rank", self.handle, parameter, block, ctypes.byref(found))
         return found.value
 
-    def diagnosis(self, parameter: int) -> Diagnosis:
-        """Of a matrix, in the last step if that was diagnosed."""
+    def diagnosis(self, parameter: int, block: int = 0) -> Diagnosis:
+        """Of a matrix, in the last step if that was diagnosed. Block 0 is all of a parameter without blocks."""
         found = _abi.defaults(_abi.Diagnosis, "diagnosis")
-        _abi.call("diagnosis_of", self.handle, parameter, ctypes.byref(found))
+        _abi.call("block_diagnosis", self.handle, parameter, block, ctypes.byref(found))
         return _plain(found, Diagnosis)
 
     def state(self) -> list[StatePiece]:

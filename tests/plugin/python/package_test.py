@@ -101,23 +101,26 @@ def every_kind_takes_the_steps_that_it_plans(world):
 
 def blocks_are_matrices_of_their_own(world):
     blocks = (lowband.Block("query", 2), lowband.Block("value", 1))  # by turns
-    options = lowband.Options(kind="muon", dtype="float64")
 
-    def trained(name, rows, role, blocks=()):
+    def trained(name, rows, role, blocks=(), **options):
+        options = lowband.Options(dtype="float64", **options)
         weights, gradients = array.array("d", [1.0] * (len(rows) * COLS)), array.array("d", [0.0] * (len(rows) * COLS))
-        optimizer = lowband.Optimizer(world, [lowband.Parameter(name, role, len(rows), COLS, address(weights),
-                                                                address(gradients), blocks=blocks)], options)
+        described = lowband.Parameter(name, role, len(rows), COLS, address(weights), address(gradients), blocks=blocks)
+        optimizer = lowband.Optimizer(world, [described], options)
         for step in range(3):
             for i, row in enumerate(rows):
                 for j in range(COLS):
                     gradients[i * COLS + j] = (7 * row * row + 3 * j * j + row * j + step * (world.process + 1)) % 11 - 5
             optimizer.step(step, 0.02, 0.002)
+            ranks = [optimizer.factor_rank(0, i) for i in range(len(blocks) or 1)]
         optimizer.close()
+        assert ranks == [options.profile.ranks[of] if options.profile else 0 for of in described.matrices], ranks
         return {row: list(weights[i * COLS:(i + 1) * COLS]) for i, row in enumerate(rows)}
 
-    alone = trained("query", [row for row in range(ROWS) if row % 3 < 2], "query")
-    alone.update(trained("value", list(range(2, ROWS, 3)), "value"))
-    assert trained("fused", list(range(ROWS)), "matrix", blocks) == alone
+    for options in (lambda _: {"kind": "muon"}, lambda ranks: {"kind": "dion", "profile": lowband.explicit(ranks)}):
+        alone = trained("fused[0]", [row for row in range(ROWS) if row % 3 < 2], "query", **options({"fused[0]": 3}))
+        alone.update(trained("fused[1]", list(range(2, ROWS, 3)), "value", **options({"fused[1]": 2})))
+        assert trained("fused", list(range(ROWS)), "matrix", blocks, **options({"fused[0]": 3, "fused[1]": 2})) == alone
 
 
 def unequal_descriptions_are_refused(world):

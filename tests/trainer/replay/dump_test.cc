@@ -128,6 +128,7 @@ INSTANTIATE_TEST_SUITE_P(
              {2, 1, 1},
              1,
              {"optimizer={kind: SPECGD learning_rate: 0.01 blocks: PER_HEAD}"}},
+        Case{"dion_by_heads", {2, 2, 2}, 2, {"optimizer.blocks=PER_HEAD", "profile.rank=3"}},
         Case{"acp_sgd_from_an_odd_step", {2, 2, 1}, 3, {"optimizer.kind=ACPSGD"}},
         Case{"galore_from_a_later_step",
              {2, 1, 3},
