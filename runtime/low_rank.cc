@@ -46,7 +46,7 @@ struct Range {
   Index fewest, most;
 };
 constexpr Range kDotColumns = {1, 16};
-constexpr Range kOuterColumns = {2, 16};
+constexpr Range kOuterColumns = {2, kOnePassColumns};
 constexpr Range kProductColumns = {1, 64};
 
 // Null when the product is left to the GEMM library.
@@ -183,6 +183,24 @@ void skinny_multiply_transposed(const LowRankKernels<Real>& kernels, Real alpha,
   out_t.copy_to(out);
 }
 
+// P <- M Q ; R <- M^T P. Two panels lie in the second cache, the second of them on its way there: asked for
+// by the second product, since during the first it would drive Q out of the first cache.
+template <class Real>
+void skinny_there_and_back(const LowRankKernels<Real>& kernels, MatrixView<const Real> m,
+                           MatrixView<const Real> q, MatrixView<Real> p, MatrixView<Real> r) {
+  const Transposed<Real> qt(q);
+  Transposed<Real> rt(r.rows, r.cols);
+  const Index panel = panel_rows<Real>(m.cols, 2);
+  for (Index begin = 0; begin < m.rows; begin += panel) {
+    const Index rows = std::min(panel, m.rows - begin);
+    kernels.dot(m.row(begin), m.row_stride, rows, m.cols, qt.data(), qt.stride(), q.cols, p.row(begin),
+                p.row_stride, Ahead<Real>{});
+    kernels.add_outer(m.row(begin), m.row_stride, rows, m.cols, p.row(begin), p.row_stride, q.cols, rt.data(),
+                      rt.stride(), rows_below(m, begin + rows));
+  }
+  rt.copy_to(r);
+}
+
 // Rows [begin, begin + rows) of M <- beta M + alpha L R^T, R given transposed.
 template <class Real>
 void skinny_add_product(const LowRankKernels<Real>& kernels, Real alpha, MatrixView<const Real> left,
@@ -254,6 +272,17 @@ void multiply(Op op, MatrixView<const Real> m, MatrixView<const Real> q, MatrixV
 }
 
 template <class Real>
+void multiply_there_and_back(MatrixView<const Real> m, MatrixView<const Real> q, MatrixView<Real> p,
+                             MatrixView<Real> r) {
+  expect_product<Real>("multiply_there_and_back", Op::kNone, m, q, p);
+  expect_product<Real>("multiply_there_and_back", Op::kTranspose, m, p, r);
+  const auto* const kernels = skinny_kernels<Real>(q.cols, kOuterColumns);
+  if (kernels != nullptr && compute_threads() == 1) return skinny_there_and_back<Real>(*kernels, m, q, p, r);
+  multiply<Real>(Op::kNone, m, q, p);
+  multiply<Real>(Op::kTranspose, m, p, r);
+}
+
+template <class Real>
 void add_product(Real alpha, const FactorPair<Real>& factors, Real beta, MatrixView<Real> m) {
   expect_factors<Real>("add_product", factors, m);
   if (const auto* kernels = skinny_kernels<Real>(factors.left.cols, kProductColumns)) {
@@ -314,6 +343,8 @@ template const LowRankKernels<double>* low_rank_kernels<double>();
   template void accumulate_and_multiply<Real>(Real, MatrixView<const Real>, MatrixView<Real>, Op,         \
                                               MatrixView<const Real>, MatrixView<Real>);                  \
   template void multiply<Real>(Op, MatrixView<const Real>, MatrixView<const Real>, MatrixView<Real>);     \
+  template void multiply_there_and_back<Real>(MatrixView<const Real>, MatrixView<const Real>,             \
+                                              MatrixView<Real>, MatrixView<Real>);                        \
   template void add_product<Real>(Real, const FactorPair<Real>&, Real, MatrixView<Real>);                 \
   template void decompress<Real>(const FactorPair<Real>&, const FactorPair<Real>&, MatrixView<Real>,      \
                                  MatrixView<Real>);                                                       \

@@ -32,6 +32,17 @@ void accumulate_and_multiply(Real alpha, MatrixView<const Real> g, MatrixView<Re
 template <class Real>
 void multiply(Op op, MatrixView<const Real> m, MatrixView<const Real> q, MatrixView<Real> out);
 
+/// P <- M Q ;  R <- M^T P, both products of a power iteration. One thread with up to kOnePassColumns reads M
+/// once: a panel of rows gives its rows of P and, while it lies in the cache, what it adds to R.
+///
+/// Shapes: P is (rows, r), Q and R are (cols, r) and may be the same memory. The bits are those of two calls
+/// of multiply.
+template <class Real>
+void multiply_there_and_back(MatrixView<const Real> m, MatrixView<const Real> q, MatrixView<Real> p,
+                             MatrixView<Real> r);
+
+inline constexpr Index kOnePassColumns = 16;
+
 /// M <- beta M + alpha L R^T. With beta = 0 the old M is not read.
 template <class Real>
 void add_product(Real alpha, const FactorPair<Real>& factors, Real beta, MatrixView<Real> m);

@@ -104,6 +104,12 @@ const Case kCases[] = {
     {"multiply^T", 1, 1, 0, &Machine::read,
      [](Data& d) { multiply<float>(Op::kTranspose, d.m(), d.left, d.out_right); },
      [](Data& d) { gemm<float>(Op::kTranspose, Op::kNone, 1, d.m(), d.left, 0, d.out_right); }},
+    {"multiply_there_and_back", 2, 1, 0, &Machine::read,
+     [](Data& d) { multiply_there_and_back<float>(d.m(), d.right, d.out_left, d.out_right); },
+     [](Data& d) {
+       gemm<float>(Op::kNone, Op::kNone, 1, d.m(), d.right, 0, d.out_left);
+       gemm<float>(Op::kTranspose, Op::kNone, 1, d.m(), d.out_left, 0, d.out_right);
+     }},
     {"add_product", 1, 1, 1, &Machine::update,
      [](Data& d) {
        add_product<float>(-0.5F, {d.left, d.right}, 1, d.m());

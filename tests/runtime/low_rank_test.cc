@@ -5,6 +5,7 @@
 #include "runtime/cpu/kernels/low_rank_tables.h"
 #include "runtime/random.h"
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -111,6 +112,35 @@ TYPED_TEST(LowRank, AccumulatesAndMultiplies) {
       }
       g.expect_padding_untouched("g"), m.expect_padding_untouched("m");
       out.expect_padding_untouched("out"), again.expect_padding_untouched("again");
+    }
+  }
+}
+
+// The sum itself is that of `multiply`, whose rounding is bounded above.
+TYPED_TEST(LowRank, MultipliesThereAndBackAsTwoMultiplicationsDo) {
+  using Real = TypeParam;
+  for (const auto& [rows, cols, r] : this->shapes()) {
+    for (const int threads : {1, std::min(2, most_compute_threads())}) {
+      SCOPED_TRACE(cat(rows, " x ", cols, ", r ", r, ", threads ", threads));
+      const int before = compute_threads();
+      set_compute_threads(threads);
+      Padded<Real> m("m", rows, cols), q("q", cols, r), p("p", rows, r), back("r", cols, r);
+      Padded<Real> p_alone("p", rows, r), back_alone("r", cols, r), both("q", cols, r);
+      multiply<Real>(Op::kNone, m.view(), q.view(), p_alone.view());
+      multiply<Real>(Op::kTranspose, m.view(), p_alone.view(), back_alone.view());
+      p.fill(std::numeric_limits<Real>::quiet_NaN()), back.fill(std::numeric_limits<Real>::quiet_NaN());
+      multiply_there_and_back<Real>(m.view(), q.view(), p.view(), back.view());
+      multiply_there_and_back<Real>(m.view(), both.view(), p.view(), both.view());
+      set_compute_threads(before);
+      for (Index k = 0; k < r; ++k) {
+        for (Index i = 0; i < rows; ++i) ASSERT_EQ(p(i, k), p_alone(i, k));
+        for (Index j = 0; j < cols; ++j) {
+          ASSERT_EQ(back(j, k), back_alone(j, k));
+          ASSERT_EQ(both(j, k), back_alone(j, k)) << "in the memory of Q";
+        }
+      }
+      p.expect_padding_untouched("p"), back.expect_padding_untouched("r");
+      both.expect_padding_untouched("r in q");
     }
   }
 }
@@ -248,6 +278,8 @@ TYPED_TEST(LowRank, ShapesThatDoNotFitAreNamed) {
   EXPECT_THROW(accumulate_and_multiply<Real>(1, view(3, 4), view(4, 3), Op::kNone, view(3, 2), view(4, 2)),
                InvalidArgument);
   EXPECT_THROW(multiply<Real>(Op::kTranspose, view(4, 3), view(3, 2), view(4, 2)), InvalidArgument);
+  EXPECT_THROW(multiply_there_and_back<Real>(view(4, 3), view(3, 2), view(4, 2), view(4, 2)),
+               InvalidArgument);
   EXPECT_THROW(add_product<Real>(1, {view(4, 2), view(3, 1)}, 1, view(4, 3)), InvalidArgument);
   EXPECT_THROW(decompress<Real>({view(4, 2), view(3, 2)}, {view(3, 2), view(4, 2)}, view(4, 3), view(4, 3)),
                InvalidArgument);
