@@ -139,6 +139,21 @@ std::vector<MatrixView<Real>> owned_rows(FactorRows<Real>& factor, const std::ve
   return blocks;
 }
 
+template <class Real>
+std::vector<MatrixView<Real>> followers(const FactorGroups& groups, const std::vector<FactorShape>& shapes,
+                                        FactorRows<Real>& right, const std::vector<Index>& matrices) {
+  std::vector<MatrixView<Real>> views;
+  views.reserve(matrices.size());
+  for (const Index i : matrices)
+    views.push_back(shapes[at(i)].right_follows ? right.owned(i) : MatrixView<Real>{});
+  for (const FactorShape& shape : shapes) {
+    LB_EXPECTS(!shape.right_follows || (groups.replica->size() == 1 && groups.within_replica->size() == 1),
+               "factor exchange: right_follows of ", shape.name, " with ", groups.replica->size(),
+               " replicas of ", groups.within_replica->size(), " processes, expected one of one");
+  }
+  return views;
+}
+
 std::vector<Index> even_counts(Index elements, int parts) {
   std::vector<Index> counts;
   for (Index p = 0; p < parts; ++p) counts.push_back(elements * (p + 1) / parts - elements * p / parts);
@@ -223,7 +238,8 @@ FactorExchange<Real>::FactorExchange(const FactorGroups& groups, const std::vect
                             rounds() ? 0 : dense_offsets_.back())),
       right_(right_shapes<Real>(shapes)),
       at_home_(matrices_at(homes_, groups.replica->process())),
-      orthonormaliser_(*groups.within_replica, owned_rows(left_, at_home_)) {
+      orthonormaliser_(*groups.within_replica, owned_rows(left_, at_home_),
+                       followers(groups, shapes, right_, at_home_)) {
   const int replicas = groups.replica->size();
   if (options.keep_own_right && replicas > 1) own_right_.emplace(right_shapes<Real>(shapes));
   even_counts_ = even_counts(static_cast<Index>(right_.all_owned().size()), replicas);
@@ -554,6 +570,12 @@ template <class Real>
 std::span<const std::uint8_t> FactorExchange<Real>::dead(Index i) const {
   const Index rank_elements = norm_offsets_[at(i) + 1] - norm_offsets_[at(i)];
   return outcomes_.span(norm_offsets_[at(i)] + i + 1, rank_elements);
+}
+
+template <class Real>
+bool FactorExchange<Real>::right_followed(Index i) const {
+  // One replica is home to all matrices, in their order.
+  return at_home_.size() == homes_.size() && orthonormaliser_.followed(i);
 }
 
 template <class Real>

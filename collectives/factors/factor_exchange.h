@@ -26,6 +26,9 @@ struct FactorShape {
   Index right_rows = 0;              // columns of the block, rows of R
   Communicator* across_b = nullptr;  // cuts b: B Q is summed over it
   Communicator* across_a = nullptr;  // cuts a: B^T P is summed over it
+  /// Before exchange_left, right holds B^T (B Q), which becomes B^T P with it: see right_followed. Of
+  /// matrices that one process holds and no other replica has.
+  bool right_follows = false;
 };
 
 /// A tensor that travels uncompressed beside the left factors: a sum over replicas.
@@ -82,8 +85,9 @@ struct ExchangeTimes {
 /// Collective: all processes of the mesh construct it, and call the two exchanges in turn; equal shapes apart
 /// from the row counts of the pieces.
 /// Throws: InvalidArgument on all processes, for FactorWire::kBF16 with Real = double, for a rank above a,
-/// and when the processes within a replica say that they are in several. Ownership: borrows the groups; owns
-/// all factor buffers. Nothing is allocated by an exchange, save for the Householder fallback.
+/// for right_follows with several processes, and when the processes within a replica say that they are in
+/// several. Ownership: borrows the groups; owns all factor buffers. Nothing is allocated by an exchange, save
+/// for the Householder fallback.
 template <class Real>
 class FactorExchange {
  public:
@@ -114,6 +118,9 @@ class FactorExchange {
   /// Of the last exchange_left; equal on all processes.
   Factorisation factorisation(Index i) const;
   std::span<const std::uint8_t> dead(Index i) const;
+  /// Whether right(i) = B^T P since the last exchange_left, to the accuracy of a product with P (see
+  /// Orthonormaliser); otherwise it is to be computed. Always false without `right_follows`.
+  bool right_followed(Index i) const;
   /// Norms of the columns of the mean R, of the last exchange_right; equal on all processes.
   std::span<const double> right_norms(Index i) const;
 

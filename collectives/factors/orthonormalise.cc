@@ -68,10 +68,62 @@ double deviation_from_identity(MatrixView<const double> g, std::span<const std::
   return deviation;
 }
 
+/// max over j of sum over i of d_i |U^-1|_ij, where d_i is the norm of column i of U; infinity where it is
+/// not finite.
+double amplification(MatrixView<const double> u) {
+  std::vector<double> norms(static_cast<std::size_t>(u.cols)), x(norms.size());
+  const auto at = [](std::vector<double>& v, Index i) -> double& { return v[static_cast<std::size_t>(i)]; };
+  for (Index j = 0; j < u.cols; ++j) {
+    double squares = 0;
+    for (Index i = 0; i <= j; ++i) squares += u(i, j) * u(i, j);
+    at(norms, j) = std::sqrt(squares);
+  }
+  double largest = 0;
+  for (Index j = 0; j < u.cols; ++j) {  // U x = e_j, from below
+    double sum = 0;
+    for (Index i = j; i >= 0; --i) {
+      double rest = i == j ? 1 : 0;
+      for (Index k = i + 1; k <= j; ++k) rest -= u(i, k) * at(x, k);
+      at(x, i) = rest / u(i, i);
+      sum += at(norms, i) * std::abs(at(x, i));
+    }
+    if (!(sum <= largest)) largest = std::isnan(sum) ? std::numeric_limits<double>::infinity() : sum;
+  }
+  return largest;
+}
+
+/// Whether live columns are finite and their largest elements not denormal, so that what was rounded is
+/// relative to them. A follower is a product of second order in B and leaves that range first.
+template <class Real>
+bool columns_are_normal(MatrixView<const Real> f, std::span<const std::uint8_t> dead) {
+  std::vector<Real> largest(static_cast<std::size_t>(f.cols));
+  for (Index i = 0; i < f.rows; ++i) {
+    for (Index j = 0; j < f.cols; ++j) {
+      const Real magnitude = std::abs(f(i, j));
+      if (!(magnitude <= std::numeric_limits<Real>::max())) return false;
+      largest[static_cast<std::size_t>(j)] = std::max(largest[static_cast<std::size_t>(j)], magnitude);
+    }
+  }
+  for (std::size_t j = 0; j < largest.size(); ++j) {
+    if (!dead[j] && largest[j] < std::numeric_limits<Real>::min()) return false;
+  }
+  return true;
+}
+
+template <class Real>
+void solve_live(MatrixView<Real> p, MatrixView<const double> u, std::span<const std::uint8_t> dead) {
+  solve_upper_right<Real>(p, u);
+  for (Index j = 0; j < p.cols; ++j) {
+    if (!dead[static_cast<std::size_t>(j)]) continue;
+    for (Index i = 0; i < p.rows; ++i) p(i, j) = 0;
+  }
+}
+
 }  // namespace
 
 template <class Real>
-Orthonormaliser<Real>::Orthonormaliser(Communicator& group, std::vector<MatrixView<Real>> blocks)
+Orthonormaliser<Real>::Orthonormaliser(Communicator& group, std::vector<MatrixView<Real>> blocks,
+                                       std::vector<MatrixView<Real>> followers)
     : group_(&group) {
   // Rows of every matrix on every process: (processes, matrices)
   const Index matrices = static_cast<Index>(blocks.size());
@@ -87,6 +139,9 @@ Orthonormaliser<Real>::Orthonormaliser(Communicator& group, std::vector<MatrixVi
     const MatrixView<Real> p = blocks[static_cast<std::size_t>(i)];
     Block block;
     block.p = p;
+    if (!followers.empty()) block.follower = followers[static_cast<std::size_t>(i)];
+    LB_EXPECTS(block.follower.data == nullptr || group.size() == 1, "orthonormalise: matrix ", i,
+               " has a follower in a group of ", group.size(), " processes, expected a group of one");
     for (int process = 0; process < group.size(); ++process)
       block.elements_of.push_back(all_rows[process * matrices + i] * p.cols);
     const Index elements = std::reduce(block.elements_of.begin(), block.elements_of.end());
@@ -156,6 +211,7 @@ void Orthonormaliser<Real>::scale_to_unit(std::span<Block> blocks) {
                           : std::isinf(largest) ? Factorisation::kNonFinite
                                                 : Factorisation::kCholesky;
     block.accurate = true;
+    block.followed = zero && block.follower.data != nullptr;  // F = B^T 0
     std::fill(block.dead.begin(), block.dead.end(), std::uint8_t{zero});
     if (!block.factorisable()) continue;
     // In two factors: 2^-e itself overflows for a denormal maximum.
@@ -166,6 +222,7 @@ void Orthonormaliser<Real>::scale_to_unit(std::span<Block> blocks) {
     Real* const scaled = block.scaled.data();
     for (Index k = 0; k < block.p.elements(); ++k)
       scaled[k] = block.p.data[k] = block.p.data[k] * first * second;
+    block.unit_scale = {first, second};
   }
 }
 
@@ -187,7 +244,7 @@ void Orthonormaliser<Real>::sum_grams(std::span<Block> blocks) {
 }
 
 template <class Real>
-void Orthonormaliser<Real>::cholesky_pass(Block& block, bool check_deviation) {
+void Orthonormaliser<Real>::cholesky_pass(Block& block, bool second) {
   const Index r = block.p.cols;
   const MatrixView<double> g = square_.matrix(0, r, r);
   if (group_->size() == 1) {
@@ -195,17 +252,20 @@ void Orthonormaliser<Real>::cholesky_pass(Block& block, bool check_deviation) {
   } else {
     unpack_triangle(triangles_.data() + block.triangle_offset, g);
   }
-  if (check_deviation && deviation_from_identity(g, block.dead) > kLargestDeviation) {
-    block.accurate = false;
+  if (second && deviation_from_identity(g, block.dead) > kLargestDeviation) {
+    block.accurate = block.followed = false;
     return;
   }
   // A column that the first pass found dead is zero now, and found dead again.
   cholesky_with_dead_columns(g, kDeadColumnTolerance, block.dead);
-  solve_upper_right<Real>(block.p, g);
-  for (Index j = 0; j < r; ++j) {
-    if (!block.dead[static_cast<std::size_t>(j)]) continue;
-    for (Index i = 0; i < block.p.rows; ++i) block.p(i, j) = 0;
+  solve_live<Real>(block.p, g, block.dead);
+  if (block.follower.data == nullptr) return;
+  if (!second) {
+    block.followed =
+        columns_are_normal<Real>(block.follower, block.dead) && amplification(g) <= kLargestAmplification;
+    for (Real& x : block.follower.flat()) x = x * block.unit_scale[0] * block.unit_scale[1];
   }
+  if (block.followed) solve_live<Real>(block.follower, g, block.dead);
 }
 
 template <class Real>

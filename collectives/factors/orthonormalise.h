@@ -4,6 +4,7 @@
 #include "runtime/buffer.h"
 #include "runtime/tensor.h"
 
+#include <array>
 #include <vector>
 
 namespace lowband {
@@ -22,6 +23,10 @@ enum class Factorisation : std::uint8_t {
 /// the columns that still carry information.
 inline constexpr double kDeadColumnTolerance = 1e-5;
 
+/// Largest amplification with which a follower counts as accurate: four bits at most are lost of those that a
+/// product with the orthonormal factor itself would have.
+inline constexpr double kLargestAmplification = 16;
+
 /// Orthonormalises matrices whose rows are spread over the processes of a group, all of them together: each
 /// becomes the factor P of its unpivoted QR with positive diagonal, dead columns zero.
 ///
@@ -30,7 +35,12 @@ inline constexpr double kDeadColumnTolerance = 1e-5;
 /// take it together.
 /// Traffic: one maximum for each matrix, then r(r+1)/2 doubles for each matrix and pass in one buffer; a
 /// group of one exchanges nothing.
-/// Ownership: borrows the group and the blocks.
+///
+/// With P_in = P U, a *follower* F of a matrix becomes F U^-1: where F = B^T P_in it is then B^T P, without
+/// another pass over B. Rounding of column i of F, relative to the norm d_i of column i of P_in, reaches
+/// column j multiplied by d_i |U^-1|_ij; the largest sum over i is the *amplification*, which does not depend
+/// on the scales of the columns, 1 for orthogonal ones and of the order of their condition number otherwise.
+/// Ownership: borrows the group, the blocks and the followers.
 /// Reference: CholeskyQR2 (Yamamoto et al. 2015) with a double-precision Gram matrix and a pivot test.
 template <class Real>
 class Orthonormaliser {
@@ -38,8 +48,11 @@ class Orthonormaliser {
   /// Shapes: blocks[i] are this process's rows of matrix i, contiguous, possibly none; over all processes it
   /// has at least as many rows as columns.
   /// Collective: all processes of `group`; equal column counts in equal order.
-  /// Throws: InvalidArgument, on all processes, when a matrix is wider than tall.
-  Orthonormaliser(Communicator& group, std::vector<MatrixView<Real>> blocks);
+  /// Throws: InvalidArgument, on all processes, when a matrix is wider than tall, or has a follower in a
+  /// group of several.
+  /// followers[i] (any rows, columns of matrix i), contiguous; none with no data.
+  Orthonormaliser(Communicator& group, std::vector<MatrixView<Real>> blocks,
+                  std::vector<MatrixView<Real>> followers = {});
 
   /// A new set of inputs is in the blocks, or comes there before it is its turn.
   void begin() { next_ = 0; }
@@ -52,13 +65,19 @@ class Orthonormaliser {
   /// Of the last run; equal on all processes.
   Factorisation factorisation(Index i) const { return at(i).factorisation; }
   std::span<const std::uint8_t> dead(Index i) const { return at(i).dead; }
+  /// Whether the follower of matrix i is F U^-1 to an amplification of at most kLargestAmplification.
+  /// Otherwise, as after a Householder factorisation, it may hold anything.
+  bool followed(Index i) const { return at(i).followed; }
 
  private:
   struct Block {
     MatrixView<Real> p;
-    std::vector<Index> elements_of;  // of each process
-    Index triangle_offset = 0;       // of its Gram matrix in triangles_
-    Buffer<Real> scaled;             // the input after scaling, for the fallback
+    MatrixView<Real> follower;  // without data: none
+    bool followed = false;
+    std::array<Real, 2> unit_scale = {};  // whose product brings max |P| near 1
+    std::vector<Index> elements_of;       // of each process
+    Index triangle_offset = 0;            // of its Gram matrix in triangles_
+    Buffer<Real> scaled;                  // the input after scaling, for the fallback
     std::vector<std::uint8_t> dead;
     Factorisation factorisation = Factorisation::kCholesky;
     bool accurate = true;
@@ -71,7 +90,7 @@ class Orthonormaliser {
   void run_together(std::span<Block> blocks);
   void scale_to_unit(std::span<Block> blocks);
   void sum_grams(std::span<Block> blocks);
-  void cholesky_pass(Block& block, bool check_deviation);
+  void cholesky_pass(Block& block, bool second);
   void householder(Block& block);
 
   Communicator* group_;

@@ -314,6 +314,107 @@ TEST(Orthonormalise, HouseholderAndCholeskyGiveOneFactor) {
     EXPECT_NEAR(static_cast<double>(fast.q.view.data[k]), static_cast<double>(slow.view.data[k]), 1e-6);
 }
 
+/// V whose columns are e_j + lean e_0, so that those of B V for a B with orthogonal columns of equal length
+/// meet at angles of about 1 / lean; column j times 2^-4j.
+template <class Real>
+Matrix<Real> leaning(Index rows, Index cols, double lean, double scale) {
+  return filled<Real>(rows, cols, [&](Index i, Index j) {
+    return scale *
+           std::ldexp((i == j ? 1.0 : 0.0) + (i == 0 && j > 0 ? lean : 0.0), static_cast<int>(-4 * j));
+  });
+}
+
+// F = B^T P_in and P = P_in U^-1. Element (i, j) of F is a sum over n rows, rounded by at most
+// n eps |b_i| |P_in_j|, which F U^-1 multiplies by no more than the amplification; two triangular solutions
+// of F and of P, which it is compared with, round by some r eps |b_i| more.
+template <class Real>
+void expect_follows(double lean, double scale, bool followed) {
+  SCOPED_TRACE(testing::Message() << "lean " << lean << ", scale " << scale);
+  constexpr Index kRows = 96, kCols = 40, kRank = 7;
+  const Matrix<Real> b = gaussian<Real>(kRows, kCols);
+  const Matrix<Real> v = leaning<Real>(kCols, kRank, lean, scale);
+  Matrix<Real> p(kRows, kRank), f(kCols, kRank);
+  gemm<Real>(Op::kNone, Op::kNone, 1, b.view, v.view, 0, p.view);
+  gemm<Real>(Op::kTranspose, Op::kNone, 1, b.view, p.view, 0, f.view);
+  std::vector<std::uint8_t> dead;
+  run_world(1, [&](Communicator& world) {
+    Orthonormaliser<Real> orthonormaliser(world, {p.view}, {f.view});
+    orthonormaliser.run();
+    EXPECT_EQ(orthonormaliser.followed(0), followed);
+    followed = orthonormaliser.followed(0);
+    dead.assign(orthonormaliser.dead(0).begin(), orthonormaliser.dead(0).end());
+  });
+  if (!followed) return;
+  for (Index i = 0; i < kCols; ++i) {
+    double squares = 0;
+    for (Index row = 0; row < kRows; ++row) squares += std::pow(static_cast<double>(b.view(row, i)), 2);
+    const double bound = kLargestAmplification * (kRows + 8 * kRank) * std::sqrt(squares) *
+                         static_cast<double>(std::numeric_limits<Real>::epsilon());
+    for (Index j = 0; j < kRank; ++j) {
+      double exact = 0;
+      for (Index row = 0; row < kRows; ++row)
+        exact += static_cast<double>(b.view(row, i)) * static_cast<double>(p.view(row, j));
+      ASSERT_NEAR(static_cast<double>(f.view(i, j)), exact, bound) << i << ", " << j;
+    }
+  }
+}
+
+// Columns of any size follow, but neither such as are nearly parallel nor products that leave the range of
+// Real, here below and above.
+TEST(Orthonormalise, FollowersAreAccurateOrRefused) {
+  for (const double scale : {1.0, 0x1p30, 0x1p-30}) {
+    expect_follows<float>(0, scale, true);
+    expect_follows<float>(2, scale, true);
+    expect_follows<float>(1e3, scale, false);
+    expect_follows<double>(0, scale, true);
+    expect_follows<double>(1e3, scale, false);
+  }
+  expect_follows<float>(0, 0x1p-120, false);
+}
+
+TEST(Orthonormalise, FollowersOverflowBeforeTheirMatrix) {
+  Matrix<float> p = gaussian<float>(30, 3, 1e30);
+  Matrix<float> f = gaussian<float>(20, 3, 1);
+  f.view(4, 1) = std::numeric_limits<float>::infinity();
+  run_world(1, [&](Communicator& world) {
+    Orthonormaliser<float> orthonormaliser(world, {p.view}, {f.view});
+    orthonormaliser.run();
+    EXPECT_EQ(orthonormaliser.factorisation(0), Factorisation::kCholesky);
+    EXPECT_FALSE(orthonormaliser.followed(0));
+  });
+}
+
+// Of equal columns the second is dead and zero, of a zero matrix all are.
+TEST(Orthonormalise, FollowersOfDeadColumnsAreZero) {
+  for (const double scale : {0.0, 1.0}) {
+    Matrix<float> p =
+        filled<float>(30, 3, [&](Index i, Index j) { return scale * noise(i, j == 1 ? 0 : j); });
+    Matrix<float> f =
+        filled<float>(20, 3, [&](Index i, Index j) { return scale * noise(i + 40, j == 1 ? 0 : j); });
+    run_world(1, [&](Communicator& world) {
+      Orthonormaliser<float> orthonormaliser(world, {p.view}, {f.view});
+      orthonormaliser.run();
+      EXPECT_TRUE(orthonormaliser.followed(0));
+      for (Index i = 0; i < 20; ++i) {
+        for (Index j = 0; j < 3; ++j) {
+          EXPECT_EQ(f.view(i, j) == 0, orthonormaliser.dead(0)[static_cast<std::size_t>(j)] == 1);
+        }
+      }
+      EXPECT_EQ(std::ranges::count(orthonormaliser.dead(0), std::uint8_t{1}), scale == 0 ? 3 : 1);
+    });
+  }
+}
+
+TEST(Orthonormalise, RefusesFollowersInAGroup) {
+  EXPECT_THROW(run_world(2,
+                         [](Communicator& world) {
+                           Buffer<float> storage(40);
+                           Orthonormaliser<float> refused(world, {storage.matrix(0, 5, 2)},
+                                                          {storage.matrix(20, 4, 2)});
+                         }),
+               InvalidArgument);
+}
+
 TEST(Orthonormalise, RefusesAMatrixWiderThanTall) {
   EXPECT_THROW(run_world(2,
                          [](Communicator& world) {
