@@ -64,6 +64,7 @@ std::vector<typename Spectra<Real>::Matrix> Spectra<Real>::make_matrices(
                   .owned_begin = definition.cut.kept_rows(false, position).begin - cols.begin,
                   .momentum = {},
                   .m = {}};
+    matrix.one_pass = mesh.shape().tensor * mesh.shape().shard == 1 && matrix.k <= kOnePassColumns;
     matrix.momentum = Buffer<Real>(rows.size() * cols.size());
     matrix.m = matrix.momentum.matrix(0, rows.size(), cols.size());
     matrices.push_back(std::move(matrix));
@@ -76,8 +77,10 @@ std::vector<FactorShape> Spectra<Real>::factor_shapes(ProcessMesh& mesh,
                                                       const std::vector<Matrix>& matrices) {
   std::vector<FactorShape> shapes;
   shapes.reserve(matrices.size());
-  for (const Matrix& matrix : matrices)
+  for (const Matrix& matrix : matrices) {
     shapes.push_back(factor_shape(matrix.definition, matrix.k, false, mesh));
+    shapes.back().right_follows = matrix.one_pass;
+  }
   return shapes;
 }
 
@@ -141,19 +144,22 @@ void Spectra<Real>::iterate(std::span<const Piece> pieces, bool first) {
     const MatrixView<Real> u = exchange_.left(i);
     if (pieces[at(i)].skipped) {
       std::ranges::fill(u.flat(), Real{0});
+      std::ranges::fill(exchange_.right(i).flat(), Real{0});
+      continue;
+    }
+    const MatrixView<const Real> m = matrices_[at(i)].m;
+    const MatrixView<const Real> v = first ? cache_.piece(i) : exchange_.right(i);
+    if (matrices_[at(i)].one_pass) {  // U <- M V ; Z <- M^T (M V)
+      multiply_there_and_back<Real>(m, v, u, exchange_.right(i));
     } else {  // U <- M V
-      const MatrixView<const Real> v = first ? cache_.piece(i) : exchange_.right(i);
-      multiply<Real>(Op::kNone, matrices_[at(i)].m, v, u);
+      multiply<Real>(Op::kNone, m, v, u);
     }
   }
   exchange_.exchange_left();
   for (Index i = 0; i < size(); ++i) {
-    const MatrixView<Real> z = exchange_.right(i);
-    if (pieces[at(i)].skipped) {
-      std::ranges::fill(z.flat(), Real{0});
-    } else {  // Z <- M^T U; dead columns of U give zero columns
-      multiply<Real>(Op::kTranspose, matrices_[at(i)].m, exchange_.left(i), z);
-    }
+    if (pieces[at(i)].skipped || exchange_.right_followed(i)) continue;
+    // Z <- M^T U; dead columns of U give zero columns
+    multiply<Real>(Op::kTranspose, matrices_[at(i)].m, exchange_.left(i), exchange_.right(i));
   }
   exchange_.exchange_right();
 }

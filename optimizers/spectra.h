@@ -25,6 +25,9 @@ Index spectra_rank(const ParameterInfo& matrix, double fraction);
 /// |O|^2 = sigma^2 min(m, n), so that nothing else is summed for RMS(O). Where there is no tail to take sigma
 /// from, because k = min(m, n) or because M has no more than k directions, O = M.
 ///
+/// A process that holds a matrix alone, k at most kOnePassColumns, forms M V and M^T (M V) in one pass over
+/// M, and Z from that and the triangular factor of M V, where this costs no accuracy.
+///
 /// G is the mean gradient, dense over replicas. V starts as keyed Gaussians, which step 0 iterates
 /// kFirstIterations times more often, in place of the published singular value decomposition. A column with
 /// s_j = 0 becomes a unit Gaussian keyed by (seed, parameter, step).
@@ -58,6 +61,7 @@ class Spectra final : public MatrixOptimizer<Real> {
     LayerMatrix definition;
     ParameterInfo info;
     Index k = 0;
+    bool one_pass = false;  // Z follows U, see FactorShape::right_follows
     Range cols;             // of the block
     Index owned_begin = 0;  // of the rows of V that this process keeps, among those of its columns
     Buffer<Real> momentum;

@@ -13,14 +13,16 @@
 //                 weights; dion's Q of all matrices go to FOLDER/q
 //   step          one step; seconds and processor seconds of Optimizer::step
 //   weights       all weights go to FOLDER/weights
-//   products R    both products of a cached power iteration, M V and M^T U with R columns, of all matrices:
-//                 seconds
+//   products R    both products of a cached power iteration, M V and M^T U with R columns, of all matrices,
+//   as
+//                 Spectra computes them: in one pass, followed by a triangular solution; seconds
 
 #include "collectives/local/local_world.h"
 #include "model/transformer.h"
 #include "optimizers/sharded_optimizer.h"
 #include "perf/compare/machine.h"
 #include "runtime/cpu.h"
+#include "runtime/linalg.h"
 #include "runtime/low_rank.h"
 #include "trainer/config/presets.h"
 #include "trainer/config/run_config.h"
@@ -170,16 +172,15 @@ class Side {
     for (const ParameterInfo& info : matrices_) largest = std::max({largest, info.rows, info.cols});
     Buffer<float> v(largest * factor_rank), u(largest * factor_rank);
     std::copy_n(tile_.data(), v.size(), v.data());
+    Buffer<float> z(largest * factor_rank);
+    Buffer<double> triangle(factor_rank * factor_rank);
+    for (Index j = 0; j < factor_rank; ++j) triangle[j * factor_rank + j] = 1;
     return timed([&] {
       for (const Parameter<float>& p : parameters_) {
-        const MatrixView<float> right = v.matrix(0, p.info.cols, factor_rank);
-        const MatrixView<float> left = u.matrix(0, p.info.rows, factor_rank);
-        multiply<float>(Op::kNone, p.gradient, right, left);
-      }
-      for (const Parameter<float>& p : parameters_) {
-        const MatrixView<float> right = v.matrix(0, p.info.cols, factor_rank);
-        const MatrixView<float> left = u.matrix(0, p.info.rows, factor_rank);
-        multiply<float>(Op::kTranspose, p.gradient, left, right);
+        const MatrixView<float> back = z.matrix(0, p.info.cols, factor_rank);
+        multiply_there_and_back<float>(p.gradient, v.matrix(0, p.info.cols, factor_rank),
+                                       u.matrix(0, p.info.rows, factor_rank), back);
+        solve_upper_right<float>(back, triangle.matrix(0, factor_rank, factor_rank));
       }
     });
   }
