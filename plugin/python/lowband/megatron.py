@@ -97,11 +97,13 @@ class _Piece(NamedTuple):
     gradient: torch.Tensor
 
     def read(self) -> None:
+        """Copies <- the parameter and its main_grad."""
         if not self.weight.is_contiguous():
             self.tensor.to_local().view(self.weight.shape).copy_(self.weight)
             self.tensor.grad.to_local().view(self.weight.shape).copy_(self.gradient)
 
     def write(self) -> None:
+        """The parameter <- the copy."""
         if not self.weight.is_contiguous():
             self.weight.copy_(self.tensor.to_local().view(self.weight.shape))
 

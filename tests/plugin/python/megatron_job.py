@@ -15,6 +15,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.optimizer import ParamKey, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.timers import Timers
 
 import lowband
 import lowband.megatron
@@ -225,6 +226,26 @@ def test_overlap_gives_the_same_weights():
         optimizer.step()
         expect_close(flat(model), weights[0], 1e-6) if weights else weights.append(flat(model))
         expect_equal_replicas(model)
+        optimizer.optimizer.close()
+
+
+def test_keeps_the_checks_and_timers_of_megatron():
+    for overlap in (False, True):
+        model = gpt(check_for_nan_in_grad=True, overlap_grad_reduce=overlap)
+        timers = Timers(log_level=1, log_option="minmax")
+        lowband.megatron.register(profile=lowband.uniform(RANK))
+        optimizer = get_megatron_optimizer(config(timers=timers), [model])
+        train(model, optimizer, 2)
+        for name in ("optimizer-inner-step", "optimizer-copy-main-to-model-params"):
+            assert name in timers._timers and timers(name).elapsed() > 0, name
+        with torch.no_grad():
+            model.module.output_layer.weight.fill_(float("nan"))
+        try:
+            backward(model, 2)
+        except RuntimeError as error:
+            assert "found NaN in local grad norm" in str(error), error
+        else:
+            raise AssertionError("expected Megatron to find NaN in its gradients")
         optimizer.optimizer.close()
 
 
