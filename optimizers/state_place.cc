@@ -32,16 +32,6 @@ void for_each_run(const PiecePlace& place, Visit visit) {
   }
 }
 
-}  // namespace
-
-PiecePlace parameter_place(const ParameterInfo& info, const MeshShape& mesh, const MeshPosition& position) {
-  const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.tensor, mesh.shard);
-  return whole_block(info.rows, info.cols, layout.tensor_rows(position.tensor),
-                     layout.tensor_cols(position.tensor));
-}
-
-namespace {
-
 /// "left[3]": the letter, and the block, 0 where there is none.
 struct BlockLetter {
   std::string_view letter;
@@ -75,6 +65,12 @@ std::optional<PiecePlace> matrix_state_place(const LayerMatrix& matrix, std::str
 }
 
 }  // namespace
+
+PiecePlace parameter_place(const ParameterInfo& info, const MeshShape& mesh, const MeshPosition& position) {
+  const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.tensor, mesh.shard);
+  return whole_block(info.rows, info.cols, layout.tensor_rows(position.tensor),
+                     layout.tensor_cols(position.tensor));
+}
 
 PiecePlace state_place(const ParameterInfo& info, std::string_view letter, Index piece_cols,
                        const MeshShape& mesh, const MeshPosition& position) {

@@ -42,9 +42,8 @@ struct ParameterInfo {
 /// or when roles are not as many as blocks, or not all of layer matrices.
 void validate_blocks(const ParameterInfo& info);
 
-/// The matrices that a layer matrix is made of, as parameters: itself, or its blocks "<name>[0]",
-/// "<name>[1]",
-/// ... with their own roles and shapes. Throws: InvalidArgument as validate_blocks.
+/// The matrices that a layer matrix is made of, as parameters: itself, or its blocks "<name>[0]" and on, with
+/// their own roles and shapes. Throws: InvalidArgument as validate_blocks.
 std::vector<ParameterInfo> matrices_of(const ParameterInfo& info);
 /// Those of all layer matrices among `parameters`, one after the other.
 std::vector<ParameterInfo> layer_matrices(std::span<const ParameterInfo> parameters);

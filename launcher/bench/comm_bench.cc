@@ -517,7 +517,7 @@ class CommBench {
   ExchangeLine measure(const RankProfile& profile, BenchWire wire) {
     std::vector<FactorShape> shapes;
     for (std::size_t i = 0; i < profile.matrices.size(); ++i) shapes.push_back(shape_of(profile, i, *alone_));
-    FactorExchange<float> exchange(groups(), std::move(shapes), {}, exchange_options(wire));
+    FactorExchange<float> exchange(groups(), shapes, {}, exchange_options(wire));
     fill(exchange, profile, summands(wire, 0));
     products_.reset();
     if (options_.with_products) products_.emplace(profile);
