@@ -93,7 +93,17 @@ struct UcxTransport {
     if (std::getenv("UCX_LOG_LEVEL") == nullptr) ucs_global_opts.log_component.log_level = level;
   }
 
+  // Once, before this or any other thread looks for a variable on behalf of a world: what setenv moves, a
+  // getenv beside it may still be reading.
+  static void choose_transports() {
+    static std::once_flag chosen;
+    std::call_once(chosen, [] {
+      for (const auto& [variable, value] : kChoices) setenv(variable, value, 0);  // 0: what is there stays
+    });
+  }
+
   explicit UcxTransport(Rendezvous& rendezvous) : process(rendezvous.process()), size(rendezvous.size()) {
+    choose_transports();
     log_at(UCS_LOG_LEVEL_ERROR);
     open_context();
     connect(rendezvous);
@@ -116,7 +126,6 @@ struct UcxTransport {
   }
 
   void open_context() {
-    for (const auto& [variable, value] : kChoices) setenv(variable, value, 0);  // 0: what is there stays
     ucp_config_t* config = nullptr;
     check(ucp_config_read(nullptr, nullptr, &config), "ucp_config_read");
     const std::unique_ptr<ucp_config_t, decltype(&ucp_config_release)> owner(config, ucp_config_release);
