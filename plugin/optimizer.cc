@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <cstring>
@@ -420,14 +421,19 @@ lowband_status lowband_step(lowband_optimizer* optimizer, const lowband_step_inf
   });
   if (refused != LOWBAND_OK) return refused;
   return guarded_collective(optimizer->world, [&] {
-    // Counted with the step before: the next one begins when its number is agreed.
+    // Its bytes count with the step before: the next one begins when its number is agreed. Its time is of
+    // this one: here the processes wait for the last of them.
+    const auto begin = std::chrono::steady_clock::now();
     expect_equal_info(*optimizer->world.communicator, *info);
+    const double agreeing = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     if (!optimizer->in_step) optimizer->next_step = info->step;
     optimizer->begin_step();
-    const lowband::StepReport found = optimizer->step({.step = info->step,
-                                                       .learning_rate = info->learning_rate,
-                                                       .scalar_learning_rate = info->scalar_learning_rate,
-                                                       .diagnose = info->diagnose != 0});
+    lowband::StepReport found = optimizer->step({.step = info->step,
+                                                 .learning_rate = info->learning_rate,
+                                                 .scalar_learning_rate = info->scalar_learning_rate,
+                                                 .diagnose = info->diagnose != 0});
+    for (double* seconds : {&found.seconds, &found.communication_seconds, &found.exposed_seconds})
+      *seconds += agreeing;
     optimizer->in_step = false;
     optimizer->next_step = info->step + 1;
     optimizer->diagnoses.clear();
