@@ -1,16 +1,10 @@
 #include "optimizers/block_views.h"
 
+#include "runtime/copy.h"
+
 #include <algorithm>
 
 namespace lowband {
-namespace {
-
-template <class Real>
-void copy(MatrixView<Real> from, MatrixView<Real> to) {
-  for (Index i = 0; i < from.rows; ++i) std::copy_n(from.row(i), from.cols, to.row(i));
-}
-
-}  // namespace
 
 template <class Real>
 BlockViews<Real>::BlockViews(const ParameterInfo& info, const CutMatrix& cut, const MeshPosition& position)

@@ -1,6 +1,7 @@
 #include "optimizers/distributed_sign.h"
 
 #include "collectives/factors/homes.h"
+#include "runtime/copy.h"
 #include "runtime/linalg.h"
 
 #include <algorithm>
@@ -9,11 +10,6 @@ namespace lowband {
 namespace {
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
-
-template <class Real>
-void copy(MatrixView<Real> from, MatrixView<Real> to) {
-  for (Index i = 0; i < from.rows; ++i) std::copy_n(from.row(i), from.cols, to.row(i));
-}
 
 /// The extent that is not cut, of a matrix that is cut along one dimension.
 Index uncut_extent(const CutMatrix& matrix) { return matrix.rows_cut ? matrix.cols() : matrix.rows(); }
