@@ -7,6 +7,7 @@
 #include "runtime/vector_kernels.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace lowband {
 namespace {
@@ -201,6 +202,34 @@ void skinny_there_and_back(const LowRankKernels<Real>& kernels, MatrixView<const
   rt.copy_to(r);
 }
 
+// M <- beta M + alpha G ;  P <- M Q ;  R <- M^T P. The first product of a panel asks for the next panel of M,
+// the second one for that of G.
+template <class Real>
+double skinny_accumulate_there_and_back(const LowRankKernels<Real>& kernels, Real alpha,
+                                        MatrixView<const Real> g, Real beta, MatrixView<Real> m,
+                                        MatrixView<const Real> q, MatrixView<Real> p, MatrixView<Real> r) {
+  const Transposed<Real> qt(q);
+  Transposed<Real> rt(r.rows, r.cols);
+  const VectorKernels<Real>& vectors = vector_kernels<Real>();
+  const Index panel = panel_rows<Real>(m.cols, 2);
+  double squares = 0;
+  for (Index begin = 0; begin < m.rows; begin += panel) {
+    const Index end = std::min(begin + panel, m.rows);
+    for (Index row = begin; row < end; row += kPanelRows) {
+      const Index rows = std::min(kPanelRows, end - row);
+      for (Index i = row; i < row + rows; ++i)
+        squares += vectors.accumulate(alpha, g.row(i), beta, m.row(i), m.cols);
+      kernels.dot(m.row(row), m.row_stride, rows, m.cols, qt.data(), qt.stride(), q.cols, p.row(row),
+                  p.row_stride,
+                  row + panel + rows <= m.rows ? rows_below<Real>(m, row + panel) : Ahead<Real>{});
+    }
+    kernels.add_outer(m.row(begin), m.row_stride, end - begin, m.cols, p.row(begin), p.row_stride, q.cols,
+                      rt.data(), rt.stride(), rows_below(g, end));
+  }
+  rt.copy_to(r);
+  return squares;
+}
+
 // Rows [begin, begin + rows) of M <- beta M + alpha L R^T, R given transposed.
 template <class Real>
 void skinny_add_product(const LowRankKernels<Real>& kernels, Real alpha, MatrixView<const Real> left,
@@ -283,6 +312,32 @@ void multiply_there_and_back(MatrixView<const Real> m, MatrixView<const Real> q,
 }
 
 template <class Real>
+double accumulate(Real alpha, MatrixView<const Real> g, Real beta, MatrixView<Real> m) {
+  expect_same_shape<Real>("accumulate", m, g);
+  Buffer<double> squares(m.rows);
+  for_panels(m.rows, [&](Index begin, Index rows) {
+    for (Index i = begin; i < begin + rows; ++i)
+      squares[i] = vector_kernels<Real>().accumulate(alpha, g.row(i), beta, m.row(i), m.cols);
+  });
+  return std::accumulate(squares.span().begin(), squares.span().end(), 0.0);
+}
+
+template <class Real>
+double accumulate_and_multiply_there_and_back(Real alpha, MatrixView<const Real> g, Real beta,
+                                              MatrixView<Real> m, MatrixView<const Real> q,
+                                              MatrixView<Real> p, MatrixView<Real> r) {
+  expect_same_shape<Real>("accumulate_and_multiply_there_and_back", m, g);
+  expect_product<Real>("accumulate_and_multiply_there_and_back", Op::kNone, m, q, p);
+  expect_product<Real>("accumulate_and_multiply_there_and_back", Op::kTranspose, m, p, r);
+  const auto* const kernels = skinny_kernels<Real>(q.cols, kOuterColumns);
+  if (kernels != nullptr && compute_threads() == 1)
+    return skinny_accumulate_there_and_back<Real>(*kernels, alpha, g, beta, m, q, p, r);
+  const double squares = accumulate<Real>(alpha, g, beta, m);
+  multiply_there_and_back<Real>(m, q, p, r);
+  return squares;
+}
+
+template <class Real>
 void add_product(Real alpha, const FactorPair<Real>& factors, Real beta, MatrixView<Real> m) {
   expect_factors<Real>("add_product", factors, m);
   if (const auto* kernels = skinny_kernels<Real>(factors.left.cols, kProductColumns)) {
@@ -345,6 +400,10 @@ template const LowRankKernels<double>* low_rank_kernels<double>();
   template void multiply<Real>(Op, MatrixView<const Real>, MatrixView<const Real>, MatrixView<Real>);     \
   template void multiply_there_and_back<Real>(MatrixView<const Real>, MatrixView<const Real>,             \
                                               MatrixView<Real>, MatrixView<Real>);                        \
+  template double accumulate<Real>(Real, MatrixView<const Real>, Real, MatrixView<Real>);                 \
+  template double accumulate_and_multiply_there_and_back<Real>(Real, MatrixView<const Real>, Real,        \
+                                                               MatrixView<Real>, MatrixView<const Real>,  \
+                                                               MatrixView<Real>, MatrixView<Real>);       \
   template void add_product<Real>(Real, const FactorPair<Real>&, Real, MatrixView<Real>);                 \
   template void decompress<Real>(const FactorPair<Real>&, const FactorPair<Real>&, MatrixView<Real>,      \
                                  MatrixView<Real>);                                                       \

@@ -43,6 +43,20 @@ void multiply_there_and_back(MatrixView<const Real> m, MatrixView<const Real> q,
 
 inline constexpr Index kOnePassColumns = 16;
 
+/// M <- beta M + alpha G. Returns |M|^2 in double: sums of rows, added in the order of the rows.
+template <class Real>
+double accumulate(Real alpha, MatrixView<const Real> g, Real beta, MatrixView<Real> m);
+
+/// M <- beta M + alpha G ;  P <- M Q ;  R <- M^T P. Returns |M|^2. One thread with up to kOnePassColumns
+/// reads M and G and writes M once: both products take a panel of the new M from the cache, while the next
+/// one comes from memory.
+///
+/// Shapes: those of multiply_there_and_back. The bits are those of accumulate and multiply_there_and_back.
+template <class Real>
+double accumulate_and_multiply_there_and_back(Real alpha, MatrixView<const Real> g, Real beta,
+                                              MatrixView<Real> m, MatrixView<const Real> q,
+                                              MatrixView<Real> p, MatrixView<Real> r);
+
 /// M <- beta M + alpha L R^T. With beta = 0 the old M is not read.
 template <class Real>
 void add_product(Real alpha, const FactorPair<Real>& factors, Real beta, MatrixView<Real> m);

@@ -20,6 +20,8 @@ struct VectorKernels {
   void (*add)(Real* x, const Real* y, Index n);
   /// y <- alpha x + y
   void (*axpy)(Real alpha, const Real* x, Real* y, Index n);
+  /// y <- beta y + alpha x, alpha x rounded first; returns the sum of the new y^2 in double.
+  double (*accumulate)(Real alpha, const Real* x, Real beta, Real* y, Index n);
   /// x <- alpha x
   void (*scale)(Real alpha, Real* x, Index n);
   /// Sum of x^2 in double.

@@ -110,6 +110,16 @@ const Case kCases[] = {
        gemm<float>(Op::kNone, Op::kNone, 1, d.m(), d.right, 0, d.out_left);
        gemm<float>(Op::kTranspose, Op::kNone, 1, d.m(), d.out_left, 0, d.out_right);
      }},
+    {"accumulate_and_multiply_there_and_back", 2, 2, 1, &Machine::accumulate,
+     [](Data& d) {
+       accumulate_and_multiply_there_and_back<float>(0.5F, d.g(), 0.5F, d.m(), d.right, d.out_left,
+                                                     d.out_right);
+     },
+     [](Data& d) {
+       accumulate<float>(0.5F, d.g(), 0.5F, d.m());
+       gemm<float>(Op::kNone, Op::kNone, 1, d.m(), d.right, 0, d.out_left);
+       gemm<float>(Op::kTranspose, Op::kNone, 1, d.m(), d.out_left, 0, d.out_right);
+     }},
     {"add_product", 1, 1, 1, &Machine::update,
      [](Data& d) {
        add_product<float>(-0.5F, {d.left, d.right}, 1, d.m());

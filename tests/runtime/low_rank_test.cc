@@ -145,6 +145,65 @@ TYPED_TEST(LowRank, MultipliesThereAndBackAsTwoMultiplicationsDo) {
   }
 }
 
+// |M|^2 to the rounding of a sum in double.
+TYPED_TEST(LowRank, Accumulates) {
+  using Real = TypeParam;
+  for (const auto& [rows, cols, r] : this->shapes()) {
+    SCOPED_TRACE(cat(rows, " x ", cols));
+    Padded<Real> g("g", rows, cols), m("m", rows, cols);
+    const double found = accumulate<Real>(Real(0.75), g.view(), Real(0.5), m.view());
+    Sum squares;
+    for (Index i = 0; i < rows; ++i) {
+      for (Index j = 0; j < cols; ++j) {
+        Sum sum;
+        sum.add(0.5 * m.before(i, j)), sum.add(0.75 * g.before(i, j));
+        this->expect_sum(m(i, j), sum, 2, "M");
+        squares.add(m(i, j) * m(i, j));
+      }
+    }
+    const double terms = static_cast<double>(rows * cols);
+    EXPECT_NEAR(found, squares.value, 2 * terms * std::numeric_limits<double>::epsilon() * squares.value);
+    g.expect_padding_untouched("g"), m.expect_padding_untouched("m");
+  }
+}
+
+// Bit by bit; |M|^2 is the same on one thread and on several.
+TYPED_TEST(LowRank, AccumulatesAndMultipliesThereAndBackAsSeparatePassesDo) {
+  using Real = TypeParam;
+  std::vector<Shape> shapes = this->shapes();
+  for (const Index r : {8, 12, 16})
+    shapes.push_back({203, 770, r});  // several panels, the last a part of one
+  for (const auto& [rows, cols, r] : shapes) {
+    Padded<Real> m_once("m", rows, cols), g("g", rows, cols), q("q", cols, r);
+    const int before = compute_threads();
+    set_compute_threads(1);
+    const double squares = accumulate<Real>(Real(0.7), g.view(), Real(0.9), m_once.view());
+    for (const int threads : {1, std::min(2, most_compute_threads())}) {
+      SCOPED_TRACE(cat(rows, " x ", cols, ", r ", r, ", threads ", threads));
+      set_compute_threads(threads);
+      Padded<Real> m_alone("m", rows, cols), p_alone("p", rows, r), back_alone("r", cols, r);
+      EXPECT_EQ(accumulate<Real>(Real(0.7), g.view(), Real(0.9), m_alone.view()), squares);
+      multiply<Real>(Op::kNone, m_alone.view(), q.view(), p_alone.view());
+      multiply<Real>(Op::kTranspose, m_alone.view(), p_alone.view(), back_alone.view());
+      Padded<Real> m("m", rows, cols), p("p", rows, r), both("q", cols, r);
+      p.fill(std::numeric_limits<Real>::quiet_NaN());
+      const double found = accumulate_and_multiply_there_and_back<Real>(
+          Real(0.7), g.view(), Real(0.9), m.view(), both.view(), p.view(), both.view());
+      set_compute_threads(before);
+      ASSERT_EQ(found, squares);
+      for (Index i = 0; i < rows; ++i) {
+        for (Index j = 0; j < cols; ++j) ASSERT_EQ(m(i, j), m_alone(i, j));
+        for (Index k = 0; k < r; ++k) ASSERT_EQ(p(i, k), p_alone(i, k));
+      }
+      for (Index j = 0; j < cols; ++j) {
+        for (Index k = 0; k < r; ++k) ASSERT_EQ(both(j, k), back_alone(j, k)) << "in the memory of Q";
+      }
+      g.expect_padding_untouched("g"), m.expect_padding_untouched("m");
+      p.expect_padding_untouched("p"), both.expect_padding_untouched("r in q");
+    }
+  }
+}
+
 TYPED_TEST(LowRank, AddsProducts) {
   using Real = TypeParam;
   for (const auto& [rows, cols, r] : this->shapes()) {
@@ -279,6 +338,13 @@ TYPED_TEST(LowRank, ShapesThatDoNotFitAreNamed) {
                InvalidArgument);
   EXPECT_THROW(multiply<Real>(Op::kTranspose, view(4, 3), view(3, 2), view(4, 2)), InvalidArgument);
   EXPECT_THROW(multiply_there_and_back<Real>(view(4, 3), view(3, 2), view(4, 2), view(4, 2)),
+               InvalidArgument);
+  EXPECT_THROW(accumulate<Real>(1, view(3, 4), 1, view(4, 3)), InvalidArgument);
+  EXPECT_THROW(accumulate_and_multiply_there_and_back<Real>(1, view(3, 4), 1, view(4, 3), view(3, 2),
+                                                            view(4, 2), view(3, 2)),
+               InvalidArgument);
+  EXPECT_THROW(accumulate_and_multiply_there_and_back<Real>(1, view(4, 3), 1, view(4, 3), view(3, 2),
+                                                            view(4, 2), view(4, 2)),
                InvalidArgument);
   EXPECT_THROW(add_product<Real>(1, {view(4, 2), view(3, 1)}, 1, view(4, 3)), InvalidArgument);
   EXPECT_THROW(decompress<Real>({view(4, 2), view(3, 2)}, {view(3, 2), view(4, 2)}, view(4, 3), view(4, 3)),

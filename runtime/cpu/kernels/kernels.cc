@@ -20,6 +20,19 @@ void axpy(Real alpha, const Real* x, Real* y, Index n) {
 }
 
 template <class Real>
+double accumulate(Real alpha, const Real* x, Real beta, Real* y, Index n) {
+  const auto a = broadcast(alpha), b = broadcast(beta);
+  Lanes<double> squares = broadcast(0.0);
+  for_packs(n, [&](Index i, auto lanes) LB_INLINE_LAMBDA {
+    const Lanes<Real> value = fma(b, load(y + i, lanes), a * load(x + i, lanes));
+    store(y + i, value, lanes);
+    const Lanes<double> wide = widen(keep(value, lanes, broadcast(Real{0})));
+    squares = fma(wide, wide, squares);
+  });
+  return sum(squares);
+}
+
+template <class Real>
 void scale(Real alpha, Real* x, Index n) {
   const auto a = broadcast(alpha);
   for_packs(n, [=](Index i, auto lanes) LB_INLINE_LAMBDA { store(x + i, a * load(x + i, lanes), lanes); });
@@ -233,6 +246,7 @@ template <class Real>
 constexpr VectorKernels<Real> kTable = {
     .add = add<Real>,
     .axpy = axpy<Real>,
+    .accumulate = accumulate<Real>,
     .scale = scale<Real>,
     .sum_of_squares = sum_of_squares<Real>,
     .all_finite = all_finite<Real>,

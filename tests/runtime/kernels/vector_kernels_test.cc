@@ -50,6 +50,7 @@ class VectorKernelsTest : public testing::Test {
     k.axpy(Real(0.3), a.data(), y.data(), n), keep(y);
     k.scale(Real(1.7), z.data(), n), keep(z);
     log.push_back(static_cast<Real>(k.sum_of_squares(a.data(), n)));
+    log.push_back(static_cast<Real>(k.accumulate(Real(0.3), a.data(), Real(0.7), y.data(), n))), keep(y);
     log.push_back(k.all_finite(a.data(), n) ? 1 : 0);
     const Real s = k.rms_norm(a.data(), b.data(), Real(1e-5), x.data(), n);
     log.push_back(s), keep(x);
