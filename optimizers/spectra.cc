@@ -102,7 +102,7 @@ typename Spectra<Real>::Outcome Spectra<Real>::update(std::span<const Piece> pie
   cache_.all_gather();
   const Index iterations = options_.spectra_iterations + (info.step == 0 ? kFirstIterations : 0);
   for (Index iteration = 0; iteration < iterations; ++iteration) {
-    iterate(pieces, iteration == 0);
+    iterate(pieces, scale, iteration == 0);
     for (Index i = 0; i < size(); ++i) {
       if (pieces[at(i)].skipped) continue;
       if (exchange_.factorisation(i) == Factorisation::kNonFinite)
@@ -125,21 +125,18 @@ typename Spectra<Real>::Outcome Spectra<Real>::update(std::span<const Piece> pie
 // M <- mu M + G, and its square. A skipped matrix takes part with zeros.
 template <class Real>
 void Spectra<Real>::accumulate(std::span<const Piece> pieces, Real scale) {
-  const auto mu = static_cast<Real>(options_.mu);
   for (Index i = 0; i < size(); ++i) {
     squares_[i] = 0;
-    if (pieces[at(i)].skipped) continue;
-    const MatrixView<Real> m = matrices_[at(i)].m;
-    const Real* const gradient = pieces[at(i)].gradient.data;
-    for (Index e = 0; e < m.elements(); ++e) m.data[e] = mu * m.data[e] + scale * gradient[e];
-    squares_[i] = sum_of_squares<Real>(m);
+    if (pieces[at(i)].skipped || matrices_[at(i)].one_pass) continue;
+    squares_[i] = lowband::accumulate<Real>(scale, pieces[at(i)].gradient, static_cast<Real>(options_.mu),
+                                            matrices_[at(i)].m);
   }
   if (mesh_->within_replica().size() > 1)
     mesh_->within_replica().all_reduce(squares_.span(), Reduction::kSum, {Purpose::kUpdate, shares_});
 }
 
 template <class Real>
-void Spectra<Real>::iterate(std::span<const Piece> pieces, bool first) {
+void Spectra<Real>::iterate(std::span<const Piece> pieces, Real scale, bool first) {
   for (Index i = 0; i < size(); ++i) {
     const MatrixView<Real> u = exchange_.left(i);
     if (pieces[at(i)].skipped) {
@@ -147,9 +144,12 @@ void Spectra<Real>::iterate(std::span<const Piece> pieces, bool first) {
       std::ranges::fill(exchange_.right(i).flat(), Real{0});
       continue;
     }
-    const MatrixView<const Real> m = matrices_[at(i)].m;
+    const MatrixView<Real> m = matrices_[at(i)].m;
     const MatrixView<const Real> v = first ? cache_.piece(i) : exchange_.right(i);
-    if (matrices_[at(i)].one_pass) {  // U <- M V ; Z <- M^T (M V)
+    if (matrices_[at(i)].one_pass && first) {  // M <- mu M + G ; U <- M V ; Z <- M^T (M V)
+      squares_[i] = accumulate_and_multiply_there_and_back<Real>(
+          scale, pieces[at(i)].gradient, static_cast<Real>(options_.mu), m, v, u, exchange_.right(i));
+    } else if (matrices_[at(i)].one_pass) {  // U <- M V ; Z <- M^T (M V)
       multiply_there_and_back<Real>(m, v, u, exchange_.right(i));
     } else {  // U <- M V
       multiply<Real>(Op::kNone, m, v, u);

@@ -26,7 +26,8 @@ Index spectra_rank(const ParameterInfo& matrix, double fraction);
 /// from, because k = min(m, n) or because M has no more than k directions, O = M.
 ///
 /// A process that holds a matrix alone, k at most kOnePassColumns, forms M V and M^T (M V) in one pass over
-/// M, and Z from that and the triangular factor of M V, where this costs no accuracy.
+/// M, and Z from that and the triangular factor of M V, where this costs no accuracy. In the first iteration
+/// of a step the same pass forms M.
 ///
 /// G is the mean gradient, dense over replicas. V starts as keyed Gaussians, which step 0 iterates
 /// kFirstIterations times more often, in place of the published singular value decomposition. A column with
@@ -73,9 +74,10 @@ class Spectra final : public MatrixOptimizer<Real> {
   static std::vector<FactorShape> factor_shapes(ProcessMesh& mesh, const std::vector<Matrix>& matrices);
   static std::vector<typename FactorRows<Real>::Shape> v_shapes(const std::vector<FactorShape>& shapes);
 
+  /// M and |M|^2 of the matrices for which the first iteration does not form them.
   void accumulate(std::span<const Piece> pieces, Real scale);
   /// U and Z from M and V = right(i), or the cache in the first iteration of a step.
-  void iterate(std::span<const Piece> pieces, bool first);
+  void iterate(std::span<const Piece> pieces, Real scale, bool first);
   /// Z_j -> V_j
   void normalise(Index i, Index step);
   void apply(Index i, MatrixView<Real> weight, const StepInfo& info);
