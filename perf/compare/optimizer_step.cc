@@ -13,10 +13,13 @@
 //                 weights; dion's Q of all matrices go to FOLDER/q
 //   step          one step; seconds and processor seconds of Optimizer::step
 //   weights       all weights go to FOLDER/weights
-//   products R    both products of a cached power iteration, M V and M^T U with R columns, of all matrices,
-//   as
-//                 Spectra computes them: in one pass, followed by a triangular solution; seconds
+//   iteration R   a cached power iteration with R columns of all matrices as a step of Spectra runs it:
+//                 M <- mu M + G and both products in one pass, orthonormalisation, M^T U; seconds
+//   separate R    the same with M <- mu M + G in a pass of its own; seconds
+//   products R    both products of a further iteration, M V and M^T U, of all matrices: in one pass, followed
+//                 by a triangular solution; seconds
 
+#include "collectives/factors/factor_exchange.h"
 #include "collectives/local/local_world.h"
 #include "model/transformer.h"
 #include "optimizers/sharded_optimizer.h"
@@ -43,6 +46,7 @@ namespace {
 
 constexpr double kLearningRate = 0.01;
 constexpr float kWeightScale = 0.02F;
+constexpr float kMu = 0.95F;
 
 std::vector<ParameterInfo> layer_matrices(Index layers) {
   constexpr Index kMatricesOfLayer = 7;
@@ -98,6 +102,7 @@ class Side {
   Side(std::filesystem::path folder, Index layers, Communicator& world)
       : folder_(std::move(folder)),
         mesh_(world, {}),
+        world_(&world),
         matrices_(layer_matrices(layers)),
         tile_(read_tile(folder_ / "tile")) {
     std::ofstream shapes(folder_ / "shapes");
@@ -141,6 +146,10 @@ class Side {
       write(file, weights_.span());
       return "0";
     }
+    if (command == "iteration" || command == "separate") {
+      words >> factor_rank;
+      return iteration(factor_rank, command == "iteration");
+    }
     if (command == "products") {
       words >> factor_rank;
       return products(factor_rank);
@@ -164,6 +173,47 @@ class Side {
     for (const StateTensor<float>& tensor : optimizer_->state()) {
       if (tensor.name.ends_with(".Q")) write(file, tensor.value.flat());
     }
+  }
+
+  std::string iteration(Index factor_rank, bool fused) {
+    std::vector<FactorShape> shapes;
+    Index largest = 0;
+    for (const ParameterInfo& info : matrices_) {
+      largest = std::max(largest, info.cols);
+      shapes.push_back({.name = info.name,
+                        .factor_rank = factor_rank,
+                        .left_rows = info.rows,
+                        .right_rows = info.cols,
+                        .across_b = world_,
+                        .across_a = world_,
+                        .right_follows = true});
+    }
+    FactorExchange<float> exchange({.replica = world_, .within_replica = world_}, shapes, {}, {});
+    Buffer<float> v(largest * factor_rank);
+    std::copy_n(tile_.data(), v.size(), v.data());
+    fill(weights_, 0);  // M
+    fill(gradients_, 1);
+    return timed([&] {
+      for (std::size_t i = 0; i < parameters_.size(); ++i) {
+        const auto at = static_cast<Index>(i);
+        const Parameter<float>& p = parameters_[i];
+        const MatrixView<const float> cached = v.matrix(0, p.info.cols, factor_rank);
+        if (fused) {
+          accumulate_and_multiply_there_and_back<float>(1, p.gradient, kMu, p.weight, cached,
+                                                        exchange.left(at), exchange.right(at));
+        } else {
+          accumulate<float>(1, p.gradient, kMu, p.weight);
+          multiply_there_and_back<float>(p.weight, cached, exchange.left(at), exchange.right(at));
+        }
+      }
+      exchange.exchange_left();
+      for (Index i = 0; i < std::ssize(parameters_); ++i) {
+        if (!exchange.right_followed(i))
+          multiply<float>(Op::kTranspose, parameters_[static_cast<std::size_t>(i)].weight, exchange.left(i),
+                          exchange.right(i));
+      }
+      exchange.exchange_right();
+    });
   }
 
   std::string products(Index factor_rank) {
@@ -203,6 +253,7 @@ class Side {
 
   std::filesystem::path folder_;
   ProcessMesh mesh_;
+  Communicator* world_;
   std::vector<ParameterInfo> matrices_;
   Buffer<float> tile_, weights_, gradients_;
   std::vector<Parameter<float>> parameters_;
