@@ -70,8 +70,10 @@ class State:
 
     def _facts(self) -> dict[str, Any]:
         options = self._optimizer.exchange.options
-        return {"names": list(self._optimizer._names), "kind": options.kind, "scalar_kind": options.scalar_kind,
-                "dtype": options.dtype}
+        facts = {"names": list(self._optimizer._names), "kind": options.kind, "scalar_kind": options.scalar_kind,
+                 "dtype": options.dtype}
+        blocks = self._optimizer._plain_blocks()
+        return facts | {"blocks": blocks} if blocks else facts
 
     def _whole(self, piece: StatePiece) -> torch.Tensor:
         place = piece.place

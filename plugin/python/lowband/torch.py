@@ -61,6 +61,12 @@ class Optimizer(torch.optim.Optimizer):
         lr            equal in all groups of matrices, and in all groups of the rest; schedulers may change it
         role          "matrix", "query", ... "embedding", "head", "norm"; without it "matrix" where a parameter has two
                       dimensions or more, else "norm". Dimensions after the first are taken together.
+        blocks        the matrices that each of its parameters is made of, as `lowband.Block`s: so many rows of each, by turns.
+                      Each is then a matrix of its own. Not with kinds that update element by element. For heads of
+                      head_dim rows: [Block("query", head_dim)] * heads; for torch.nn.MultiheadAttention.in_proj_weight:
+                      [Block("query", width), Block("key", width), Block("value", width)]; for gate above up:
+                      [Block("gate", ffn), Block("up", ffn)]. Lines are those of whole parameters, however they are cut.
+        blocks_of     "rows", or "cols" where the blocks are columns, as heads are in an output projection
         weight_decay  decoupled; one value, or 0 for what is no matrix (which "norm" implies)
     Names are those of (name, parameter) pairs, else "param0", "param1", ...
 
@@ -87,11 +93,13 @@ class Optimizer(torch.optim.Optimizer):
                  process_group: dist.ProcessGroup | None = None, deadline_seconds: float = 120.0,
                  **options: Any) -> None:
         self._open = True
-        super().__init__(params, {"lr": lr, "role": None, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "role": None, "blocks": (), "blocks_of": "rows", "weight_decay": weight_decay})
         self._open = False
         self._parameters = [p for group in self.param_groups for p in group["params"]]
         self._position = {p: i for i, p in enumerate(self._parameters)}
         self._roles = [role for group in self.param_groups for role in _roles(group)]
+        blocks = [b for group in self.param_groups for b in [_blocks(group)] * len(group["params"])]
+        blocks_of = [group["blocks_of"] for group in self.param_groups for _ in group["params"]]
         self._names = _names(self.param_groups)
         team = _pieces.team_of(self._parameters, self._names)
         cuts = [_pieces.cut_of(parameter, name) for parameter, name in zip(self._parameters, self._names)]
@@ -114,10 +122,11 @@ class Optimizer(torch.optim.Optimizer):
         self.last_report: lowband.StepReport | None = None
 
         described = []
-        for parameter, name, role, cut in zip(self._parameters, self._names, self._roles, cuts):
+        for parameter, *description in zip(self._parameters, self._names, self._roles, cuts, blocks, blocks_of):
+            name, role, *cuts_and_blocks = description
             rows, cols = _pieces.matrix_shape(parameter.shape)
             address = _pieces.address(_pieces.local(parameter))
-            described.append(lowband.Parameter(name, role, rows, cols, address, address, cut))
+            described.append(lowband.Parameter(name, role, rows, cols, address, address, *cuts_and_blocks))
         chosen = lowband.Options(kind=kind, profile=profile, mesh=mesh, dtype=dtype, weight_decay=self._weight_decay,
                                  budget_bytes=budget, **options)
         self._group = _initialised(process_group)
@@ -174,7 +183,7 @@ class Optimizer(torch.optim.Optimizer):
         torch.distributed.checkpoint there is `lowband.checkpoint.State`."""
         packed = super().state_dict()
         packed["lowband"] = {"process": self.world.process, "processes": self.world.processes, "steps": self._steps,
-                             "options": self._identity(), "names": list(self._names)}
+                             "options": self._identity(), "names": list(self._names), "blocks": self._plain_blocks()}
         return packed
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -311,6 +320,11 @@ class Optimizer(torch.optim.Optimizer):
                 self._roles[i] = "norm"
         return used.pop() if used else 0.0
 
+    def _plain_blocks(self) -> dict[str, Any]:
+        """By name, those of parameters that have any, as a checkpoint keeps them."""
+        return {parameter.name: [parameter.blocks_of, *((block.role, block.lines) for block in parameter.blocks)]
+                for parameter in self.exchange.parameters if parameter.blocks}
+
     def _identity(self) -> dict[str, Any]:
         options = dataclasses.asdict(self.exchange.options)
         return {name: options[name] for name in ("kind", "profile", "mesh", "dtype", "scalar_kind")}
@@ -334,6 +348,7 @@ class Optimizer(torch.optim.Optimizer):
         for field in ("processes", "process"):
             expect(field, state_dict["lowband"][field], own["lowband"][field])
         expect_names("state_dict", state_dict["lowband"]["names"], self._names)
+        expect("blocks", state_dict["lowband"].get("blocks", {}), own["lowband"]["blocks"])
         for field, value in own["lowband"]["options"].items():
             expect(field, state_dict["lowband"]["options"].get(field), value)
         for i, tensors in own["state"].items():
@@ -364,6 +379,18 @@ def _roles(group: dict[str, Any]) -> list[str]:
             raise lowband.InvalidArgument(f"role: found {group['role']} for a parameter of shape "
                                           f"{tuple(parameter.shape)}, expected two dimensions or more")
     return [group["role"] or default(parameter) for parameter in group["params"]]
+
+
+def _blocks(group: dict[str, Any]) -> tuple[lowband.Block, ...]:
+    """Leaves plain tuples in the group, which every state_dict may have."""
+    try:
+        blocks = tuple(lowband.Block(*(dataclasses.astuple(b) if isinstance(b, lowband.Block) else b)) for b in group["blocks"])
+        if not all(isinstance(block.lines, int) for block in blocks):
+            raise TypeError
+    except TypeError:
+        raise lowband.InvalidArgument(f"blocks: found {group['blocks']!r}, expected a list of lowband.Block") from None
+    group["blocks"] = tuple(dataclasses.astuple(block) for block in blocks)
+    return blocks
 
 
 def _names(groups: list[dict[str, Any]]) -> list[str]:

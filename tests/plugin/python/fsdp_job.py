@@ -204,6 +204,31 @@ def test_columns_and_whole_vectors_as_tensor_parallelism_places_them():
             expect_close(found, reference, 1e-5)
 
 
+def test_blocks_of_pieces_are_those_of_the_whole():
+    mesh = meshes()["shard"]
+    blocks = [lowband.Block("query", 4), lowband.Block("key", 2), lowband.Block("value", 3)]  # two turns; halves cut the first
+    shape = {"rows": (18, INPUTS), "cols": (INPUTS, 18)}
+
+    def trained(of, placement, kind, **options):
+        whole = torch.randn(shape[of], generator=torch.Generator().manual_seed(3))
+        value = whole if placement is None else distribute_tensor(whole, mesh, [placement], src_data_rank=None)
+        parameter = torch.nn.Parameter(value.clone())
+        group = {"params": [("w", parameter)], "blocks": blocks, "blocks_of": of}
+        optimizer = lowband.torch.Optimizer([group], lr=0.02, kind=kind, **options)
+        for step in range(5):
+            full = torch.randn(shape[of], generator=torch.Generator().manual_seed(10 * step + dist.get_rank() // 2))
+            parameter.grad = full if placement is None else distribute_tensor(full, mesh, [placement], src_data_rank=None)
+            optimizer.step()
+        optimizer.close()
+        return parameter.detach() if placement is None else parameter.full_tensor().detach()
+
+    for kind, options in {"dion": dict(profile=lowband.structural(width=4, head_dim=1)), "muon": {}}.items():
+        for of in shape:
+            expected = trained(of, None, kind, **options)
+            for placement in (Shard(0), Shard(1)):
+                expect_close(trained(of, placement, kind, **options), expected, 1e-5)
+
+
 @contextlib.contextmanager
 def shared_folder():
     with tempfile.TemporaryDirectory() as own:

@@ -343,6 +343,112 @@ def test_state_dict_goes_on_bit_by_bit_and_belongs_to_its_process():
     optimizer.close()
 
 
+def test_blocks_are_parameters_of_their_own():
+    heads, head_dim, ffn, width = 4, 3, 10, 12
+    # What a fused parameter is called: its blocks, the dimension they cut, and the lines of each in turn.
+    layouts = {
+        "interleaved": ((2, [("query", 2 * head_dim), ("key", head_dim), ("value", head_dim)]), "rows"),
+        "in_proj_weight": ((1, [("query", width), ("key", width), ("value", width)]), "rows"),
+        "gate_up": ((1, [("gate", ffn), ("up", ffn)]), "rows"),
+        "out_proj": ((1, [("output", head_dim)] * heads), "cols"),
+    }
+
+    def whole(name):
+        (turns, blocks), of = layouts[name]
+        lines = turns * sum(count for _, count in blocks)
+        shape = (lines, width) if of == "rows" else (width, lines)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))
+
+    def parts(name, tensor):
+        """Its blocks, each of all turns."""
+        (turns, blocks), of = layouts[name]
+        dimension = 0 if of == "rows" else 1
+        of_turns = [turn.split([count for _, count in blocks], dimension) for turn in tensor.chunk(turns, dimension)]
+        return [torch.cat(same, dimension) for same in zip(*of_turns)]
+
+    def groups(fused):
+        for name, ((_, blocks), of) in layouts.items():
+            if fused:
+                yield {"params": [(name, torch.nn.Parameter(whole(name)))], "blocks_of": of,
+                       "blocks": [lowband.Block(*block) for block in blocks]}
+            else:
+                for i, ((role, _), part) in enumerate(zip(blocks, parts(name, whole(name)))):
+                    yield {"params": [(f"{name}[{i}]", torch.nn.Parameter(part.clone()))], "role": role}
+
+    def trained(fused, steps=3, loaded=None, **options):
+        optimizer = lowband.torch.Optimizer(groups(fused), lr=0.02, **options)
+        named = dict(zip(optimizer._names, optimizer._parameters))
+        if loaded is not None:
+            for name, parameter in named.items():
+                parameter.data.copy_(loaded["weights"][name])
+            optimizer.load_state_dict(loaded["optimizer"])
+        for step in range(optimizer._steps, optimizer._steps + steps):
+            for name in layouts:
+                draw = torch.Generator().manual_seed(100 * len(name) + 10 * step + dist.get_rank())
+                gradient = torch.randn(whole(name).shape, generator=draw)
+                if fused:
+                    named[name].grad = gradient
+                else:
+                    for i, part in enumerate(parts(name, gradient)):
+                        named[f"{name}[{i}]"].grad = part
+            optimizer.step()
+        planned = optimizer.planned_bytes()
+        saved = copy.deepcopy({"weights": {name: p.detach() for name, p in named.items()}, "optimizer": optimizer.state_dict()})
+        optimizer.close()
+        if fused:
+            return {name: parts(name, p.detach()) for name, p in named.items()}, planned, saved
+        return {name: [p.detach() for other, p in named.items() if other.startswith(name)] for name in layouts}, planned, saved
+
+    head_ranks = lowband.structural(width=8, head_dim=1)  # 8 for gate and up, 4 for query, key and output, 1 for value
+    for options in (dict(kind="dion", profile=head_ranks), dict(kind="power_sgd", profile=lowband.uniform(2)), dict(kind="muon")):
+        (expected, bytes_of_parts, _), (found, planned, _) = (trained(fused, **options) for fused in (False, True))
+        assert planned == bytes_of_parts, (options, planned, bytes_of_parts)
+        for name in layouts:
+            for i, (one, other) in enumerate(zip(found[name], expected[name], strict=True)):
+                assert torch.equal(one, other), (options, name, i)
+
+    # The state of a block is saved and goes on, under its letter and number.
+    options = dict(kind="dion", profile=lowband.explicit(
+        {f"{name}[{i}]": 2 + i % 2 for name, ((_, blocks), _) in layouts.items() for i in range(len(blocks))}))
+    _, _, saved = trained(True, **options)
+    file = io.BytesIO()
+    torch.save(saved, file)
+    file.seek(0)
+    saved = torch.load(file)
+    assert sorted(saved["optimizer"]["state"][2]) == ["M[0]", "M[1]", "Q[0]", "Q[1]"]
+    assert saved["optimizer"]["state"][2]["Q[1]"].shape == (ffn, 3)
+    resumed, straight = trained(True, loaded=saved, **options)[0], trained(True, steps=6, **options)[0]
+    assert all(torch.equal(*pair) for name in layouts for pair in zip(resumed[name], straight[name]))
+
+    # As they are, or an error that says what is wrong with them.
+    matrix = lambda: [("w", torch.nn.Parameter(torch.ones(12, 4)))]
+    rank1 = lowband.uniform(1)
+
+    def refused(message, blocks, params=None, of="rows", **options):
+        group = {"params": params or matrix(), "blocks": blocks, "blocks_of": of}
+        expect_refused([message], lambda: lowband.torch.Optimizer([group], **dict(profile=rank1) | options))
+
+    pair = [lowband.Block("gate", 6), lowband.Block("up", 6)]
+    refused("blocks: found 3, expected a list of lowband.Block", 3)
+    refused("blocks: found [('gate',)], expected a list of lowband.Block", [("gate",)])
+    refused("blocks: found [('gate', 6.0)], expected a list of lowband.Block", [("gate", 6.0)])
+    refused("role of w[1]: found 'upper', expected one of query", [lowband.Block("gate", 6), lowband.Block("upper", 6)])
+    refused("blocks[0].role: found embedding, expected 0 (query) .. 7 (matrix)", [lowband.Block("embedding", 12)])
+    refused("w.blocks[0].lines: found 0, expected at least 1", [lowband.Block("gate", 0)])
+    refused("w.blocks: found 7 lines in all, expected 12 rows or a divisor of it", [lowband.Block("gate", 7)])
+    refused("w.blocks: found 12 lines in all, expected 4 columns or a divisor of it", pair, of="cols")
+    refused("blocks_of of w: found 'columns', expected one of rows, cols", pair, of="columns")
+    refused("w.blocks: found 2 of a parameter that is no matrix, expected none", pair,
+            params=[("w", torch.nn.Parameter(torch.ones(12)))])
+    refused("blocks of w: found 2, expected none of what is updated element by element", pair, kind="adamw", profile=None)
+    refused("profile.ranks: found w, expected names of matrices", pair, profile=lowband.explicit({"w": 1}))
+    optimizer = lowband.torch.Optimizer([{"params": matrix(), "blocks": pair}], profile=rank1)
+    other = copy.deepcopy(optimizer.state_dict())
+    other["lowband"]["blocks"]["w"].reverse()
+    expect_refused(["state_dict, blocks: found {'w': [('up', 6)"], lambda: optimizer.load_state_dict(other))
+    optimizer.close()
+
+
 def test_is_an_optimizer_of_torch():
     model = network()
     optimizer = lowband.torch.Optimizer(
