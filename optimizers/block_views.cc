@@ -53,19 +53,21 @@ void BlockViews<Real>::for_each_run(std::size_t j, MatrixView<Real> whole, Matri
 template <class Real>
 void BlockViews<Real>::show_gradient(MatrixView<Real> gradient, Buffer<Real>& scratch,
                                      std::span<Piece> pieces) const {
-  if (!in_order_ && scratch.size() < gradient.elements()) scratch = Buffer<Real>(gradient.elements());
+  if (!in_order_ && scratch.size() < gradient.elements())
+    scratch = Buffer<Real>(gradient.elements(), gradient.device);
   Index offset = 0;
   for (std::size_t j = 0; j < runs_.size(); ++j) {
     const Index rows = of_rows_ ? lines_of(j) : rows_, cols = of_rows_ ? cols_ : lines_of(j);
-    pieces[j].gradient = MatrixView<Real>{gradient.data + offset, rows, cols};
+    pieces[j].gradient = gradient.elements_from(offset, rows, cols);
     if (!in_order_) for_each_run(j, gradient, scratch.matrix(offset, rows, cols), copy<Real>);
     offset += rows * cols;
   }
-  if (!in_order_) std::copy_n(scratch.data(), gradient.elements(), gradient.data);
+  if (!in_order_) copy<Real>(scratch.matrix(0, 1, gradient.elements()), gradient.line());
 }
 
 template <class Real>
 void BlockViews<Real>::show_weight(MatrixView<Real> weight, std::span<Piece> pieces) {
+  if (copies_.device() != weight.device) copies_ = Buffer<Real>(copies_.size(), weight.device);
   Index offset = 0;
   for (std::size_t j = 0; j < runs_.size(); ++j) {
     if (runs_[j].size() <= 1) {

@@ -1,15 +1,31 @@
 #pragma once
 
+#include "runtime/device.h"
 #include "runtime/tensor.h"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace lowband {
 
-/// to <- from. Shapes: equal, any row stride; no overlap.
+/// to <- from. Shapes: equal, any row stride; no overlap. From and to any place; what comes to the host from
+/// a device, or goes the other way, is there on return.
 template <class T>
-void copy(MatrixView<T> from, MatrixView<T> to) {
-  for (Index i = 0; i < from.rows; ++i) std::copy_n(from.row(i), from.cols, to.row(i));
+void copy(std::type_identity_t<MatrixView<const T>> from, MatrixView<T> to) {
+  Device* const device = from.device != nullptr ? from.device : to.device;
+  if (device == nullptr) {
+    for (Index i = 0; i < from.rows; ++i) std::copy_n(from.row(i), from.cols, to.row(i));
+    return;
+  }
+  if (from.elements() == 0) return;
+  constexpr auto kBytes = static_cast<Index>(sizeof(T));
+  if (from.contiguous() && to.contiguous()) {
+    device->copy(from.data, 0, to.data, 0, from.elements() * kBytes, 1);
+  } else {
+    device->copy(from.data, from.row_stride * kBytes, to.data, to.row_stride * kBytes, from.cols * kBytes,
+                 from.rows);
+  }
+  if (from.device == nullptr || to.device == nullptr) device->synchronize();
 }
 
 }  // namespace lowband

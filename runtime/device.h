@@ -1,9 +1,19 @@
 #pragma once
 
+#include "runtime/bfloat16.h"
+#include "runtime/elementwise_math.h"
+#include "runtime/error.h"
+#include "runtime/tensor.h"
+
+#include <memory>
+#include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace lowband {
+
+enum class Op : std::uint8_t { kNone, kTranspose };
 
 /// One CUDA device as the driver describes it.
 struct CudaDevice {
@@ -21,5 +31,100 @@ struct CudaStatus {
   std::vector<CudaDevice> devices;
 };
 CudaStatus cuda_status();
+
+/// A processor with memory of its own and one queue of work: what the functions on views (runtime/passes.h,
+/// linalg.h, low_rank.h, copy.h) call when their views lie there. They check shapes; these functions do not.
+///
+/// Work runs in the order of the calls. A call waits only where it says so.
+/// DType: float, as optimizers store it on a device; sums that reach the host are formed in double.
+/// Determinism: the same bits in every run. Element by element those of the host; sums run in another order.
+/// Threads: any; their calls take turns. Throws: CudaError.
+class Device {
+ public:
+  Device() = default;
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+  virtual ~Device() = default;
+
+  /// "cuda:0", for messages.
+  virtual std::string name() const = 0;
+
+  /// Zeroed; freed in the order of the queue.
+  virtual void* allocate(Index bytes) = 0;
+  virtual void release(void* memory) noexcept = 0;
+  /// `rows` rows of `width` bytes, from and to anywhere; the strides are in bytes too.
+  virtual void copy(const void* from, Index from_stride, void* to, Index to_stride, Index width,
+                    Index rows) = 0;
+  /// Waits until all work is over.
+  virtual void synchronize() = 0;
+
+  /// x <- value
+  virtual void fill(float value, MatrixView<float> x) = 0;
+  /// y <- alpha x + beta y; with beta = 0 the old y is not read.
+  virtual void add(float alpha, MatrixView<const float> x, float beta, MatrixView<float> y) = 0;
+  /// X_ij <- factors_i X_ij or factors_j X_ij; `factors` of the host, copied before this returns.
+  virtual void scale_rows(std::span<const float> factors, MatrixView<float> x) = 0;
+  virtual void scale_columns(std::span<const float> factors, MatrixView<float> x) = 0;
+  virtual void round(MatrixView<const float> x, MatrixView<BFloat16> y) = 0;
+  virtual void widen(MatrixView<const BFloat16> x, MatrixView<float> y) = 0;
+  virtual void update(const AdamWStep<float>& step, MatrixView<const float> g, MatrixView<float> m,
+                      MatrixView<float> v, MatrixView<float> w) = 0;
+  virtual void update(const LionStep<float>& step, MatrixView<const float> g, MatrixView<float> m,
+                      MatrixView<float> w) = 0;
+  virtual void update(const SgdStep<float>& step, MatrixView<const float> g, MatrixView<float> v,
+                      MatrixView<float> w) = 0;
+
+  // To the host: these wait.
+  /// The sum of squares of each matrix. `usable`: NaN where an element or its square is no finite float.
+  virtual void sums_of_squares(std::span<const MatrixView<const float>> matrices, bool usable,
+                               std::span<double> sums) = 0;
+  virtual void sums_of_squares_of_rows(MatrixView<const float> x, std::span<double> sums) = 0;
+  virtual void sums_of_squares_of_columns(MatrixView<const float> x, std::span<double> sums) = 0;
+
+  /// C <- alpha op(A) op(B) + beta C, none empty. `symmetric`: the result is, and half of it may be copied.
+  virtual void gemm(Op op_a, Op op_b, float alpha, MatrixView<const float> a, MatrixView<const float> b,
+                    float beta, MatrixView<float> c, bool symmetric) = 0;
+  /// G <- P^T P in double, G of the host. Waits.
+  virtual void gram(MatrixView<const float> p, MatrixView<double> g) = 0;
+  /// P <- P T, T (columns, columns) of the host, product in double.
+  virtual void multiply_right(MatrixView<float> p, MatrixView<const double> t) = 0;
+
+  /// How `orthonormalise` made the columns of a matrix orthonormal.
+  enum class Factorisation : std::uint8_t { kCholesky, kGramSchmidt, kNonFinite };
+  struct Orthonormalised {
+    Factorisation factorisation = Factorisation::kCholesky;
+    std::vector<std::uint8_t> dead;  // a flag for each column
+  };
+  /// Each matrix <- the factor of its unpivoted QR with positive diagonal, dead columns zero (see
+  /// collectives/factors/orthonormalise.h). Waits for what it returns.
+  ///
+  /// Shapes: contiguous, rows >= columns >= 1.
+  virtual std::vector<Orthonormalised> orthonormalise(std::span<const MatrixView<float>> matrices,
+                                                      double dead_tolerance) = 0;
+};
+
+/// CUDA device `index` as a Device, with a stream of its own.
+/// Throws: CudaError when CUDA is not built in or there is no such device.
+std::unique_ptr<Device> open_device(int index = 0);
+
+/// Whether a Device computes in Real.
+template <class Real>
+inline constexpr bool kOnDevices = std::is_same_v<Real, float>;
+
+/// The device whose memory all views lie in; null when it is the host's.
+/// Throws: InvalidArgument naming `function`, for views in different places and for a Real that devices do
+/// not compute in.
+template <class Real, class View, class... Views>
+Device* computing_device(const char* function, const View& view, const Views&... others) {
+  const auto place = [](const Device* device) { return device == nullptr ? "the host" : device->name(); };
+  [[maybe_unused]] const auto expect_same = [&](const Device* other) {
+    LB_EXPECTS(other == view.device, function, ": found matrices on ", place(view.device), " and on ",
+               place(other), ", expected one place");
+  };
+  (expect_same(others.device), ...);
+  LB_EXPECTS(view.device == nullptr || kOnDevices<Real>, function, ": found a matrix of doubles on ",
+             place(view.device), ", expected float");
+  return view.device;
+}
 
 }  // namespace lowband

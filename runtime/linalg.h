@@ -1,6 +1,7 @@
 #pragma once
 
 #include "runtime/buffer.h"
+#include "runtime/device.h"
 #include "runtime/tensor.h"
 
 #include <span>
@@ -8,7 +9,8 @@
 
 namespace lowband {
 
-enum class Op : std::uint8_t { kNone, kTranspose };
+// Where the matrices lie on a Device, it computes; functions that only LAPACK has copy to the host and back.
+// Real = float there. G, U and T, small and in double, are always the host's.
 
 /// C <- alpha op(A) op(B) + beta C. With beta = 0 the old C is not read.
 ///

@@ -4,6 +4,7 @@
 #include "runtime/cpu.h"
 #include "runtime/cpu/kernels/low_rank_tables.h"
 #include "runtime/cpu/kernels/runnable.h"
+#include "runtime/passes.h"
 #include "runtime/vector_kernels.h"
 
 #include <algorithm>
@@ -50,10 +51,11 @@ constexpr Range kDotColumns = {1, 16};
 constexpr Range kOuterColumns = {2, kOnePassColumns};
 constexpr Range kProductColumns = {1, 64};
 
-// Null when the product is left to the GEMM library.
+// Null when the product is left to the GEMM library or to a device.
 template <class Real>
-const LowRankKernels<Real>* skinny_kernels(Index r, Range columns) {
-  return r >= columns.fewest && r <= columns.most ? low_rank_kernels<Real>() : nullptr;
+const LowRankKernels<Real>* skinny_kernels(MatrixView<const Real> factor, Range columns) {
+  const bool skinny = factor.cols >= columns.fewest && factor.cols <= columns.most;
+  return skinny && factor.device == nullptr ? low_rank_kernels<Real>() : nullptr;
 }
 
 Range columns_for(Op op) { return op == Op::kNone ? kDotColumns : kOuterColumns; }
@@ -245,15 +247,16 @@ void skinny_add_product(const LowRankKernels<Real>& kernels, Real alpha, MatrixV
 template <class Real>
 void update_rows(Real lambda, Real eta, Real decay, MatrixView<const Real> d, MatrixView<Real> u,
                  MatrixView<Real> w, Index begin) {
-  const VectorKernels<Real>& kernels = vector_kernels<Real>();
-  for (Index i = 0; i < d.rows; ++i) {
-    Real* const momentum = u.row(begin + i);
-    Real* const weight = w.row(begin + i);
-    kernels.scale(lambda, momentum, d.cols);
-    kernels.add(momentum, d.row(i), d.cols);
-    kernels.scale(decay, weight, d.cols);
-    kernels.axpy(-eta, d.row(i), weight, d.cols);
-    kernels.axpy(-eta, momentum, weight, d.cols);
+  const Index together = d.device == nullptr ? 1 : d.rows;  // a row stays in the first cache
+  for (Index i = 0; i < d.rows; i += together) {
+    const MatrixView<const Real> own = d.row_block(i, together);
+    const MatrixView<Real> momentum = u.row_block(begin + i, together);
+    const MatrixView<Real> weight = w.row_block(begin + i, together);
+    scale<Real>(lambda, momentum);
+    add<Real>(Real{1}, own, Real{1}, momentum);
+    scale<Real>(decay, weight);
+    add<Real>(-eta, own, Real{1}, weight);
+    add<Real>(-eta, momentum, Real{1}, weight);
   }
 }
 
@@ -282,18 +285,18 @@ void accumulate_and_multiply(Real alpha, MatrixView<const Real> g, MatrixView<Re
                              MatrixView<const Real> q, MatrixView<Real> out) {
   expect_same_shape<Real>("accumulate_and_multiply", m, g);
   expect_product<Real>("accumulate_and_multiply", op, m, q, out);
-  if (const auto* kernels = skinny_kernels<Real>(q.cols, columns_for(op))) {
+  if (const auto* kernels = skinny_kernels<Real>(q, columns_for(op))) {
     if (op == Op::kNone) return skinny_multiply<Real>(*kernels, alpha, &g, m, m.data, q, out);
     return skinny_multiply_transposed<Real>(*kernels, alpha, &g, m, m.data, q, out);
   }
-  for (Index i = 0; i < m.rows; ++i) vector_kernels<Real>().axpy(alpha, g.row(i), m.row(i), m.cols);
+  add<Real>(alpha, g, Real{1}, m);
   gemm<Real>(op, Op::kNone, Real{1}, m, q, Real{0}, out);
 }
 
 template <class Real>
 void multiply(Op op, MatrixView<const Real> m, MatrixView<const Real> q, MatrixView<Real> out) {
   expect_product<Real>("multiply", op, m, q, out);
-  if (const auto* kernels = skinny_kernels<Real>(q.cols, columns_for(op))) {
+  if (const auto* kernels = skinny_kernels<Real>(q, columns_for(op))) {
     if (op == Op::kNone) return skinny_multiply<Real>(*kernels, Real{0}, nullptr, m, nullptr, q, out);
     return skinny_multiply_transposed<Real>(*kernels, Real{0}, nullptr, m, nullptr, q, out);
   }
@@ -305,7 +308,7 @@ void multiply_there_and_back(MatrixView<const Real> m, MatrixView<const Real> q,
                              MatrixView<Real> r) {
   expect_product<Real>("multiply_there_and_back", Op::kNone, m, q, p);
   expect_product<Real>("multiply_there_and_back", Op::kTranspose, m, p, r);
-  const auto* const kernels = skinny_kernels<Real>(q.cols, kOuterColumns);
+  const auto* const kernels = skinny_kernels<Real>(q, kOuterColumns);
   if (kernels != nullptr && compute_threads() == 1) return skinny_there_and_back<Real>(*kernels, m, q, p, r);
   multiply<Real>(Op::kNone, m, q, p);
   multiply<Real>(Op::kTranspose, m, p, r);
@@ -314,6 +317,10 @@ void multiply_there_and_back(MatrixView<const Real> m, MatrixView<const Real> q,
 template <class Real>
 double accumulate(Real alpha, MatrixView<const Real> g, Real beta, MatrixView<Real> m) {
   expect_same_shape<Real>("accumulate", m, g);
+  if (computing_device<Real>("accumulate", g, m) != nullptr) {
+    add<Real>(alpha, g, beta, m);
+    return sum_of_squares<Real>(m);
+  }
   Buffer<double> squares(m.rows);
   for_panels(m.rows, [&](Index begin, Index rows) {
     for (Index i = begin; i < begin + rows; ++i)
@@ -329,7 +336,7 @@ double accumulate_and_multiply_there_and_back(Real alpha, MatrixView<const Real>
   expect_same_shape<Real>("accumulate_and_multiply_there_and_back", m, g);
   expect_product<Real>("accumulate_and_multiply_there_and_back", Op::kNone, m, q, p);
   expect_product<Real>("accumulate_and_multiply_there_and_back", Op::kTranspose, m, p, r);
-  const auto* const kernels = skinny_kernels<Real>(q.cols, kOuterColumns);
+  const auto* const kernels = skinny_kernels<Real>(q, kOuterColumns);
   if (kernels != nullptr && compute_threads() == 1)
     return skinny_accumulate_there_and_back<Real>(*kernels, alpha, g, beta, m, q, p, r);
   const double squares = accumulate<Real>(alpha, g, beta, m);
@@ -340,7 +347,7 @@ double accumulate_and_multiply_there_and_back(Real alpha, MatrixView<const Real>
 template <class Real>
 void add_product(Real alpha, const FactorPair<Real>& factors, Real beta, MatrixView<Real> m) {
   expect_factors<Real>("add_product", factors, m);
-  if (const auto* kernels = skinny_kernels<Real>(factors.left.cols, kProductColumns)) {
+  if (const auto* kernels = skinny_kernels<Real>(factors.left, kProductColumns)) {
     const Transposed<Real> right_t(factors.right);
     return for_panels(m.rows, [&](Index begin, Index rows) {
       skinny_add_product<Real>(*kernels, alpha, factors.left, right_t, beta, m, begin, rows);
@@ -366,7 +373,7 @@ void decompress_and_update(const FactorPair<Real>& sent, const FactorPair<Real>&
   expect_same_shape<Real>("decompress_and_update", e, w);
   expect_factors<Real>("decompress_and_update", sent, e);
   expect_factors<Real>("decompress_and_update", own, e);
-  const auto* kernels = skinny_kernels<Real>(sent.left.cols, kProductColumns);
+  const auto* kernels = skinny_kernels<Real>(sent.left, kProductColumns);
   if (kernels != nullptr && own.left.cols == sent.left.cols) {
     const Transposed<Real> sent_t(sent.right), own_t(own.right);
     return for_panels(e.rows, [&](Index begin, Index rows) {
@@ -378,8 +385,9 @@ void decompress_and_update(const FactorPair<Real>& sent, const FactorPair<Real>&
       update_rows<Real>(lambda, eta, decay, d, u, w, begin);
     });
   }
-  const Index block_rows = panel_rows<Real>(e.cols, 4);
-  Buffer<Real> block(std::min(block_rows, e.rows) * e.cols);
+  Device* const device = computing_device<Real>("decompress_and_update", e, u, w);
+  const Index block_rows = device == nullptr ? panel_rows<Real>(e.cols, 4) : e.rows;
+  Buffer<Real> block(std::min(block_rows, e.rows) * e.cols, device);
   for (Index begin = 0; begin < e.rows; begin += block_rows) {
     const Index rows = std::min(block_rows, e.rows - begin);
     const MatrixView<Real> d = block.matrix(0, rows, e.cols);

@@ -7,7 +7,10 @@
 
 namespace lowband {
 
-/// A borrowed row-major matrix in host memory. Element (i, j) is data[i * row_stride + j].
+class Device;
+
+/// A borrowed row-major matrix. Element (i, j) is data[i * row_stride + j], in host memory unless `device`
+/// says whose memory it is: then only functions that take views may follow `data`.
 ///
 /// Ownership: borrows; the owner (a Buffer) must outlive it. A view of const elements is made implicitly.
 template <class T>
@@ -16,14 +19,15 @@ struct MatrixView {
   Index rows = 0;
   Index cols = 0;
   Index row_stride = 0;
+  Device* device = nullptr;
 
   MatrixView() = default;
   MatrixView(T* data_, Index rows_, Index cols_) : MatrixView(data_, rows_, cols_, cols_) {}
-  MatrixView(T* data_, Index rows_, Index cols_, Index row_stride_)
-      : data(data_), rows(rows_), cols(cols_), row_stride(row_stride_) {}
+  MatrixView(T* data_, Index rows_, Index cols_, Index row_stride_, Device* device_ = nullptr)
+      : data(data_), rows(rows_), cols(cols_), row_stride(row_stride_), device(device_) {}
   // NOLINTNEXTLINE(google-explicit-constructor): a const view of the same elements
   operator MatrixView<const T>() const requires(!std::is_const_v<T>) {
-    return {data, rows, cols, row_stride};
+    return {data, rows, cols, row_stride, device};
   }
 
   T& operator()(Index i, Index j) const { return data[i * row_stride + j]; }
@@ -32,10 +36,16 @@ struct MatrixView {
   bool contiguous() const { return row_stride == cols || rows <= 1; }
   /// Rows [row, row + row_count) and columns [col, col + col_count).
   MatrixView block(Index row_begin, Index row_count, Index col_begin, Index col_count) const {
-    return {data + row_begin * row_stride + col_begin, row_count, col_count, row_stride};
+    return {data + row_begin * row_stride + col_begin, row_count, col_count, row_stride, device};
   }
   MatrixView row_block(Index begin, Index count) const { return block(begin, count, 0, cols); }
-  /// All elements in storage order. Requires contiguous().
+  /// The same elements as one row. Requires contiguous().
+  MatrixView line() const { return {data, 1, elements(), elements(), device}; }
+  /// The rows x cols elements from `offset` on, in storage order. Requires contiguous().
+  MatrixView elements_from(Index offset, Index row_count, Index col_count) const {
+    return {data + offset, row_count, col_count, col_count, device};
+  }
+  /// All elements in storage order, for the host or a Communicator. Requires contiguous().
   std::span<T> flat() const { return {data, static_cast<std::size_t>(elements())}; }
 };
 

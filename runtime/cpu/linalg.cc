@@ -1,8 +1,10 @@
 #include "runtime/linalg.h"
 
+#include "runtime/copy.h"
 #include "runtime/cpu/blas.h"
 #include "runtime/cpu/gemm.h"
 #include "runtime/cpu/kernels/low_rank_tables.h"
+#include "runtime/passes.h"
 #include "runtime/vector_kernels.h"
 
 #include <algorithm>
@@ -145,6 +147,39 @@ void library_gram(MatrixView<const Real> p, MatrixView<double> g) {
   gemm<double>(Op::kNone, Op::kTranspose, 1, p_t, p_t, 0, g);
 }
 
+// U^-1 of an upper triangular U.
+Buffer<double> inverse_upper(MatrixView<const double> u) {
+  Buffer<double> inverse(u.elements());
+  const MatrixView<double> t = inverse.matrix(0, u.rows, u.cols);
+  // Row i from the rows below it: U_ii T_i = e_i - sum over k > i of U_ik T_k.
+  for (Index i = u.rows - 1; i >= 0; --i) {
+    t(i, i) = 1;
+    for (Index k = i + 1; k < u.cols; ++k)
+      vector_kernels<double>().axpy(-u(i, k), t.row(k) + k, t.row(i) + k, u.cols - k);
+    vector_kernels<double>().scale(1 / u(i, i), t.row(i) + i, u.cols - i);
+  }
+  return inverse;
+}
+
+// A matrix as LAPACK can read it: itself, or a copy of what lies on a device.
+template <class Real>
+class OnHost {
+ public:
+  explicit OnHost(MatrixView<const Real> a) : view_(a) {
+    if (a.device == nullptr) return;
+    copy_ = Buffer<Real>(a.elements());
+    copy<Real>(a, copy_.matrix(0, a.rows, a.cols));
+    view_ = copy_.matrix(0, a.rows, a.cols);
+  }
+  MatrixView<const Real> view() const { return view_; }
+  // The copy, to be written to.
+  MatrixView<Real> writable() { return copy_.matrix(0, view_.rows, view_.cols); }
+
+ private:
+  Buffer<Real> copy_;
+  MatrixView<const Real> view_;
+};
+
 }  // namespace
 
 template <class Real>
@@ -158,11 +193,9 @@ void gemm(Op op_a, Op op_b, Real alpha, MatrixView<const Real> a, MatrixView<con
              op_a == Op::kNone ? "" : "^T", ", B ", shape(b), op_b == Op::kNone ? "" : "^T", ", C ", shape(c),
              ", expected op(A) (m, k), op(B) (k, n), C (m, n)");
   if (rows == 0 || cols == 0) return;
-  if (inner == 0) {
-    for (Index i = 0; i < rows; ++i) {
-      for (Index j = 0; j < cols; ++j) c(i, j) = beta == Real{0} ? Real{0} : beta * c(i, j);
-    }
-    return;
+  if (inner == 0) return beta == Real{0} ? fill<Real>(Real{0}, c) : scale<Real>(beta, c);
+  if (Device* const device = computing_device<Real>("gemm", a, b, c)) {
+    if constexpr (kOnDevices<Real>) return device->gemm(op_a, op_b, alpha, a, b, beta, c, false);
   }
   library_gemm(op_a, op_b, alpha, a, b, beta, c, inner);
 }
@@ -171,6 +204,9 @@ template <class Real>
 void gram(MatrixView<const Real> p, MatrixView<double> g) {
   LB_EXPECTS(g.rows == p.cols && g.cols == p.cols, "gram: found P ", shape(p), ", G ", shape(g),
              ", expected G (", p.cols, ", ", p.cols, ")");
+  if (Device* const device = computing_device<Real>("gram", p)) {
+    if constexpr (kOnDevices<Real>) return device->gram(p, g);
+  }
   const LowRankKernels<Real>* const kernels = low_rank_kernels<Real>();
   if (kernels == nullptr) return library_gram(p, g);
   const Index n = p.cols, sums_stride = gram_stride(n);
@@ -232,6 +268,10 @@ void solve_upper_right(MatrixView<Real> p, MatrixView<const double> u) {
   LB_EXPECTS(u.rows == p.cols && u.cols == p.cols, "solve_upper_right: found P ", shape(p), ", U ", shape(u),
              ", expected U (", p.cols, ", ", p.cols, ")");
   if (p.rows == 0 || p.cols == 0) return;
+  if (Device* const device = computing_device<Real>("solve_upper_right", p)) {
+    const Buffer<double> inverse = inverse_upper(u);
+    if constexpr (kOnDevices<Real>) return device->multiply_right(p, inverse.matrix(0, u.rows, u.cols));
+  }
   const LowRankKernels<Real>* const kernels = low_rank_kernels<Real>();
   if (kernels != nullptr && p.cols <= kMostSolvedColumns) {
     const Buffer<Real> blocks = solve_blocks<Real>(u);
@@ -252,6 +292,11 @@ void householder_orthonormalise(MatrixView<Real> p, double tolerance, std::span<
   LB_EXPECTS(rows >= cols, "householder_orthonormalise: found P ", shape(p), ", expected rows >= columns");
   LB_EXPECTS(static_cast<Index>(dead.size()) == cols, "householder_orthonormalise: found ", dead.size(),
              " flags, expected ", cols);
+  if (p.device != nullptr) {
+    OnHost<Real> on_host(p);
+    householder_orthonormalise<Real>(on_host.writable(), tolerance, dead);
+    return copy<Real>(on_host.view(), p);
+  }
   std::vector<double> a = columns_of<Real>(p);
   const auto column = [&](Index j) { return a.data() + j * rows; };
   std::vector<double> original_norm(static_cast<std::size_t>(cols));
@@ -306,7 +351,7 @@ std::vector<double> singular_values(MatrixView<const Real> a) {
   const Index count = std::min(a.rows, a.cols);
   std::vector<double> values(static_cast<std::size_t>(count));
   if (count == 0) return values;
-  std::vector<double> columns = columns_of<Real>(a);
+  std::vector<double> columns = columns_of<Real>(OnHost<Real>(a).view());
   const int m = as_int(a.rows), n = as_int(a.cols), one = 1, query = -1;
   std::vector<int> integers(static_cast<std::size_t>(8 * count));
   double best_size = 0;
@@ -337,7 +382,7 @@ SingularVectors singular_vectors(MatrixView<const Real> a) {
   if (side == 0) return found;
   found.u.resize(static_cast<std::size_t>(a.rows) * side);
   found.vt.resize(static_cast<std::size_t>(a.cols) * side);
-  std::vector<double> columns = columns_of<Real>(a), values(side);
+  std::vector<double> columns = columns_of<Real>(OnHost<Real>(a).view()), values(side);
   std::vector<int> integers(8 * side);
   const int m = as_int(a.rows), n = as_int(a.cols), k = as_int(found.side);
   std::vector<double> work(1);
@@ -361,10 +406,13 @@ void left_singular_vectors(MatrixView<const Real> a, MatrixView<Real> vectors) {
              "left_singular_vectors: found A ", shape(a), " and vectors ", shape(vectors), ", expected (",
              a.rows, ", at most ", std::min(a.rows, a.cols), ")");
   const SingularVectors found = singular_vectors(a);
+  Buffer<Real> columns(vectors.elements());
+  const MatrixView<Real> chosen = columns.matrix(0, vectors.rows, vectors.cols);
   for (Index i = 0; i < vectors.rows; ++i) {
     for (Index j = 0; j < vectors.cols; ++j)
-      vectors(i, j) = static_cast<Real>(found.u[static_cast<std::size_t>(j * a.rows + i)]);
+      chosen(i, j) = static_cast<Real>(found.u[static_cast<std::size_t>(j * a.rows + i)]);
   }
+  copy(chosen, vectors);
 }
 
 template <class Real>
@@ -373,14 +421,22 @@ void right_singular_vectors(MatrixView<const Real> a, MatrixView<Real> vectors) 
              "right_singular_vectors: found A ", shape(a), " and vectors ", shape(vectors), ", expected (",
              a.cols, ", at most ", std::min(a.rows, a.cols), ")");
   const SingularVectors found = singular_vectors(a);
+  Buffer<Real> columns(vectors.elements());
+  const MatrixView<Real> chosen = columns.matrix(0, vectors.rows, vectors.cols);
   for (Index i = 0; i < vectors.rows; ++i) {
     for (Index j = 0; j < vectors.cols; ++j)
-      vectors(i, j) = static_cast<Real>(found.vt[static_cast<std::size_t>(i * found.side + j)]);
+      chosen(i, j) = static_cast<Real>(found.vt[static_cast<std::size_t>(i * found.side + j)]);
   }
+  copy(chosen, vectors);
 }
 
 template <class Real>
 double sum_of_squares(MatrixView<const Real> a) {
+  if (Device* const device = computing_device<Real>("sum_of_squares", a)) {
+    double sum = 0;
+    if constexpr (kOnDevices<Real>) device->sums_of_squares({&a, 1}, false, {&sum, 1});
+    return sum;
+  }
   const VectorKernels<Real>& kernels = vector_kernels<Real>();
   if (a.contiguous()) return kernels.sum_of_squares(a.data, a.elements());
   double sum = 0;
@@ -390,6 +446,7 @@ double sum_of_squares(MatrixView<const Real> a) {
 
 template <class Real>
 bool all_finite(MatrixView<const Real> a) {
+  if (a.device != nullptr) return std::isfinite(sum_of_squares<Real>(a));  // no float's square overflows
   // x - x is 0 for a finite x and NaN otherwise, and a NaN survives the sum.
   for (Index i = 0; i < a.rows; ++i) {
     const Real* row = a.row(i);

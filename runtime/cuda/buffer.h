@@ -19,6 +19,9 @@ void cuda_zero(void* bytes, Index count, const CudaStream& stream);
 /// Between any two kinds of memory. Host memory that is not pinned is copied before this returns when it is
 /// the source; when it is the target, it must stay in place until the stream is over.
 void cuda_copy(void* to, const void* from, Index bytes, const CudaStream& stream);
+/// `rows` rows of `width` bytes; the strides are in bytes.
+void cuda_copy_rows(void* to, Index to_stride, const void* from, Index from_stride, Index width, Index rows,
+                    const CudaStream& stream);
 void* cuda_allocate_pinned(Index bytes);
 void cuda_free_pinned(void* bytes) noexcept;
 

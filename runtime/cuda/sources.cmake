@@ -5,4 +5,6 @@ set(cuda_sources
     cuda/kernels.cu
     cuda/matrix_sign.cc
     cuda/orthonormalise.cu
-    cuda/stream.cc)
+    cuda/passes.cu
+    cuda/stream.cc
+    cuda/stream_device.cc)

@@ -145,6 +145,15 @@ void cuda_copy(void* to, const void* from, Index bytes, const CudaStream& stream
              cat("cudaMemcpyAsync of ", bytes, " bytes"));
 }
 
+void cuda_copy_rows(void* to, Index to_stride, const void* from, Index from_stride, Index width, Index rows,
+                    const CudaStream& stream) {
+  stream.make_current();
+  check_cuda(cudaMemcpy2DAsync(to, static_cast<std::size_t>(to_stride), from,
+                               static_cast<std::size_t>(from_stride), static_cast<std::size_t>(width),
+                               static_cast<std::size_t>(rows), cudaMemcpyDefault, stream.handle()),
+             cat("cudaMemcpy2DAsync of ", rows, " rows of ", width, " bytes"));
+}
+
 void* cuda_allocate_pinned(Index bytes) {
   void* memory = nullptr;
   check_cuda(cudaHostAlloc(&memory, static_cast<std::size_t>(bytes), cudaHostAllocPortable),

@@ -20,6 +20,8 @@ CudaStatus cuda_status() {
   return status;
 }
 
+std::unique_ptr<Device> open_device(int /*index*/) { unavailable(); }
+
 CudaStream::CudaStream(int device, Priority /*priority*/) : device_(device) { unavailable(); }
 CudaStream::~CudaStream() {}
 void CudaStream::make_current() const { unavailable(); }
@@ -42,6 +44,10 @@ void* cuda_allocate(Index /*bytes*/, const CudaStream& /*stream*/) { unavailable
 void cuda_free(void* /*bytes*/, const CudaStream& /*stream*/) noexcept {}
 void cuda_zero(void* /*bytes*/, Index /*count*/, const CudaStream& /*stream*/) { unavailable(); }
 void cuda_copy(void* /*to*/, const void* /*from*/, Index /*bytes*/, const CudaStream& /*stream*/) {
+  unavailable();
+}
+void cuda_copy_rows(void* /*to*/, Index /*to_stride*/, const void* /*from*/, Index /*from_stride*/,
+                    Index /*width*/, Index /*rows*/, const CudaStream& /*stream*/) {
   unavailable();
 }
 void* cuda_allocate_pinned(Index /*bytes*/) { unavailable(); }

@@ -311,6 +311,19 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
   });
 }
 
+cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+                              std::size_t width, std::size_t height, cudaMemcpyKind kind,
+                              cudaStream_t stream) {
+  if (width > to_pitch || width > from_pitch) return set_error(cudaErrorInvalidValue, "rows overlap");
+  for (std::size_t row = 0; row < height; ++row) {
+    const cudaError_t code =
+        cudaMemcpyAsync(static_cast<unsigned char*>(to) + row * to_pitch,
+                        static_cast<const unsigned char*>(from) + row * from_pitch, width, kind, stream);
+    if (code != cudaSuccess) return code;
+  }
+  return cudaSuccess;
+}
+
 cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned /*flags*/) {
   *memory = std::malloc(bytes);
   return *memory != nullptr ? cudaSuccess : set_error(cudaErrorMemoryAllocation, "no memory");

@@ -1,0 +1,213 @@
+// Compiled without contraction (CMakeLists.txt): what is a fused multiply-add says so, and gives the host's
+// bits.
+#include "runtime/cuda/elements.cuh"
+#include "runtime/cuda/passes.h"
+
+#include <algorithm>
+#include <cfloat>
+
+namespace lowband {
+namespace {
+
+constexpr int kThreads = kElementThreads;
+
+// Blocks go along rows first and over the rows second, so that no thread divides by the number of columns.
+template <class Body>
+__global__ void elements_kernel(Index rows, Index cols, Body body) {
+  for (Index i = blockIdx.y; i < rows; i += gridDim.y) {
+#pragma unroll 4
+    for (Index j = first_element(); j < cols; j += element_stride()) body(i, j);
+  }
+}
+
+// body(i, j) for all elements of equal matrices; as one row where all of them are contiguous.
+template <class Body>
+void for_each_element(const char* name, Index rows, Index cols, bool one_row, const CudaStream& stream,
+                      Body body) {
+  if (rows * cols == 0) return;
+  if (one_row) {
+    cols *= rows;
+    rows = 1;
+  }
+  constexpr Index kMostBlocks = 16'384, kMostRows = 65'535;
+  const Index across = std::min<Index>(blocks_for(cols), kMostBlocks);
+  const Index down = std::clamp<Index>(kMostBlocks / across, 1, std::min(rows, kMostRows));
+  const dim3 blocks(static_cast<unsigned>(across), static_cast<unsigned>(down));
+  launch(name, stream, {blocks, kThreads}, elements_kernel<Body>, rows, cols, body);
+}
+
+template <class T>
+struct Elements {
+  T* data;
+  Index row_stride;
+  __device__ T& operator()(Index i, Index j) const { return data[i * row_stride + j]; }
+};
+template <class T>
+Elements<T> elements(DeviceMatrix<T> x) {
+  return {x.data, x.row_stride};
+}
+
+struct Fill {
+  float value;
+  Elements<float> x;
+  __device__ void operator()(Index i, Index j) const { x(i, j) = value; }
+};
+
+struct Add {
+  float alpha, beta;
+  Elements<const float> x;
+  Elements<float> y;
+  __device__ void operator()(Index i, Index j) const {
+    float& sum = y(i, j);
+    if (beta == 0) {
+      sum = alpha * x(i, j);
+    } else if (beta == 1) {
+      sum = fmaf(alpha, x(i, j), sum);
+    } else {
+      sum = fmaf(beta, sum, alpha * x(i, j));
+    }
+  }
+};
+
+struct ScaleBy {
+  const float* factors;
+  bool by_row;
+  Elements<float> x;
+  __device__ void operator()(Index i, Index j) const { x(i, j) *= factors[by_row ? i : j]; }
+};
+
+template <class From, class To>
+struct Convert {
+  Elements<const From> from;
+  Elements<To> to;
+  __device__ void operator()(Index i, Index j) const {
+    if constexpr (std::is_same_v<To, double> || std::is_same_v<From, double>) {
+      to(i, j) = static_cast<To>(from(i, j));
+    } else {
+      to(i, j) = narrowed<To>(widened(from(i, j)));
+    }
+  }
+};
+
+struct AdamW {
+  AdamWStep<float> step;
+  Elements<const float> g;
+  Elements<float> m, v, w;
+  __device__ void operator()(Index i, Index j) const { step(g(i, j), m(i, j), v(i, j), w(i, j)); }
+};
+
+template <class Step>
+struct OneMoment {
+  Step step;
+  Elements<const float> g;
+  Elements<float> m, w;
+  __device__ void operator()(Index i, Index j) const { step(g(i, j), m(i, j), w(i, j)); }
+};
+
+__device__ double square(float x) {
+  const auto wide = static_cast<double>(x);
+  return wide * wide;
+}
+
+__global__ void row_squares_kernel(DeviceMatrix<const float> x, double* sums) {
+  for (Index i = blockIdx.x; i < x.rows; i += gridDim.x) {
+    double sum = 0;
+    for (Index j = threadIdx.x; j < x.cols; j += blockDim.x) sum += square(x.data[i * x.row_stride + j]);
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) sums[i] = sum;
+  }
+}
+
+// Block s takes rows s, s + kSumSlabs, ... or, of one row, that slab of its elements.
+__global__ void squares_kernel(DeviceMatrix<const float> x, float largest, double* partial) {
+  const bool one_row = x.rows == 1;
+  double sum = 0;
+  bool usable = true;
+  for (Index i = one_row ? 0 : blockIdx.x; i < x.rows; i += gridDim.x) {
+    const float* const row = x.data + i * x.row_stride;
+    const Index begin = one_row ? first_element() : threadIdx.x;
+    const Index stride = one_row ? element_stride() : blockDim.x;
+#pragma unroll 4
+    for (Index j = begin; j < x.cols; j += stride) {
+      sum += square(row[j]);
+      usable = usable && fabsf(row[j]) <= largest;
+    }
+  }
+  if (!usable) sum = nan("");
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+__global__ void add_slabs_kernel(const double* partial, double* sum) {
+  static_assert(kSumSlabs == kThreads, "a thread for each slab");
+  const double total = block_sum(partial[threadIdx.x]);
+  if (threadIdx.x == 0) *sum = total;
+}
+
+}  // namespace
+
+void fill(float value, DeviceMatrix<float> x, const CudaStream& stream) {
+  for_each_element("fill", x.rows, x.cols, x.contiguous(), stream, Fill{value, elements(x)});
+}
+
+void add(float alpha, DeviceMatrix<const float> x, float beta, DeviceMatrix<float> y,
+         const CudaStream& stream) {
+  for_each_element("add", y.rows, y.cols, x.contiguous() && y.contiguous(), stream,
+                   Add{alpha, beta, elements(x), elements(y)});
+}
+
+void scale_by(const float* factors, bool by_row, DeviceMatrix<float> x, const CudaStream& stream) {
+  for_each_element("scale_by", x.rows, x.cols, false, stream, ScaleBy{factors, by_row, elements(x)});
+}
+
+template <class From, class To>
+void convert(DeviceMatrix<const From> from, DeviceMatrix<To> to, const CudaStream& stream) {
+  for_each_element("convert", to.rows, to.cols, from.contiguous() && to.contiguous(), stream,
+                   Convert<From, To>{elements(from), elements(to)});
+}
+
+void widen(DeviceMatrix<const float> from, DeviceMatrix<double> to, const CudaStream& stream) {
+  convert<float, double>(from, to, stream);
+}
+void narrow(DeviceMatrix<const double> from, DeviceMatrix<float> to, const CudaStream& stream) {
+  convert<double, float>(from, to, stream);
+}
+
+void update(const AdamWStep<float>& step, DeviceMatrix<const float> g, DeviceMatrix<float> m,
+            DeviceMatrix<float> v, DeviceMatrix<float> w, const CudaStream& stream) {
+  const bool one_row = g.contiguous() && m.contiguous() && v.contiguous() && w.contiguous();
+  for_each_element("adamw", w.rows, w.cols, one_row, stream,
+                   AdamW{step, elements(g), elements(m), elements(v), elements(w)});
+}
+
+void update(const LionStep<float>& step, DeviceMatrix<const float> g, DeviceMatrix<float> m,
+            DeviceMatrix<float> w, const CudaStream& stream) {
+  for_each_element("lion", w.rows, w.cols, g.contiguous() && m.contiguous() && w.contiguous(), stream,
+                   OneMoment<LionStep<float>>{step, elements(g), elements(m), elements(w)});
+}
+
+void update(const SgdStep<float>& step, DeviceMatrix<const float> g, DeviceMatrix<float> v,
+            DeviceMatrix<float> w, const CudaStream& stream) {
+  for_each_element("sgd", w.rows, w.cols, g.contiguous() && v.contiguous() && w.contiguous(), stream,
+                   OneMoment<SgdStep<float>>{step, elements(g), elements(v), elements(w)});
+}
+
+void sums_of_squares_of_rows(DeviceMatrix<const float> x, double* sums, const CudaStream& stream) {
+  if (x.rows == 0) return;
+  const auto blocks = static_cast<unsigned>(std::min<Index>(x.rows, 65'535));
+  launch("sums_of_squares_of_rows", stream, {blocks, kThreads}, row_squares_kernel, x, sums);
+}
+
+void sum_of_squares(DeviceMatrix<const float> x, bool usable, double* partial, double* sum,
+                    const CudaStream& stream) {
+  if (x.contiguous()) x = {x.data, 1, x.rows * x.cols};
+  // An infinite limit is exceeded by NaN alone, which makes the sum NaN by itself.
+  const float largest = usable ? sqrtf(FLT_MAX) : INFINITY;
+  launch("sum_of_squares", stream, {kSumSlabs, kThreads}, squares_kernel, x, largest, partial);
+  launch("sum_of_squares, second pass", stream, {1, kThreads}, add_slabs_kernel, partial, sum);
+}
+
+template void convert<float, BFloat16>(DeviceMatrix<const float>, DeviceMatrix<BFloat16>, const CudaStream&);
+template void convert<BFloat16, float>(DeviceMatrix<const BFloat16>, DeviceMatrix<float>, const CudaStream&);
+
+}  // namespace lowband
