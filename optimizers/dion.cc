@@ -15,6 +15,7 @@ void Dion<Real>::apply(Index i, MatrixView<Real> weight, Real /*update_scale*/, 
   const auto& matrix = this->matrix(i);
   const MatrixView<const Real> p = this->p(i);
   const MatrixView<const Real> r = this->mean_r(i);
+  const MatrixView<Real> q = this->next_q(matrix);
 
   // M <- B - (1 - mu) P R^T
   add_product<Real>(static_cast<Real>(this->options().mu - 1), matrix.pair(p, this->residual_r(i)), Real{1},
@@ -24,15 +25,15 @@ void Dion<Real>::apply(Index i, MatrixView<Real> weight, Real /*update_scale*/, 
   const std::span<const double> norms = this->r_norms(i);
   for (Index row = 0; row < r.rows; ++row) {
     for (Index j = 0; j < r.cols; ++j)
-      matrix.q(row, j) = r(row, j) / (static_cast<Real>(norms[static_cast<std::size_t>(j)]) +
-                                      static_cast<Real>(kColumnNormEpsilon));
+      q(row, j) = r(row, j) / (static_cast<Real>(norms[static_cast<std::size_t>(j)]) +
+                               static_cast<Real>(kColumnNormEpsilon));
   }
 
   // W <- (1 - eta wd) W - eta sqrt(m/n) P Q^T
   const ParameterInfo& shape = matrix.definition.info;
   const double eta = info.learning_rate;
   const double aspect = static_cast<double>(shape.rows) / static_cast<double>(shape.cols);
-  add_product<Real>(static_cast<Real>(-eta * std::sqrt(aspect)), matrix.pair(p, matrix.q),
+  add_product<Real>(static_cast<Real>(-eta * std::sqrt(aspect)), matrix.pair(p, q),
                     static_cast<Real>(1 - eta * this->options().weight_decay), weight);
 }
 

@@ -35,6 +35,11 @@ FactoredMatrices<Real>::FactoredMatrices(ProcessMesh& mesh, Communicator& alone,
       exchange_({.replica = &mesh.replica(), .within_replica = &mesh.within_replica()},
                 factor_shapes(mesh, matrices_, false), dense_tensors(matrices_, riders),
                 {.keep_own_right = options.residual == Residual::kLocal, .wire = options.wire}) {
+  Index largest_q = 0;
+  for (const Matrix& matrix : matrices_) {
+    if (matrix.shares_q) largest_q = std::max(largest_q, matrix.b.size() * matrix.q.cols);
+  }
+  next_q_ = Buffer<Real>(largest_q);
   if (first_rider_ == 0) return;
   from_means_.emplace(FactorGroups{.replica = &alone, .within_replica = &mesh.within_replica()},
                       factor_shapes(mesh, matrices_, true), std::vector<DenseTensor>{},
@@ -43,7 +48,7 @@ FactoredMatrices<Real>::FactoredMatrices(ProcessMesh& mesh, Communicator& alone,
   for (const Matrix& matrix : matrices_) {
     if (!matrix.dense) continue;
     largest = std::max(largest, matrix.s.elements());
-    if (options.residual == Residual::kLocal) own_right_.emplace_back(matrix.q.elements());
+    if (options.residual == Residual::kLocal) own_right_.emplace_back(matrix.b.size() * matrix.q.cols);
   }
   mean_b_ = Buffer<Real>(largest);
 }
@@ -61,17 +66,18 @@ std::vector<typename FactoredMatrices<Real>::Matrix> FactoredMatrices<Real>::mak
     Matrix matrix;
     matrix.dense = travels_dense(replica_traffic(options, dtype_of<Real>), info.rows, info.cols, r);
     matrix.place = places[matrix.dense]++;
-    const Range b = definition.tall() ? cols : rows;
-    matrix.b_begin = b.begin;
-    matrix.state = Buffer<Real>(rows.size() * cols.size());
-    matrix.right_factor = Buffer<Real>(b.size() * r);
-    matrix.s = matrix.state.matrix(0, rows.size(), cols.size());
-    matrix.q = matrix.right_factor.matrix(0, b.size(), r);
     matrix.tall = definition.tall();
+    matrix.b = matrix.tall ? cols : rows;
+    matrix.kept = definition.cut.kept_rows(!matrix.tall, mesh.position());
+    matrix.shares_q = (matrix.tall ? definition.cut.row_pieces : definition.cut.col_pieces).size() > 1;
+    matrix.state = Buffer<Real>(rows.size() * cols.size());
+    matrix.right_factor = Buffer<Real>(matrix.kept.size() * r);
+    matrix.s = matrix.state.matrix(0, rows.size(), cols.size());
+    matrix.q = matrix.right_factor.matrix(0, matrix.kept.size(), r);
     matrix.definition = definition;
     const RandomStream stream = random_of_q(info, options.seed, 0);
     for (Index k = 0; k < matrix.q.elements(); ++k)
-      matrix.q.data[k] = static_cast<Real>(stream.normal(b.begin * r + k));
+      matrix.q.data[k] = static_cast<Real>(stream.normal(matrix.kept.begin * r + k));
     matrices.push_back(std::move(matrix));
   }
   return matrices;
@@ -102,6 +108,7 @@ std::vector<DenseTensor> FactoredMatrices<Real>::dense_tensors(const std::vector
 
 template <class Real>
 void FactoredMatrices<Real>::exchange(std::span<const Piece> pieces, Real gradient_scale, Index /*step*/) {
+  if (first_rider_ < size()) gather_q(false);
   left_products(pieces, gradient_scale);
   exchange_.exchange_left();
   if (first_rider_ < size()) {
@@ -123,6 +130,22 @@ void FactoredMatrices<Real>::exchange(std::span<const Piece> pieces, Real gradie
 }
 
 template <class Real>
+void FactoredMatrices<Real>::gather_q(bool dense) {
+  FactorExchange<Real>& exchange = dense ? *from_means_ : exchange_;
+  for (const Matrix& matrix : matrices_) {
+    if (matrix.dense == dense && matrix.shares_q)
+      std::ranges::copy(matrix.q.flat(), exchange.owned_right(matrix.place).data);
+  }
+  exchange.gather_right();
+}
+
+template <class Real>
+MatrixView<const Real> FactoredMatrices<Real>::q_of_block(const Matrix& matrix) {
+  if (!matrix.shares_q) return matrix.q;
+  return exchange_of(matrix).right(matrix.place);
+}
+
+template <class Real>
 void FactoredMatrices<Real>::left_products(std::span<const Piece> pieces, Real gradient_scale) {
   for (std::size_t i = 0; i < matrices_.size(); ++i) {
     Matrix& matrix = matrices_[i];
@@ -141,7 +164,7 @@ void FactoredMatrices<Real>::left_products(std::span<const Piece> pieces, Real g
     } else {
       // S <- B = S + G ; left <- B Q
       accumulate_and_multiply<Real>(gradient_scale, piece.gradient, matrix.s,
-                                    matrix.tall ? Op::kNone : Op::kTranspose, matrix.q,
+                                    matrix.tall ? Op::kNone : Op::kTranspose, q_of_block(matrix),
                                     exchange_.left(matrix.place));
     }
   }
@@ -150,9 +173,10 @@ void FactoredMatrices<Real>::left_products(std::span<const Piece> pieces, Real g
 // P, R_i and R of the matrices that travel dense. A skipped one has sent zeros, so P and R are zero.
 template <class Real>
 void FactoredMatrices<Real>::factor_means() {
+  gather_q(true);
   for (const Matrix& matrix : matrices_) {
     if (!matrix.dense) continue;
-    multiply<Real>(matrix.tall ? Op::kNone : Op::kTranspose, mean_b(matrix), matrix.q,
+    multiply<Real>(matrix.tall ? Op::kNone : Op::kTranspose, mean_b(matrix), q_of_block(matrix),
                    from_means_->left(matrix.place));
   }
   from_means_->exchange_left();
@@ -214,11 +238,23 @@ typename FactoredMatrices<Real>::Outcome FactoredMatrices<Real>::update(std::spa
     const Index dead_columns = std::ranges::count(dead, std::uint8_t{1});
     if (diagnosis != nullptr)
       diagnosis->end(matrix.s, matrix.pair(p(i), mean_r(i)), removed(), r_norms(i), dead_columns);
+    keep_q(matrix);
     refill(matrix, dead, info.step);
     outcome.dead_columns += dead_columns;
     outcome.householder_fallbacks += factorisation == Factorisation::kHouseholder;
   }
   return outcome;
+}
+
+template <class Real>
+MatrixView<Real> FactoredMatrices<Real>::next_q(const Matrix& matrix) {
+  return matrix.shares_q ? next_q_.matrix(0, matrix.b.size(), matrix.q.cols) : matrix.q;
+}
+
+template <class Real>
+void FactoredMatrices<Real>::keep_q(Matrix& matrix) {
+  if (!matrix.shares_q) return;
+  std::copy_n(next_q(matrix).row(matrix.kept.begin - matrix.b.begin), matrix.q.elements(), matrix.q.data);
 }
 
 template <class Real>
@@ -232,7 +268,7 @@ void FactoredMatrices<Real>::refill(Matrix& matrix, std::span<const std::uint8_t
     if (!dead[at(j)]) continue;
     const std::vector<double> column = keyed_unit_column(stream, b, r, j);
     for (Index row = 0; row < matrix.q.rows; ++row)
-      matrix.q(row, j) = static_cast<Real>(column[at(matrix.b_begin + row)]);
+      matrix.q(row, j) = static_cast<Real>(column[at(matrix.kept.begin + row)]);
   }
 }
 
@@ -250,7 +286,7 @@ template <class Real>
 MatrixView<const Real> FactoredMatrices<Real>::residual_r(Index i) {
   if (options_.residual == Residual::kAggregated) return mean_r(i);
   if (!matrix(i).dense) return exchange_.own_right(matrix(i).place);
-  return own_right_[at(matrix(i).place)].matrix(0, matrix(i).q.rows, matrix(i).q.cols);
+  return own_right_[at(matrix(i).place)].matrix(0, matrix(i).b.size(), matrix(i).q.cols);
 }
 
 template <class Real>

@@ -33,6 +33,10 @@ namespace lowband {
 ///
 /// Dense tensors of others ride along with the left factors.
 ///
+/// Of Q every process keeps a share of the rows that its block multiplies, those that hold the same rows
+/// keeping the rest: b r elements over the processes of a replica, each once. They are gathered, where the
+/// exchange has room for R, before B Q.
+///
 /// Everything but S is equal on all replicas, bit by bit.
 template <class Real>
 class FactoredMatrices : public CompressedMatrices<Real> {
@@ -58,8 +62,8 @@ class FactoredMatrices : public CompressedMatrices<Real> {
                  Diagnosis<Real>* diagnosis) override;
 
   Index size() const override { return static_cast<Index>(matrices_.size()); }
-  /// "<name>.<letter>" of matrix i: the owned block of S ("M" or "e"), rows of Q that belong to the block,
-  /// and what else the optimizer keeps.
+  /// "<name>.<letter>" of matrix i: the owned block of S ("M" or "e"), the kept rows of Q, and what else the
+  /// optimizer keeps.
   std::vector<StateTensor<Real>> state(Index i) override;
 
   Index diagnosed_elements() const override;
@@ -67,14 +71,16 @@ class FactoredMatrices : public CompressedMatrices<Real> {
  protected:
   struct Matrix {
     LayerMatrix definition;
-    bool tall = true;    // B = S, otherwise B = S^T
-    bool dense = false;  // travels dense
-    Index place = 0;     // among the matrices that travel as this one does
-    Index b_begin = 0;   // first row of Q held here
+    bool tall = true;       // B = S, otherwise B = S^T
+    bool dense = false;     // travels dense
+    Index place = 0;        // among the matrices that travel as this one does
+    bool shares_q = false;  // others hold the same rows of Q
+    Range b;                // rows of Q that belong to the block
+    Range kept;             // those of them that are kept here
     Buffer<Real> state;
     Buffer<Real> right_factor;
     MatrixView<Real> s;  // (block rows, block cols)
-    MatrixView<Real> q;  // (block's extent along b, r)
+    MatrixView<Real> q;  // (kept rows, r)
     /// L R^T as it lies in the weights, from a left and a right factor of B.
     FactorPair<Real> pair(MatrixView<const Real> left, MatrixView<const Real> right) const {
       return tall ? FactorPair<Real>{left, right} : FactorPair<Real>{right, left};
@@ -95,6 +101,8 @@ class FactoredMatrices : public CompressedMatrices<Real> {
   MatrixView<const Real> residual_r(Index i);
   /// Norms of the columns of mean R.
   std::span<const double> r_norms(Index i) const;
+  /// (block's extent along b, r): where `apply` puts the Q of the next step.
+  MatrixView<Real> next_q(const Matrix& matrix);
 
  private:
   virtual void apply(Index i, MatrixView<Real> weight, Real update_scale, const StepInfo& info) = 0;
@@ -110,6 +118,9 @@ class FactoredMatrices : public CompressedMatrices<Real> {
   static std::vector<DenseTensor> dense_tensors(const std::vector<Matrix>& matrices,
                                                 const std::vector<DenseTensor>& riders);
 
+  /// The rows of Q that the blocks of the matrices of one exchange multiply, now in the place of their R.
+  void gather_q(bool dense);
+  MatrixView<const Real> q_of_block(const Matrix& matrix);
   void left_products(std::span<const Piece> pieces, Real gradient_scale);
   void factor_means();
   MatrixView<const Real> mean_b(const Matrix& matrix);
@@ -117,6 +128,7 @@ class FactoredMatrices : public CompressedMatrices<Real> {
   const FactorExchange<Real>& exchange_of(const Matrix& matrix) const {
     return matrix.dense ? *from_means_ : exchange_;
   }
+  void keep_q(Matrix& matrix);
   void refill(Matrix& matrix, std::span<const std::uint8_t> dead, Index step);
 
   OptimizerOptions options_;
@@ -128,6 +140,7 @@ class FactoredMatrices : public CompressedMatrices<Real> {
   std::optional<FactorExchange<Real>> from_means_;  // of those that travel dense
   std::vector<Buffer<Real>> own_right_;             // R_i of those that travel dense, with the local residual
   Buffer<Real> mean_b_;                             // of one of them
+  Buffer<Real> next_q_;                             // of one matrix, where processes share Q
 };
 
 }  // namespace lowband

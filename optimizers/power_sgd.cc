@@ -16,15 +16,15 @@ void PowerSgd<Real>::apply(Index i, MatrixView<Real> weight, Real update_scale, 
   const auto& matrix = this->matrix(i);
   const MatrixView<const Real> p = this->p(i);
   const MatrixView<const Real> r = this->mean_r(i);
+  const MatrixView<Real> q = this->next_q(matrix);
   const double eta = info.learning_rate;
 
   // Q <- c R
-  std::ranges::transform(r.flat(), matrix.q.data, [=](Real x) { return update_scale * x; });
-  decompress_and_update<Real>(matrix.pair(p, matrix.q), matrix.pair(p, this->residual_r(i)),
-                              static_cast<Real>(this->options().lambda), static_cast<Real>(eta),
-                              static_cast<Real>(1 - eta * this->options().weight_decay), matrix.s,
-                              momentum_[static_cast<std::size_t>(i)].matrix(0, matrix.s.rows, matrix.s.cols),
-                              weight);
+  std::ranges::transform(r.flat(), q.data, [=](Real x) { return update_scale * x; });
+  decompress_and_update<Real>(
+      matrix.pair(p, q), matrix.pair(p, this->residual_r(i)), static_cast<Real>(this->options().lambda),
+      static_cast<Real>(eta), static_cast<Real>(1 - eta * this->options().weight_decay), matrix.s,
+      momentum_[static_cast<std::size_t>(i)].matrix(0, matrix.s.rows, matrix.s.cols), weight);
 }
 
 template <class Real>

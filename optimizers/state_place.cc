@@ -56,7 +56,8 @@ std::optional<PiecePlace> matrix_state_place(const LayerMatrix& matrix, std::str
   };
   const auto kept = [&](bool of_rows) { return factor(of_rows, matrix.cut.kept_rows(of_rows, position)); };
   if (letter == "M" || letter == "e" || letter == "u") return whole_block(m, n, rows, cols);
-  if (letter == "Q" || letter == "basis") return factor(!matrix.tall(), matrix.tall() ? cols : rows);
+  if (letter == "Q") return kept(!matrix.tall());
+  if (letter == "basis") return factor(!matrix.tall(), matrix.tall() ? cols : rows);
   if (letter == "left") return kept(true);
   if (letter == "right" || letter == "V") return kept(false);
   if (letter == "m1" || letter == "m2") return kept(matrix.tall());

@@ -450,6 +450,12 @@ void FactorExchange<Real>::exchange_right() {
   if (own_right_) own_right_->all_gather();
 }
 
+template <class Real>
+void FactorExchange<Real>::gather_right() {
+  const Stopwatch time(times_.within_replica);
+  right_.all_gather();
+}
+
 // Afterwards this replica's part of the elements from `begin` on holds the sum.
 template <class Real>
 void FactorExchange<Real>::reduce(std::span<Real> owned, Index begin, std::span<const Index> counts,

@@ -100,6 +100,8 @@ class FactorExchange {
   /// (right_rows, r). Before exchange_right: B^T P of this process's block. After it: these rows of the mean
   /// R.
   MatrixView<Real> right(Index i) { return right_.piece(i); }
+  /// The share of the rows of right(i) that this process keeps, (owned rows, r): what gather_right sends.
+  MatrixView<Real> owned_right(Index i) { return right_.owned(i); }
   /// What this replica alone contributed to R, valid after exchange_right. Throws: InvalidArgument without
   /// `keep_own_right`.
   MatrixView<const Real> own_right(Index i);
@@ -114,6 +116,11 @@ class FactorExchange {
   void exchange_left();
   /// right <- mean over replicas of the sum over blocks
   void exchange_right();
+
+  /// right <- the rows that each process has put into owned_right, of all matrices; for what is to be
+  /// multiplied before the exchange begins. Where across_a has one process nothing is sent: right is
+  /// owned_right.
+  void gather_right();
 
   /// Of the last exchange_left; equal on all processes.
   Factorisation factorisation(Index i) const;
