@@ -10,6 +10,7 @@
 #include "runtime/cuda/kernels.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <vector>
 
@@ -41,15 +42,15 @@ struct DeviceTransformer<T>::State {
   void take_batch(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
                   Index sequences);
   void forward();
-  void losses(double gradient_scale, bool with_gradient);
+  void losses(bool with_gradient);
   double sum_of_losses();
   void backward(const std::function<void(Index)>& ready);
-  void step(double gradient_scale, const std::function<void(Index)>& ready) {
+  void step(const std::function<void(Index)>& ready) {
     forward();
-    losses(gradient_scale, true);
+    losses(true);
     backward(ready);
   }
-  void replayed_step(double gradient_scale);
+  void replayed_step();
 
   // The layer up to what `down` reads, from its input.
   void layer_inside(Index layer);
@@ -120,15 +121,13 @@ struct DeviceTransformer<T>::State {
   std::vector<LayerBuffers<T>> layers;      // one, where layers are computed again
   NormBuffers<T> final_norm;
   DeviceBuffer<float> logits, message, gathered;
-  DeviceBuffer<double> token_losses, loss_sum;
+  DeviceBuffer<double> token_losses, loss_sum, gradient_scale;
   DeviceBuffer<float> d_stream, d_normed, gain_scratch, row_products;
   DeviceBuffer<T> d_logits, d_stream_rounded, d_qkv, d_attended, d_gate_up, d_h;
   PinnedBuffer<float> staged;  // what a backend of the host moves
 
-  // The last step that came without `gradient_ready`, and from its second time on its graph.
-  Index graph_sequences = 0;
-  double graph_scale = 0;
-  std::unique_ptr<CudaGraph> graph;
+  // Of steps without `gradient_ready`, by their number of sequences; null until the second time.
+  std::map<Index, std::unique_ptr<CudaGraph>> graphs;
 };
 
 template <class T>
@@ -213,6 +212,7 @@ void DeviceTransformer<T>::State::allocate_activations() {
   gathered = allocate<float>(3 * most * tensor->size());
   token_losses = allocate<double>(most);
   loss_sum = allocate<double>(1);
+  gradient_scale = allocate<double>(1);
   d_stream = allocate<float>(most * width);
   d_normed = allocate<float>(most * width);
   gain_scratch = allocate<float>(device_rms_norm_scratch(most, width));
@@ -340,10 +340,10 @@ void DeviceTransformer<T>::State::layer_inside(Index layer) {
 }
 
 template <class T>
-void DeviceTransformer<T>::State::losses(double gradient_scale, bool with_gradient) {
+void DeviceTransformer<T>::State::losses(bool with_gradient) {
   const DeviceMatrix<T> d = rows(d_logits, vocabulary.size());
   device_cross_entropy<T>(rows(logits, vocabulary.size()), vocabulary, targets.data(), gathered.data(),
-                          tensor->size(), gradient_scale, token_losses.data(),
+                          tensor->size(), gradient_scale.data(), token_losses.data(),
                           with_gradient ? d : DeviceMatrix<T>(nullptr, d.rows, d.cols), *stream);
   device_sum(token_losses.data(), shape.tokens(), loss_sum.data(), *stream);
 }
@@ -381,14 +381,11 @@ void DeviceTransformer<T>::State::backward(const std::function<void(Index)>& rea
 
 // The first time as it is, in which products choose their algorithms and kernels are loaded.
 template <class T>
-void DeviceTransformer<T>::State::replayed_step(double gradient_scale) {
-  const auto enqueue = [&] { step(gradient_scale, [](Index) {}); };
-  if (graph_sequences != shape.sequences || graph_scale != gradient_scale) {
-    graph_sequences = shape.sequences;
-    graph_scale = gradient_scale;
-    graph.reset();
-    return enqueue();
-  }
+void DeviceTransformer<T>::State::replayed_step() {
+  const auto enqueue = [&] { step([](Index) {}); };
+  const auto [place, first_time] = graphs.try_emplace(shape.sequences);
+  if (first_time) return enqueue();
+  std::unique_ptr<CudaGraph>& graph = place->second;
   if (graph == nullptr) graph = std::make_unique<CudaGraph>(*stream, enqueue);
   graph->launch(*stream);
 }
@@ -474,12 +471,13 @@ double DeviceTransformer<T>::forward_backward(std::span<const std::int32_t> toke
                                               double gradient_scale,
                                               const std::function<void(Index)>& gradient_ready) {
   state_->take_batch(tokens, targets, sequences);
+  state_->gradient_scale.fill_from({&gradient_scale, 1});
   if (gradient_ready) {
-    state_->step(gradient_scale, gradient_ready);
+    state_->step(gradient_ready);
   } else if (state_->tensor->size() > 1) {
-    state_->step(gradient_scale, [](Index) {});
+    state_->step([](Index) {});
   } else {
-    state_->replayed_step(gradient_scale);
+    state_->replayed_step();
   }
   return state_->sum_of_losses();
 }
@@ -489,8 +487,14 @@ double DeviceTransformer<T>::loss(std::span<const std::int32_t> tokens, std::spa
                                   Index sequences) {
   state_->take_batch(tokens, targets, sequences);
   state_->forward();
-  state_->losses(0, false);
+  state_->losses(false);
   return state_->sum_of_losses();
+}
+
+template <class T>
+Index DeviceTransformer<T>::graphs() const {
+  return std::count_if(state_->graphs.begin(), state_->graphs.end(),
+                       [](const auto& graph) { return graph.second != nullptr; });
 }
 
 template <class T>

@@ -49,13 +49,16 @@ class DeviceTransformer {
 
   /// As `Transformer::forward_backward`; `gradient_ready(i)` is called when what completes gradient i is
   /// enqueued. Waits for the loss, once, after backward is enqueued. On one process and without
-  /// `gradient_ready` it becomes one CUDA graph when equal `sequences` and `gradient_scale` come again.
+  /// `gradient_ready` a step becomes one CUDA graph when its number of sequences comes for the second time.
   double forward_backward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
                           Index sequences, double gradient_scale,
                           const std::function<void(Index)>& gradient_ready);
 
   /// Sum of token losses (nats) without gradients. Waits for it.
   double loss(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets, Index sequences);
+
+  /// CUDA graphs recorded so far: at most one for each number of sequences.
+  Index graphs() const;
 
   /// Bytes of the master weights, and as many again for the gradients; bytes of everything else on the
   /// device.

@@ -155,11 +155,11 @@ __global__ void cross_entropy_message_kernel(DeviceMatrix<const float> logits, R
 }
 
 // m = max_j m_j,  Z = sum_j s_j exp(m_j - m),  loss = log Z + m - target,
-// d = gradient_scale (exp(l - m) / Z - [target])
+// d = *gradient_scale (exp(l - m) / Z - [target])
 template <class T>
 __global__ void cross_entropy_kernel(DeviceMatrix<const float> logits, Range owned,
                                      const std::int32_t* targets, const float* gathered, int processes,
-                                     double gradient_scale, double* losses, T* d_logits) {
+                                     const double* gradient_scale, double* losses, T* d_logits) {
   const Index t = blockIdx.x, tokens = logits.rows, cols = logits.cols;
   const auto piece = [&](Index j, Index i) {
     return static_cast<double>(gathered[(j * tokens + t) * 3 + i]);
@@ -172,11 +172,12 @@ __global__ void cross_entropy_kernel(DeviceMatrix<const float> logits, Range own
   }
   if (threadIdx.x == 0) losses[t] = log(sum) + largest - target;
   if (d_logits == nullptr) return;
-  const auto shift = static_cast<float>(largest), scale = static_cast<float>(gradient_scale / sum);
+  const auto shift = static_cast<float>(largest), scale = static_cast<float>(*gradient_scale / sum);
+  const auto one = static_cast<float>(*gradient_scale);
   const Index own_target = targets[t] - owned.begin;
   for (Index j = threadIdx.x; j < cols; j += kThreads) {
     const float d = scale * expf(logits.data[t * cols + j] - shift);
-    d_logits[t * cols + j] = narrowed<T>(j == own_target ? d - static_cast<float>(gradient_scale) : d);
+    d_logits[t * cols + j] = narrowed<T>(j == own_target ? d - one : d);
   }
 }
 
@@ -253,7 +254,7 @@ void device_cross_entropy_message(DeviceMatrix<const float> logits, Range owned,
 
 template <class T>
 void device_cross_entropy(DeviceMatrix<const float> logits, Range owned, const std::int32_t* targets,
-                          const float* gathered, int processes, double gradient_scale, double* losses,
+                          const float* gathered, int processes, const double* gradient_scale, double* losses,
                           DeviceMatrix<T> d_logits, const CudaStream& stream) {
   launch("cross_entropy", stream, {static_cast<unsigned>(logits.rows), kThreads}, cross_entropy_kernel<T>,
          logits, owned, targets, gathered, processes, gradient_scale, losses, d_logits.data);
@@ -275,7 +276,7 @@ void device_sum(const double* losses, Index count, double* sum, const CudaStream
   template void device_swiglu_backward(DeviceMatrix<const T>, DeviceMatrix<const T>, DeviceMatrix<T>,     \
                                        const CudaStream&);                                                \
   template void device_cross_entropy(DeviceMatrix<const float>, Range, const std::int32_t*, const float*, \
-                                     int, double, double*, DeviceMatrix<T>, const CudaStream&);
+                                     int, const double*, double*, DeviceMatrix<T>, const CudaStream&);
 LB_INSTANTIATE(float)
 LB_INSTANTIATE(BFloat16)
 #undef LB_INSTANTIATE

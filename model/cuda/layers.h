@@ -58,12 +58,12 @@ void device_embed_backward(const std::int32_t* tokens, const std::int32_t* by_id
 void device_cross_entropy_message(DeviceMatrix<const float> logits, Range owned, const std::int32_t* targets,
                                   float* message, const CudaStream& stream);
 /// losses[t] <- -log softmax(logits)[target] in nats, from the messages of all processes of the tensor axis;
-/// d_logits <- gradient_scale times the gradient, unless its data are null.
+/// d_logits <- *gradient_scale times the gradient, unless its data are null; then the scale is not read.
 ///
 /// Shapes: gathered (processes, tokens, 3), d_logits as logits.
 template <class T>
 void device_cross_entropy(DeviceMatrix<const float> logits, Range owned, const std::int32_t* targets,
-                          const float* gathered, int processes, double gradient_scale, double* losses,
+                          const float* gathered, int processes, const double* gradient_scale, double* losses,
                           DeviceMatrix<T> d_logits, const CudaStream& stream);
 /// *sum <- sum of losses
 void device_sum(const double* losses, Index count, double* sum, const CudaStream& stream);

@@ -3,6 +3,7 @@
 #include "runtime/cuda/buffer.h"
 #include "runtime/cuda/check.cuh"
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -63,6 +64,11 @@ bool CudaStream::finished() const {
   }
   check_cuda(state, "cudaStreamQuery");
   return true;
+}
+
+bool CudaStream::has_shared_memory(const void* kernel) const {
+  return std::find(with_shared_memory_.begin(), with_shared_memory_.end(), kernel) !=
+         with_shared_memory_.end();
 }
 
 void CudaStream::synchronize() const { check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }

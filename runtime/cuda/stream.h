@@ -3,6 +3,7 @@
 #include "runtime/types.h"
 
 #include <functional>
+#include <vector>
 
 // What cudaStream_t, cudaEvent_t and cudaMemPool_t point to: CUDA's headers stay out of ours.
 struct CUstream_st;
@@ -42,10 +43,16 @@ class CudaStream {
   /// Waits until `finished()`.
   void synchronize() const;
 
+  /// Whether the device was asked to give `kernel` its shared memory, for launches on this stream; and to
+  /// note that it was.
+  bool has_shared_memory(const void* kernel) const;
+  void note_shared_memory(const void* kernel) const { with_shared_memory_.push_back(kernel); }
+
  private:
   int device_;
   CUstream_st* stream_ = nullptr;
   CUmemPoolHandle_st* pool_ = nullptr;
+  mutable std::vector<const void*> with_shared_memory_;  // kernels
 };
 
 /// A moment in the work of a stream. Never recorded, it counts as over.

@@ -275,6 +275,7 @@ thread_local Block block_of_this_thread;
 
 std::mutex shared_limits_mutex;
 std::map<void (*)(), std::size_t> shared_limits;
+std::atomic<Index> requests{0};
 
 std::size_t shared_limit(void (*kernel)()) {
   const std::lock_guard lock(shared_limits_mutex);
@@ -289,10 +290,13 @@ void set_order(Order order) { chosen_order = order; }
 cudaError_t allow_shared_bytes(void (*kernel)(), int bytes) {
   if (bytes < 0 || static_cast<std::size_t>(bytes) > kMostSharedBytes)
     return set_error(cudaErrorInvalidValue, cat(bytes, " bytes of dynamic shared memory"));
+  ++requests;
   const std::lock_guard lock(shared_limits_mutex);
   shared_limits[kernel] = static_cast<std::size_t>(bytes);
   return cudaSuccess;
 }
+
+Index shared_memory_requests() { return requests; }
 
 cudaError_t run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, void (*kernel)(),
                      const std::function<void()>& body) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include "runtime/types.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -36,6 +38,8 @@ cudaError_t run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, void (*ker
                      const std::function<void()>& body);
 /// How much dynamic shared memory a launch of `kernel` may ask for; 48 KiB without this.
 cudaError_t allow_shared_bytes(void (*kernel)(), int bytes);
+/// How often that was called, for all kernels.
+Index shared_memory_requests();
 
 inline constexpr std::size_t kExchangeBytes = 16;
 inline constexpr std::size_t kMostSharedBytes = 227 * 1024;  // of a block on sm_90

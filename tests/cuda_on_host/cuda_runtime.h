@@ -47,6 +47,16 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
   return lowband::cuda_on_host::allow_shared_bytes(reinterpret_cast<void (*)()>(kernel), value);
 }
 
+struct cudaFuncAttributes {
+  std::size_t sharedSizeBytes;
+};
+/// Static shared memory is not known here.
+template <class... Parameters>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (* /*kernel*/)(Parameters...)) {
+  *attributes = {};
+  return cudaSuccess;
+}
+
 using CallSite = std::source_location;
 
 inline void __syncthreads(CallSite site = CallSite::current()) {

@@ -129,7 +129,19 @@ TEST_F(Emulation, AnExchangeWithoutAllOfItsLanesIsAnError) {
 
 TEST_F(Emulation, MoreSharedMemoryThanThereIsIsRefused) {
   EXPECT_EQ(complaint(shared_kernel, 227 * 1024), "nothing");
-  EXPECT_NE(complaint(shared_kernel, 227 * 1024 + 4).find("cudaErrorInvalidValue"), std::string::npos);
+  EXPECT_NE(complaint(shared_kernel, 227 * 1024 + 4).find("cudaErrorInvalidConfiguration"),
+            std::string::npos);
+}
+
+TEST_F(Emulation, AKernelAsksForItsSharedMemoryOnceOnAStream) {
+  const Index before = cuda_on_host::shared_memory_requests();
+  for (const Index kibibytes : {100, 50, 200, 40}) complaint(shared_kernel, kibibytes * 1024);
+  EXPECT_EQ(cuda_on_host::shared_memory_requests() - before, 1);
+  const CudaStream other;
+  DeviceBuffer<float> y(256, other);
+  launch("a kernel", other, {1, 256, 64 * 1024}, shared_kernel, y.data());
+  EXPECT_EQ(cuda_on_host::shared_memory_requests() - before, 2);
+  EXPECT_EQ(complaint(shared_kernel, 227 * 1024), "nothing");
 }
 
 // `launch` says what a kernel needs; without that the driver allows 48 KiB.

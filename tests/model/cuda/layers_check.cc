@@ -174,6 +174,7 @@ void check_cross_entropy(const CudaStream& stream) {
   });
 
   const auto device_targets = on_device(targets, stream);
+  const auto device_scale = on_device(std::vector<double>{gradient_scale}, stream);
   for (const int processes : {1, 2}) {
     std::vector<float> gathered;
     std::vector<DeviceBuffer<float>> parts;
@@ -197,7 +198,7 @@ void check_cross_entropy(const CudaStream& stream) {
       DeviceBuffer<double> losses(tokens, stream), sum(1, stream);
       DeviceBuffer<T> d(tokens * cols, stream);
       device_cross_entropy<T>(parts[p].matrix(0, tokens, cols), owned[p], device_targets.data(),
-                              device_gathered.data(), processes, gradient_scale, losses.data(),
+                              device_gathered.data(), processes, device_scale.data(), losses.data(),
                               d.matrix(0, tokens, cols), stream);
       device_sum(losses.data(), tokens, sum.data(), stream);
       // Sums of 700 positive terms in float, each good to some ulps: a relative error of at most 700 of them.
