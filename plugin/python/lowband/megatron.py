@@ -11,7 +11,6 @@ becomes the replica axis, and its gradient all-reduce is gone.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import re
 from typing import Any, Iterator, NamedTuple
@@ -87,25 +86,13 @@ def _leaving_ours(wrapper: type[MegatronOptimizer]) -> type[MegatronOptimizer]:
     return Wrapper
 
 
-class _Piece(NamedTuple):
-    """A matrix or vector of a parameter. `tensor` and its gradient are DTensors over `weight` and `gradient`, which lie
-    in the parameter and its main_grad, or over copies where these have gaps."""
+class _Matrix(NamedTuple):
+    """A parameter as lowband is told of it. `tensor` and its gradient are DTensors over its master or itself, and over its
+    main_grad."""
     name: str
     role: str
+    blocks: tuple[lowband.Block, ...]
     tensor: torch.nn.Parameter
-    weight: torch.Tensor
-    gradient: torch.Tensor
-
-    def read(self) -> None:
-        """Copies <- the parameter and its main_grad."""
-        if not self.weight.is_contiguous():
-            self.tensor.to_local().view(self.weight.shape).copy_(self.weight)
-            self.tensor.grad.to_local().view(self.weight.shape).copy_(self.gradient)
-
-    def write(self) -> None:
-        """The parameter <- the copy."""
-        if not self.weight.is_contiguous():
-            self.weight.copy_(self.tensor.to_local().view(self.weight.shape))
 
 
 class Optimizer(MegatronOptimizer):
@@ -119,9 +106,9 @@ class Optimizer(MegatronOptimizer):
     bfloat16 parameters have a float32 master each, which is what is updated, kept in checkpoints and, rounded, copied
     to the model after every step; gradients are accumulated in float32.
 
-    linear_qkv is taken as the matrices of query, key and value, linear_fc1 of a gated layer as its gate and up, each
-    with role, factor rank, state and update of its own. `split_qkv=False` leaves linear_qkv one matrix, its rows in
-    Megatron's order.
+    linear_qkv is taken as the matrices of query, key and value (blocks 0, 1 and 2 of it), linear_fc1 of a gated layer as its
+    gate and up (blocks 0 and 1), each with role, factor rank, state and update of its own. `split_qkv=False` leaves
+    linear_qkv one matrix, its rows in Megatron's order.
 
     DType: float32 or bfloat16 parameters with float32 main gradients.
     Collective: all processes of the job. One model chunk, without pipeline, context and expert parallelism.
@@ -144,12 +131,12 @@ class Optimizer(MegatronOptimizer):
             if name in {*settings, "process_group"}:
                 raise lowband.InvalidArgument(f"{name}: found it as an argument, expected it to be left to Megatron")
         self._masters: dict[torch.nn.Parameter, torch.Tensor] = {}
-        self._pieces: dict[torch.nn.Parameter, list[_Piece]] = {}
-        self._announced: set[torch.nn.Parameter] = set()  # which lowband reads already
         mesh = DeviceMesh.from_group(processes.tp, "cpu")
-        qkv_lines = _qkv_lines(model.config, processes.tp.size()) if split_qkv else None
-        for name, parameter in _named(model):
-            self._pieces[parameter] = list(_pieces(name, parameter, self._master(parameter), mesh, qkv_lines))
+        qkv_blocks = _qkv_blocks(model.config, processes.tp.size()) if split_qkv else ()
+        self._described = {parameter: _described(name, parameter, self._master(parameter), mesh, qkv_blocks)
+                           for name, parameter in _named(model)}
+        if options.get("kind") in lowband.optimizer.ELEMENTWISE_KINDS:  # to which blocks mean nothing
+            self._described = {parameter: own._replace(blocks=()) for parameter, own in self._described.items()}
         inner = lowband.torch.Optimizer(self._groups(config, param_groups, scalar_lr_mult), lr=config.lr,
                                         weight_decay=config.weight_decay, **settings, **options)
         super().__init__(inner, config)
@@ -178,13 +165,7 @@ class Optimizer(MegatronOptimizer):
                 raise lowband.InvalidArgument(f"weight_decay: found {group['weight_decay']} from a schedule, expected "
                                               f"{decay} at every step")
         with self._timed("optimizer-inner-step"):
-            for piece in self._each():
-                if piece.tensor not in self._announced:
-                    piece.read()
-            self._announced.clear()
             self.optimizer.step()
-            for piece in self._each():
-                piece.write()
         return False
 
     def get_grad_norm(self) -> float:
@@ -203,7 +184,7 @@ class Optimizer(MegatronOptimizer):
         return True
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        for parameter in self._pieces:  # main_grad is the model's: zero_grad_buffer
+        for parameter in self._described:  # main_grad is the model's: zero_grad_buffer
             if set_to_none:
                 parameter.grad = None
             elif parameter.grad is not None:
@@ -248,9 +229,6 @@ class Optimizer(MegatronOptimizer):
 
     # ---- The rest is its own ----
 
-    def _each(self) -> Iterator[_Piece]:
-        return itertools.chain.from_iterable(self._pieces.values())
-
     def _master(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         """What is updated: the parameter itself, unless it has too few digits."""
         if parameter.dtype == torch.float32:
@@ -262,23 +240,24 @@ class Optimizer(MegatronOptimizer):
 
     def _groups(self, config: OptimizerConfig, param_groups: list[dict[str, Any]],
                 scalar_lr_mult: float) -> list[dict[str, Any]]:
-        """Megatron's groups, each split by role."""
+        """Megatron's groups, each split by role and blocks."""
         groups, found = [], set()
         for group in param_groups:
             unknown = sorted(group.keys() - _GROUP_KEYS)
             _expect("overrides of a group of parameters", unknown, [])
-            members = [piece for parameter in group["params"] for piece in self._pieces[parameter]]
+            members = [self._described[parameter] for parameter in group["params"]]
             found.update(group["params"])
-            for role in sorted({piece.role for piece in members}):
+            kinds = {(own.role, own.blocks) for own in members}
+            for role, blocks in sorted(kinds, key=str):
                 if role == "norm":
                     _expect("wd_mult of gains and biases", group["wd_mult"], 0.0)
                 factor = 1.0 if is_matrix(role) else scalar_lr_mult
                 rates = {"lr": factor * group["max_lr"], "max_lr": factor * group["max_lr"],
                          "min_lr": factor * (group["min_lr"] or 0.0)}
                 groups.append(group | rates | {
-                    "params": [(piece.name, piece.tensor) for piece in members if piece.role == role], "role": role,
-                    "weight_decay": group["wd_mult"] * config.weight_decay})
-        missing = [pieces[0].name for parameter, pieces in self._pieces.items() if parameter not in found]
+                    "params": [(own.name, own.tensor) for own in members if (own.role, own.blocks) == (role, blocks)],
+                    "role": role, "blocks": blocks, "weight_decay": group["wd_mult"] * config.weight_decay})
+        missing = [own.name for parameter, own in self._described.items() if parameter not in found]
         _expect("parameters of another optimizer, whose gradients nobody would average", missing, [])
         return groups
 
@@ -297,10 +276,8 @@ class Optimizer(MegatronOptimizer):
                     for parameter in bucket.params_list:
                         # finalize_model_grads may sum what each process of a replica has whole.
                         if getattr(parameter, "tensor_model_parallel", False):
-                            for piece in self._pieces[parameter]:
-                                piece.read()
-                                self._announced.add(piece.tensor)
-                                self.optimizer.announce(piece.tensor, piece.tensor.grad.to_local())
+                            tensor = self._described[parameter].tensor
+                            self.optimizer.announce(tensor, tensor.grad.to_local())
 
         def finish(force_all_reduce: bool = False) -> None:
             if not ddp_config.overlap_grad_reduce or (group.is_first_batch and not group.grad_reduce_finished):
@@ -349,14 +326,15 @@ def _checked(config: OptimizerConfig, model_chunks: list[DistributedDataParallel
     return model
 
 
-def _qkv_lines(config: Any, tensor_parallel: int) -> list[int]:
+def _qkv_blocks(config: Any, tensor_parallel: int) -> tuple[lowband.Block, ...]:
     """Rows of query, key and value in a query group of linear_qkv."""
     _expect("attention_output_gate with split_qkv", config.attention_output_gate, False)
     if config.num_query_groups % tensor_parallel != 0:
         raise lowband.InvalidArgument(f"num_query_groups with split_qkv: found {config.num_query_groups}, expected a "
                                       f"multiple of tensor_model_parallel_size {tensor_parallel}")
     key = config.kv_channels
-    return [config.num_attention_heads // config.num_query_groups * key, key, key]
+    return (lowband.Block("query", config.num_attention_heads // config.num_query_groups * key), lowband.Block("key", key),
+            lowband.Block("value", key))
 
 
 def _named(model: DistributedDataParallel) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -365,30 +343,23 @@ def _named(model: DistributedDataParallel) -> Iterator[tuple[str, torch.nn.Param
         yield re.sub(r"^(module\.)+", "", name), parameter
 
 
-def _pieces(name: str, parameter: torch.nn.Parameter, weight: torch.Tensor, mesh: DeviceMesh,
-            qkv_lines: list[int] | None) -> Iterator[_Piece]:
-    """The matrices or the vector in a parameter."""
+def _described(name: str, parameter: torch.nn.Parameter, weight: torch.Tensor, mesh: DeviceMesh,
+               qkv_blocks: tuple[lowband.Block, ...]) -> _Matrix:
     role = "norm"
     if parameter.ndim >= 2:
         role = next((role for part, role in _ROLES.items() if part in name), "matrix")
     is_cut = getattr(parameter, "tensor_model_parallel", False)
     placement = Shard(parameter.partition_dim) if is_cut else Replicate()
-    if qkv_lines is not None and name.endswith("linear_qkv.weight"):
-        # Rows by query groups: of each its queries, its key and its value.
-        parts = [(f"{name}.{role}", role) for role in ("query", "key", "value")]
-        views = lambda whole: whole.unflatten(0, (-1, sum(qkv_lines))).split(qkv_lines, dim=1)
+    blocks: tuple[lowband.Block, ...] = ()
+    if name.endswith("linear_qkv.weight"):
+        blocks = qkv_blocks
     elif is_cut and parameter.partition_stride > 1:
-        # Rows that every process holds of several matrices: its piece of the first, then of the second.
-        blocks = parameter.partition_stride
-        _expect(f"partition_dim of {name} with partition_stride {blocks}", parameter.partition_dim, 0)
-        parts = [(f"{name}.{i}", "gate" if role == "up" and i < blocks - 1 else role) for i in range(blocks)]
-        views = lambda whole: whole.chunk(blocks)
-    else:
-        parts = [(name, role)]
-        views = lambda whole: [whole]
-    for (part, role), own, gradient in zip(parts, views(weight), views(parameter.main_grad), strict=True):
-        tensor, grad = (DTensor.from_local(view.reshape(-1, *parameter.shape[1:]), mesh, [placement], run_check=False)
-                        for view in (own, gradient))
-        tensor = torch.nn.Parameter(tensor)
-        tensor.grad = grad
-        yield _Piece(part, role, tensor, own, gradient)
+        # Every process holds rows of several matrices: its piece of the first, then of the second.
+        count = parameter.partition_stride
+        _expect(f"partition_dim of {name} with partition_stride {count}", parameter.partition_dim, 0)
+        before = "gate" if role == "up" else role
+        blocks = tuple(lowband.Block(before if i < count - 1 else role, len(parameter) // count) for i in range(count))
+    tensor, tensor_grad = (DTensor.from_local(own, mesh, [placement], run_check=False) for own in (weight, parameter.main_grad))
+    tensor = torch.nn.Parameter(tensor)
+    tensor.grad = tensor_grad
+    return _Matrix(name, role, blocks, tensor)

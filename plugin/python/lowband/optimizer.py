@@ -13,6 +13,7 @@ ROLES = ("query", "key", "value", "output", "gate", "up", "down", "matrix", "emb
 CUTS = ("none", "rows", "cols")
 KINDS = ("dion", "power_sgd", "adamw", "sgd", "lion", "muon", "normuon", "muonbp", "dion2", "nordion2", "specgd", "spectra",
          "acp_sgd", "galore")
+ELEMENTWISE_KINDS = ("adamw", "sgd", "lion")
 WITH_FACTOR_RANKS = ("dion", "power_sgd", "acp_sgd", "galore")
 SIGNS = ("newton_schulz_5", "polar_express_5", "polar_express_8")
 UPDATE_SCALES = ("rms_to_rms", "adam_rms", "shape", "none")

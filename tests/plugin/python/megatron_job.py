@@ -85,7 +85,7 @@ def run_lowband(kind, dtype):
     begin = flat(model).clone()
     optimizer = lowbands(model, dtype, **KINDS[kind][1])
     for piece in optimizer.optimizer.exchange.state():
-        if piece.name.endswith(".Q"):
+        if piece.name.rsplit(".", 1)[1].startswith("Q"):  # or Q[0], of a block
             whole = first_q(piece.place.rows)
             lowband.torch.tensor_over(piece).copy_(whole[piece.place.row_begin:piece.place.row_end])
     losses, norms = train(model, optimizer, STEPS)
@@ -182,19 +182,24 @@ def test_factors_are_all_that_crosses_replicas():
 def test_matrices_have_the_ranks_of_their_roles():
     model = gpt()
     optimizer = lowbands(model, profile=lowband.structural(WIDTH, WIDTH // HEADS)).optimizer
-    found = {name: optimizer.exchange.factor_rank(i) for i, name in enumerate(optimizer._names) if "layers.0." in name}
+    found = {}
+    for i, described in enumerate(optimizer.exchange.parameters):
+        ranks = [optimizer.exchange.factor_rank(i, block) for block in range(len(described.matrices))]
+        found.update((name, rank) for name, rank in zip(described.matrices, ranks) if "layers.0." in name)
     layer, head_dim = "decoder.layers.0", WIDTH // HEADS
-    attention = {"query": 4 * head_dim, "key": 4 * head_dim, "value": head_dim}
-    expected = {f"{layer}.self_attention.linear_qkv.weight.{part}": rank for part, rank in attention.items()} | {
-        f"{layer}.self_attention.linear_proj.weight": 4 * head_dim, f"{layer}.mlp.linear_fc1.weight.0": WIDTH,
-        f"{layer}.mlp.linear_fc1.weight.1": WIDTH, f"{layer}.mlp.linear_fc2.weight": WIDTH,
-        f"{layer}.input_layernorm.weight": 0, f"{layer}.pre_mlp_layernorm.weight": 0}
+    qkv, fc1 = f"{layer}.self_attention.linear_qkv.weight", f"{layer}.mlp.linear_fc1.weight"
+    expected = {f"{qkv}[0]": 4 * head_dim, f"{qkv}[1]": 4 * head_dim, f"{qkv}[2]": head_dim,
+                f"{layer}.self_attention.linear_proj.weight": 4 * head_dim, f"{fc1}[0]": WIDTH, f"{fc1}[1]": WIDTH,
+                f"{layer}.mlp.linear_fc2.weight": WIDTH, f"{layer}.input_layernorm.weight": 0,
+                f"{layer}.pre_mlp_layernorm.weight": 0}
     assert found == expected, found
-    # Of every query group: two heads of queries, that of the key, that of the value.
-    heads = model.module.decoder.layers[0].self_attention.linear_qkv.weight.detach().view(-1, 4, head_dim, WIDTH)
-    for part, rows in {"query": heads[:, :2], "key": heads[:, 2], "value": heads[:, 3]}.items():
-        matrix = optimizer._parameters[optimizer._names.index(f"{layer}.self_attention.linear_qkv.weight.{part}")]
-        assert torch.equal(matrix.to_local(), rows.reshape(-1, WIDTH)), part
+    # Of every query group: two heads of queries, that of the key, that of the value. Of every process: gate, then up.
+    blocks = {described.name: described.blocks for described in optimizer.exchange.parameters}
+    assert blocks[qkv] == (lowband.Block("query", 2 * head_dim), lowband.Block("key", head_dim), lowband.Block("value", head_dim))
+    assert blocks[fc1] == (lowband.Block("gate", FFN // 2), lowband.Block("up", FFN // 2))
+    weight = model.module.decoder.layers[0].self_attention.linear_qkv.weight
+    own = optimizer._parameters[optimizer._names.index(qkv)]
+    assert own.to_local().data_ptr() == weight.data_ptr() and own.grad.to_local().data_ptr() == weight.main_grad.data_ptr()
     optimizer.close()
 
 
@@ -221,7 +226,7 @@ def test_overlap_gives_the_same_weights():
         backward(model, 3)
         early = {optimizer.optimizer._names[i] for i in optimizer.optimizer._announced}
         # From the second step on; gains may still be summed over the processes of a replica.
-        assert ("decoder.layers.0.self_attention.linear_qkv.weight.key" in early) == overlap, early
+        assert ("decoder.layers.0.self_attention.linear_qkv.weight" in early) == overlap, early
         assert not any("norm" in name for name in early), early
         optimizer.step()
         expect_close(flat(model), weights[0], 1e-6) if weights else weights.append(flat(model))
