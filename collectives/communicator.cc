@@ -1,6 +1,7 @@
 #include "collectives/communicator.h"
 
-#include "runtime/vector_kernels.h"
+#include "runtime/copy.h"
+#include "runtime/passes.h"
 
 #include <algorithm>
 #include <numeric>
@@ -88,6 +89,56 @@ auto Communicator::break_on_failure(Action action) {
   }
 }
 
+template <class T>
+MatrixView<T> Communicator::placed(std::span<T> span) const {
+  const bool there = device_ != nullptr && !span.empty() && device_->holds(span.data());
+  return {span.data(), 1, size_of(span), size_of(span), there ? device_ : nullptr};
+}
+
+/// A buffer of a call where the backend reaches it: itself, or a copy in host memory.
+class Communicator::Reached {
+ public:
+  enum Use : std::uint8_t { kRead = 1, kWrite = 2, kReadWrite = 3 };
+
+  /// `slot`: of staging_; one for each buffer of a call.
+  template <class T>
+  Reached(Communicator& group, std::size_t slot, std::span<T> span, Use use)
+      : reached_(bytes_of(span.data())) {
+    const MatrixView<T> whole = group.placed(span);
+    if (whole.device == nullptr || span.empty()) return;
+    device_ = whole.device;
+    if (group.reaches_devices()) {
+      device_->synchronize();
+      return;
+    }
+    there_ = bytes_of(span.data());
+    bytes_ = static_cast<Index>(span.size_bytes());
+    PinnedBuffer<std::byte>& staging = group.staging_[slot];
+    if (staging.size() < bytes_) staging = PinnedBuffer<std::byte>(bytes_);
+    reached_ = staging.data();
+    if ((use & kRead) == 0) return;
+    device_->copy(there_, 0, reached_, 0, bytes_, 1);
+    device_->synchronize();
+  }
+  void* data() const { return reached_; }
+  /// What the call wrote, to where it belongs.
+  void deliver() const {
+    if (there_ == nullptr) return;
+    device_->copy(reached_, 0, there_, 0, bytes_, 1);
+    device_->synchronize();  // before the next call writes to the same staging
+  }
+
+ private:
+  template <class T>
+  static std::byte* bytes_of(T* data) {
+    return reinterpret_cast<std::byte*>(const_cast<std::remove_const_t<T>*>(data));
+  }
+  std::byte* reached_;
+  std::byte* there_ = nullptr;
+  Device* device_ = nullptr;
+  Index bytes_ = 0;
+};
+
 template <class Move>
 void Communicator::perform(Call call, const Tag& tag, Move move, std::optional<Index> wire_bytes) {
   throw_if_broken();
@@ -124,7 +175,13 @@ void Communicator::all_reduce(std::span<T> data, Reduction reduction, const Tag&
                   .operation = Operation::kAllReduce,
                   .reduction = reduction,
                   .dtype = dtype_of<T>};
-  perform(call, tag, [&](const Call& checked) { return alone() ? 0 : do_all_reduce(checked, data.data()); });
+  perform(call, tag, [&](const Call& checked) -> Index {
+    if (alone()) return 0;
+    const Reached whole(*this, 0, data, Reached::kReadWrite);
+    const Index sent = do_all_reduce(checked, whole.data());
+    whole.deliver();
+    return sent;
+  });
 }
 
 template <class T>
@@ -138,13 +195,18 @@ void Communicator::reduce_scatter(std::span<const T> send, std::span<SumOf<T>> r
                   .reduction = reduction,
                   .dtype = dtype_of<T>};
   perform(call, tag, [&](const Call& checked) -> Index {
-    if (!alone()) return do_reduce_scatter(checked, send.data(), receive.data(), counts);
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      vector_kernels<float>().widen_bf16(send.data(), receive.data(), total);
-    } else if (receive.data() != send.data()) {
-      std::ranges::copy(send, receive.begin());
+    if (alone()) {
+      if constexpr (std::is_same_v<T, BFloat16>) {
+        widen_bf16<float>(placed(send), placed(receive));
+      } else if (receive.data() != send.data()) {
+        copy<T>(placed(send), placed(receive));
+      }
+      return 0;
     }
-    return 0;
+    const Reached whole(*this, 0, send, Reached::kRead), part(*this, 1, receive, Reached::kWrite);
+    const Index sent = do_reduce_scatter(checked, whole.data(), part.data(), counts);
+    part.deliver();
+    return sent;
   });
 }
 
@@ -157,9 +219,14 @@ void Communicator::all_gather(std::span<const T> send, std::span<T> receive, std
                   .operation = Operation::kAllGather,
                   .dtype = dtype_of<T>};
   perform(call, tag, [&](const Call& checked) -> Index {
-    if (!alone()) return do_all_gather(checked, send.data(), receive.data(), counts);
-    if (receive.data() != send.data()) std::ranges::copy(send, receive.begin());
-    return 0;
+    if (alone()) {
+      if (receive.data() != send.data()) copy<T>(placed(send), placed(receive));
+      return 0;
+    }
+    const Reached part(*this, 0, send, Reached::kRead), whole(*this, 1, receive, Reached::kWrite);
+    const Index sent = do_all_gather(checked, part.data(), whole.data(), counts);
+    whole.deliver();
+    return sent;
   });
 }
 
@@ -194,9 +261,14 @@ void Communicator::all_to_all(std::span<const T> send, std::span<T> receive, std
   perform(
       call, tag,
       [&](const Call& checked) -> Index {
-        if (!alone()) return do_all_to_all(checked, send.data(), receive.data(), counts);
-        std::ranges::copy(send, receive.begin());
-        return 0;
+        if (alone()) {
+          copy<T>(placed(send), placed(receive));
+          return 0;
+        }
+        const Reached from(*this, 0, send, Reached::kRead), to(*this, 1, receive, Reached::kWrite);
+        const Index moved = do_all_to_all(checked, from.data(), to.data(), counts);
+        to.deliver();
+        return moved;
       },
       (sent - kept) * dtype_bytes(call.dtype));
 }
@@ -206,7 +278,13 @@ void Communicator::broadcast(std::span<T> data, int root, const Tag& tag) {
   LB_EXPECTS(0 <= root && root < size_, "broadcast: root ", root, ", expected a process of 0 to ", size_ - 1);
   const Call call{
       .elements = size_of(data), .root = root, .operation = Operation::kBroadcast, .dtype = dtype_of<T>};
-  perform(call, tag, [&](const Call& checked) { return alone() ? 0 : do_broadcast(checked, data.data()); });
+  perform(call, tag, [&](const Call& checked) -> Index {
+    if (alone()) return 0;
+    const Reached whole(*this, 0, data, root == process_ ? Reached::kRead : Reached::kReadWrite);
+    const Index sent = do_broadcast(checked, whole.data());
+    if (root != process_) whole.deliver();
+    return sent;
+  });
 }
 
 void Communicator::barrier() {
@@ -240,6 +318,7 @@ std::unique_ptr<Communicator> Communicator::split(int colour, int key, std::stri
   group->set_timeline(timeline_);
   group->budget_ = budget_;
   group->set_determinism(determinism_);
+  group->set_device(device_);
   return group;
 }
 

@@ -4,11 +4,15 @@
 #include "collectives/call.h"
 #include "collectives/ledger.h"
 #include "runtime/bfloat16.h"
+#include "runtime/cuda/buffer.h"
+#include "runtime/device.h"
 #include "runtime/error.h"
 #include "runtime/timeline.h"
 #include "runtime/types.h"
 
+#include <array>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -94,6 +98,13 @@ class Communicator {
   void set_timeline(Timeline* timeline) { timeline_ = timeline; }
   Timeline* timeline() const { return timeline_; }
 
+  /// From now on spans may lie in the memory of `device` (null: only the host's) as well as in the host's. A
+  /// call takes what the device's work so far leaves in them, and its later work finds the results; a backend
+  /// that does not reach device memory sends and receives copies in pinned host memory. Inherited by groups
+  /// split later. Ownership: borrows the device.
+  void set_device(Device* device) { device_ = device; }
+  Device* device() const { return device_; }
+
   /// Work for the time in which calls on this group wait for other processes: `piece` does a little of it,
   /// well under a millisecond, and returns whether it did anything. Null: none. It runs on the thread of the
   /// call, any number of times, also never, so that whoever sets it finishes the rest; it may not call this
@@ -176,6 +187,8 @@ class Communicator {
   virtual void do_abort(std::string_view reason) = 0;
   /// Whether a group of one calls the `do_...` that move data too, because only the backend can copy it.
   virtual bool moves_alone() const { return false; }
+  /// Whether the `do_...` take addresses of device memory.
+  virtual bool reaches_devices() const { return false; }
   /// Lets go of every buffer of the call that failed, on the thread that made it, after do_abort. Quiet.
   virtual void do_let_go() {}
 
@@ -187,6 +200,10 @@ class Communicator {
   template <class Action>
   auto break_on_failure(Action action);
   void throw_if_broken();
+  /// The span as a view that knows its place.
+  template <class T>
+  MatrixView<T> placed(std::span<T> span) const;
+  class Reached;
   bool alone() const { return size_ == 1 && !moves_alone(); }
 
   int process_;
@@ -198,6 +215,8 @@ class Communicator {
   Determinism determinism_ = Determinism::kExact;
   Timeline* timeline_ = nullptr;
   std::function<bool()> wait_work_;
+  Device* device_ = nullptr;
+  std::array<PinnedBuffer<std::byte>, 2> staging_;  // of what the call takes, of what it gives
   Index calls_ = 0;
   std::mutex failure_mutex_;
   std::exception_ptr failure_;  // what broke the group first

@@ -52,6 +52,8 @@ class Device {
   /// Zeroed; freed in the order of the queue.
   virtual void* allocate(Index bytes) = 0;
   virtual void release(void* memory) noexcept = 0;
+  /// Whether this is an address of device memory.
+  virtual bool holds(const void* memory) const = 0;
   /// `rows` rows of `width` bytes, from and to anywhere; the strides are in bytes too.
   virtual void copy(const void* from, Index from_stride, void* to, Index to_stride, Index width,
                     Index rows) = 0;

@@ -206,6 +206,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   bool moves_alone() const override { return true; }
+  bool reaches_devices() const override { return true; }
 
   // NCCL's functions are called by the thread of the group's calls alone; it sees the flag.
   void do_abort(std::string_view reason) override {

@@ -8,8 +8,9 @@ namespace lowband {
 
 /// A group of the processes of `host_group` whose bytes NCCL moves from device to device.
 ///
-/// Spans handed to it may lie in device memory, where what they hold must be complete, and is when the call
-/// returns; spans in host memory go through a buffer on the device.
+/// Spans handed to it may lie in device memory, where what they hold is complete when the call returns;
+/// before it, a Device set with `set_device` has ended its work, what other streams do the caller must have
+/// waited for. Spans in host memory go through a buffer on the device.
 ///
 /// Every call first meets on a group split from `host_group`, which carries no data but compares the calls,
 /// knows who does not come, tells of aborts, and hands NCCL's ids around. So a mismatch, a silent process and

@@ -160,6 +160,12 @@ void cuda_copy_rows(void* to, Index to_stride, const void* from, Index from_stri
              cat("cudaMemcpy2DAsync of ", rows, " rows of ", width, " bytes"));
 }
 
+bool cuda_holds(const void* address) {
+  cudaPointerAttributes attributes{};
+  check_cuda(cudaPointerGetAttributes(&attributes, address), "cudaPointerGetAttributes");
+  return attributes.type == cudaMemoryTypeDevice;
+}
+
 void* cuda_allocate_pinned(Index bytes) {
   void* memory = nullptr;
   check_cuda(cudaHostAlloc(&memory, static_cast<std::size_t>(bytes), cudaHostAllocPortable),

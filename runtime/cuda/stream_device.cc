@@ -36,6 +36,7 @@ class StreamDevice final : public Device {
     const std::lock_guard turn(mutex_);
     cuda_free(memory, stream_);
   }
+  bool holds(const void* memory) const override { return cuda_holds(memory); }
   void copy(const void* from, Index from_stride, void* to, Index to_stride, Index width,
             Index rows) override {
     const std::lock_guard turn(mutex_);

@@ -50,6 +50,7 @@ void cuda_copy_rows(void* /*to*/, Index /*to_stride*/, const void* /*from*/, Ind
                     Index /*width*/, Index /*rows*/, const CudaStream& /*stream*/) {
   unavailable();
 }
+bool cuda_holds(const void* /*address*/) { unavailable(); }
 void* cuda_allocate_pinned(Index /*bytes*/) { unavailable(); }
 void cuda_free_pinned(void* /*bytes*/) noexcept {}
 
