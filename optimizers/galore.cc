@@ -52,6 +52,7 @@ Galore<Real>::Galore(ProcessMesh& exchange_mesh, ProcessMesh& update_mesh,
     : mesh_(&exchange_mesh),
       options_(options),
       matrices_(make_matrices(exchange_mesh, matrices, options.galore_interval)),
+      basis_(shapes_of_basis(exchange_mesh, matrices_)),
       h_(shapes_of_h(exchange_mesh, matrices_)),
       n_(shapes_of_h(update_mesh, matrices_)),
       squares_(matrices_.size()) {
@@ -66,6 +67,10 @@ Galore<Real>::Galore(ProcessMesh& exchange_mesh, ProcessMesh& update_mesh,
     matrix.m1 = Buffer<Real>(h_.owned(i).elements());
     matrix.m2 = Buffer<Real>(h_.owned(i).elements());
     largest = std::max(largest, matrix.rows.size() * matrix.cols.size());
+    const MatrixView<Real> basis = basis_.owned(i);
+    for (Index row = 0; row < basis.rows; ++row) {
+      if (matrix.kept.begin + row < basis.cols) basis(row, matrix.kept.begin + row) = 1;
+    }
   }
   block_ = Buffer<Real>(largest);
 }
@@ -76,23 +81,15 @@ std::vector<typename Galore<Real>::Matrix> Galore<Real>::make_matrices(
   std::vector<Matrix> matrices;
   for (const LayerMatrix& definition : definitions) {
     const ParameterInfo& info = definition.info;
-    const Index r = definition.factor_rank;
     Matrix matrix{.definition = definition,
                   .tall = definition.tall(),
                   .basis_steps = lowband::basis_steps(info, interval),
                   .owner = basis_owner(info, mesh.shape()),
                   .rows = definition.cut.rows_of(mesh.position()),
                   .cols = definition.cut.cols_of(mesh.position()),
-                  .basis_rows = {},
-                  .basis = {},
+                  .kept = definition.cut.kept_rows(!definition.tall(), mesh.position()),
                   .m1 = {},
                   .m2 = {}};
-    const Index side = matrix.tall ? matrix.cols.size() : matrix.rows.size();
-    matrix.basis_rows = Buffer<Real>(side * r);
-    matrix.basis = matrix.basis_rows.matrix(0, side, r);
-    for (Index i = 0; i < side; ++i) {
-      if (matrix.basis_begin() + i < r) matrix.basis(i, matrix.basis_begin() + i) = 1;
-    }
     matrices.push_back(std::move(matrix));
   }
   return matrices;
@@ -110,20 +107,33 @@ std::vector<typename FactorRows<Real>::Shape> Galore<Real>::shapes_of_h(ProcessM
   return shapes;
 }
 
+// It has the rows of the shorter side, which the processes that the longer one is cut over share.
+template <class Real>
+std::vector<typename FactorRows<Real>::Shape> Galore<Real>::shapes_of_basis(
+    ProcessMesh& mesh, const std::vector<Matrix>& matrices) {
+  std::vector<typename FactorRows<Real>::Shape> shapes;
+  shapes.reserve(matrices.size());
+  for (const Matrix& matrix : matrices)
+    shapes.push_back(
+        right_rows<Real>(factor_shape(matrix.definition, matrix.definition.factor_rank, !matrix.tall, mesh)));
+  return shapes;
+}
+
 template <class Real>
 void Galore<Real>::exchange(std::span<const Piece> pieces, Real gradient_scale, Index step) {
   if (matrices_.empty()) return;
+  basis_.all_gather();
   std::vector<bool> from_means;
-  for (std::size_t i = 0; i < matrices_.size(); ++i) {
-    Matrix& matrix = matrices_[i];
-    const MatrixView<Real> h = h_.piece(static_cast<Index>(i));
+  for (Index i = 0; i < size(); ++i) {
+    const Matrix& matrix = matrices_[at(i)];
+    const MatrixView<Real> h = h_.piece(i);
     from_means.push_back(matrix.basis_steps.contains(step));
     if (from_means.back()) {
-      project_mean(matrix, pieces[i], gradient_scale, h);
-    } else if (pieces[i].skipped) {
+      project_mean(i, pieces[at(i)], gradient_scale);
+    } else if (pieces[at(i)].skipped) {
       std::ranges::fill(h.flat(), Real{0});
     } else {
-      multiply<Real>(matrix.op(), pieces[i].gradient, matrix.basis, h);
+      multiply<Real>(matrix.op(), pieces[at(i)].gradient, basis_.piece(i), h);
       vector_kernels<Real>().scale(gradient_scale, h.data, h.elements());
     }
   }
@@ -137,7 +147,8 @@ void Galore<Real>::exchange(std::span<const Piece> pieces, Real gradient_scale, 
 
 // A skipped matrix takes part with zeros, which leave the basis as it is.
 template <class Real>
-void Galore<Real>::project_mean(Matrix& matrix, const Piece& piece, Real gradient_scale, MatrixView<Real> h) {
+void Galore<Real>::project_mean(Index i, const Piece& piece, Real gradient_scale) {
+  const Matrix& matrix = matrices_[at(i)];
   const MatrixView<Real> block = block_.matrix(0, matrix.rows.size(), matrix.cols.size());
   if (piece.skipped) {
     std::ranges::fill(block.flat(), Real{0});
@@ -147,14 +158,15 @@ void Galore<Real>::project_mean(Matrix& matrix, const Piece& piece, Real gradien
   const PayloadShare share{matrix.definition.cut.name, block.elements()};
   mesh_->replica().all_reduce(block.flat(), Reduction::kSum, {Purpose::kDense, {&share, 1}});
   for (Real& x : block.flat()) x /= static_cast<Real>(mesh_->shape().replica);
-  take_basis(matrix, block);
-  multiply<Real>(matrix.op(), block, matrix.basis, h);
+  take_basis(i, block);
+  multiply<Real>(matrix.op(), block, basis_.piece(i), h_.piece(i));
 }
 
 // The owner gets the blocks of its replica, sends B to the processes that hold the same block in other
 // replicas, and each of these, like the owner, to all of its replica. Zeros say that there is none.
 template <class Real>
-void Galore<Real>::take_basis(Matrix& matrix, MatrixView<const Real> block) {
+void Galore<Real>::take_basis(Index i, MatrixView<const Real> block) {
+  const Matrix& matrix = matrices_[at(i)];
   const ParameterInfo& info = matrix.definition.info;
   const CutMatrix& cut = matrix.definition.cut;
   const Index r = matrix.definition.factor_rank;
@@ -181,8 +193,8 @@ void Galore<Real>::take_basis(Matrix& matrix, MatrixView<const Real> block) {
     const Real* part = processes > 1 ? parts.data() : block.data;
     for (int p = 0; p < processes; ++p) {
       const Range rows = cut.rows_of(mesh_position(shape, p)), cols = cut.cols_of(mesh_position(shape, p));
-      for (Index i = rows.begin; i < rows.end; ++i, part += cols.size())
-        std::copy_n(part, cols.size(), whole.row(i) + cols.begin);
+      for (Index row = rows.begin; row < rows.end; ++row, part += cols.size())
+        std::copy_n(part, cols.size(), whole.row(row) + cols.begin);
     }
     if (lowband::sum_of_squares<Real>(whole) > 0) {
       const MatrixView<Real> vectors = basis.matrix(0, std::min(info.rows, info.cols), r);
@@ -196,7 +208,9 @@ void Galore<Real>::take_basis(Matrix& matrix, MatrixView<const Real> block) {
     mesh_->replica().broadcast(basis.span(), owner_replica, {Purpose::kFactor, {&share, 1}});
   if (processes > 1) within.broadcast(basis.span(), owner, {Purpose::kPeriodic, {&share, 1}});
   if (std::ranges::all_of(basis.span(), [](Real x) { return x == 0; })) return;
-  std::copy_n(basis.data() + matrix.basis_begin() * r, matrix.basis.elements(), matrix.basis.data);
+  const MatrixView<Real> piece = basis_.piece(i), owned = basis_.owned(i);
+  std::copy_n(basis.data() + matrix.basis_rows().begin * r, piece.elements(), piece.data);
+  std::copy_n(basis.data() + matrix.kept.begin * r, owned.elements(), owned.data);
 }
 
 template <class Real>
@@ -265,7 +279,7 @@ typename Galore<Real>::Outcome Galore<Real>::update(std::span<const Piece> piece
     if (pieces[at(i)].skipped) continue;
     // W <- (1 - eta wd) (W - alpha eta N B^T)
     const Matrix& matrix = matrices_[at(i)];
-    const MatrixView<const Real> n = n_.piece(i), basis = matrix.basis;
+    const MatrixView<const Real> n = n_.piece(i), basis = basis_.piece(i);
     add_product<Real>(static_cast<Real>(-decay * options_.galore_scale * eta),
                       matrix.tall ? FactorPair<Real>{n, basis} : FactorPair<Real>{basis, n},
                       static_cast<Real>(decay), pieces[at(i)].weight);
@@ -278,7 +292,7 @@ std::vector<StateTensor<Real>> Galore<Real>::state(Index i) {
   Matrix& matrix = matrices_[at(i)];
   const LayerMatrix& definition = matrix.definition;
   const Index r = definition.factor_rank, rows = matrix.m1.size() / r;
-  return {{definition.state_name("basis"), matrix.basis},
+  return {{definition.state_name("basis"), basis_.owned(i)},
           {definition.state_name("m1"), matrix.m1.matrix(0, rows, r)},
           {definition.state_name("m2"), matrix.m2.matrix(0, rows, r)},
           {definition.state_name("t"), matrix.t.matrix(0, 1, 1)}};

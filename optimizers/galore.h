@@ -37,10 +37,10 @@ int basis_owner(const ParameterInfo& matrix, const MeshShape& mesh);
 /// `basis_steps` G itself travels, H follows from its mean, and B from one owner to all processes. While the
 /// mean gradient of such a step is zero, or left alone, the basis stays; it begins as unit vectors.
 ///
-/// State: "<name>.basis" (min(m, n), r), the rows that the owned block multiplies, as Dion's Q; "<name>.m1"
-/// and "<name>.m2" (max(m, n), r), of which every process has a share of the rows of its block, each once
-/// over the processes of a replica; "<name>.t". Reference: Zhao et al., "GaLore", arXiv 2403.03507, algorithm
-/// 2; conventions of algorithms.md 2.11.
+/// State: "<name>.basis" (min(m, n), r), "<name>.m1" and "<name>.m2" (max(m, n), r), of which every process
+/// has a share of the rows of its block, each once over the processes of a replica; "<name>.t". The rows of
+/// the basis that a block multiplies are gathered in every step. Reference: Zhao et al., "GaLore", arXiv
+/// 2403.03507, algorithm 2; conventions of algorithms.md 2.11.
 template <class Real>
 class Galore final : public CompressedMatrices<Real> {
  public:
@@ -65,33 +65,35 @@ class Galore final : public CompressedMatrices<Real> {
     LayerMatrix definition;
     bool tall = true;
     StepPhase basis_steps;
-    int owner = 0;     // of the world
-    Range rows, cols;  // of the block
-    Buffer<Real> basis_rows;
-    MatrixView<Real> basis;  // (block's extent along the shorter side, r)
-    Buffer<Real> m1, m2;     // of the owned rows of H
+    int owner = 0;        // of the world
+    Range rows, cols;     // of the block
+    Range kept;           // rows of the basis
+    Buffer<Real> m1, m2;  // of the owned rows of H
     Buffer<Real> t = Buffer<Real>(1);
-    Index basis_begin() const { return tall ? cols.begin : rows.begin; }
+    Range basis_rows() const { return tall ? cols : rows; }  // that the block multiplies
     Op op() const { return tall ? Op::kNone : Op::kTranspose; }
   };
   static std::vector<Matrix> make_matrices(const ProcessMesh& mesh,
                                            const std::vector<LayerMatrix>& definitions, Index interval);
   static std::vector<typename FactorRows<Real>::Shape> shapes_of_h(ProcessMesh& mesh,
                                                                    const std::vector<Matrix>& matrices);
+  static std::vector<typename FactorRows<Real>::Shape> shapes_of_basis(ProcessMesh& mesh,
+                                                                       const std::vector<Matrix>& matrices);
 
   /// H from the mean gradient, with a new basis.
-  void project_mean(Matrix& matrix, const Piece& piece, Real gradient_scale, MatrixView<Real> h);
+  void project_mean(Index i, const Piece& piece, Real gradient_scale);
   /// basis <- singular vectors of the mean whose blocks all processes hold, unless that is zero.
-  void take_basis(Matrix& matrix, MatrixView<const Real> block);
+  void take_basis(Index i, MatrixView<const Real> block);
   /// Owned rows of H of the matrices that are not in `from_means` <- means over replicas.
   void average(const std::vector<bool>& from_means);
 
   ProcessMesh* mesh_;
   OptimizerOptions options_;
   std::vector<Matrix> matrices_;
-  FactorRows<Real> h_;  // on the exchange mesh
-  FactorRows<Real> n_;  // on the update mesh
-  Buffer<Real> sums_;   // owned rows of H, packed
+  FactorRows<Real> basis_;  // owned: between steps; on the exchange mesh
+  FactorRows<Real> h_;      // likewise
+  FactorRows<Real> n_;      // on the update mesh
+  Buffer<Real> sums_;       // owned rows of H, packed
   Buffer<BFloat16> wire_;
   Buffer<Real> block_;           // of a mean gradient
   std::vector<double> squares_;  // by matrix, of H

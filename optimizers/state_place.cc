@@ -51,13 +51,11 @@ std::optional<PiecePlace> matrix_state_place(const LayerMatrix& matrix, std::str
                                              Index piece_cols, const MeshPosition& position) {
   const Index m = matrix.info.rows, n = matrix.info.cols;
   const Range rows = matrix.cut.rows_of(position), cols = matrix.cut.cols_of(position);
-  const auto factor = [&](bool of_rows, Range block_rows) {
-    return whole_block(of_rows ? m : n, piece_cols, block_rows, all(piece_cols));
+  const auto kept = [&](bool of_rows) {
+    return whole_block(of_rows ? m : n, piece_cols, matrix.cut.kept_rows(of_rows, position), all(piece_cols));
   };
-  const auto kept = [&](bool of_rows) { return factor(of_rows, matrix.cut.kept_rows(of_rows, position)); };
   if (letter == "M" || letter == "e" || letter == "u") return whole_block(m, n, rows, cols);
-  if (letter == "Q") return kept(!matrix.tall());
-  if (letter == "basis") return factor(!matrix.tall(), matrix.tall() ? cols : rows);
+  if (letter == "Q" || letter == "basis") return kept(!matrix.tall());
   if (letter == "left") return kept(true);
   if (letter == "right" || letter == "V") return kept(false);
   if (letter == "m1" || letter == "m2") return kept(matrix.tall());

@@ -22,10 +22,9 @@ PiecePlace parameter_place(const ParameterInfo& info, const MeshShape& mesh, con
 
 /// The piece "<parameter>.<letter>" of Optimizer::state() that the process at `position` holds:
 ///   M, e, u   (m, n), the owned block of a matrix
-///   basis     (min(m, n), r), the rows that the owned block multiplies; r is `piece_cols`
 ///   left      (m, r), of ACP-SGD: a share of the rows of the owned block, those that have the same rows and
-///             other columns keeping the rest
-///   Q         (min(m, n), r), of Dion and PowerSGD: likewise of the rows that the owned block multiplies
+///             other columns keeping the rest; r is `piece_cols`
+///   Q, basis  (min(m, n), r), as left where m < n, otherwise as right
 ///   m1, m2    (max(m, n), r), of GaLore: as left where m >= n, otherwise as right
 ///   right, V  (n, r), of ACP-SGD, and (n, k), of Spectra: likewise of its columns
 ///   m, v      (m, n), of an elementwise optimizer: consecutive elements of the tensor-axis piece

@@ -202,6 +202,9 @@ TEST_P(GaloreOn, SendsTheProjectionOrTheGradient) {
         const bool by_shard = layout.shard_cuts_rows() != tall;
         if ((by_shard ? mesh.shard : mesh.tensor) > 1)
           within[by_shard ? "shard" : "tensor"] += 2 * 4 * rows * r;
+        const Index basis_rows = (tall ? layout.owned_cols(0, 0) : layout.owned_rows(0, 0)).size();
+        if ((by_shard ? mesh.tensor : mesh.shard) > 1)
+          within[by_shard ? "tensor" : "shard"] += 4 * basis_rows * r;
       }
       mixed = mixed || (bases > 0 && bases < matrices);
       EXPECT_TRUE(step > 0 || bases == matrices);

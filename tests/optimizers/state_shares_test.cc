@@ -102,6 +102,7 @@ const Kept kKept[] = {
      .cols = 1},
     {.name = "Dion", .options = {.kind = OptimizerKind::kDion}, .dense = 1, .shorter = 1},
     {.name = "PowerSgd", .options = {.kind = OptimizerKind::kPowerSgd}, .dense = 2, .shorter = 1},
+    {.name = "Galore", .options = {.kind = OptimizerKind::kGalore}, .longer = 2, .shorter = 1},
     {.name = "AcpSgd", .options = {.kind = OptimizerKind::kAcpSgd}, .dense = 2, .longer = 1, .shorter = 1},
 };
 
