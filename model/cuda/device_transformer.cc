@@ -36,6 +36,7 @@ template <class T>
 struct DeviceTransformer<T>::State {
   State(const ModelConfig& config_, Communicator& tensor_, std::uint64_t seed, Index max_sequences_,
         KeptActivations kept, CudaBlas& blas_);
+  void expect_memory() const;
   void allocate_parameters(std::uint64_t seed);
   void allocate_activations();
 
@@ -89,8 +90,8 @@ struct DeviceTransformer<T>::State {
     return buffer.matrix(0, shape.tokens(), cols);
   }
   template <class U>
-  DeviceBuffer<U> allocate(Index elements) {
-    allocated_bytes += elements * static_cast<Index>(sizeof(U));
+  DeviceBuffer<U> allocate(Index DeviceMemory::*kind, Index elements) {
+    memory.*kind += elements * static_cast<Index>(sizeof(U));
     return DeviceBuffer<U>(elements, blas->stream());
   }
   LayerBuffers<T>& buffers(Index layer) {
@@ -107,7 +108,7 @@ struct DeviceTransformer<T>::State {
   Range vocabulary;      // ids whose embedding and logits live here
   Index ffn_cols;        // of the feed-forward width
   AttentionShape shape;  // .sequences is that of the current micro-batch
-  Index allocated_bytes = 0;
+  DeviceMemory memory;
 
   DeviceBuffer<float> weights, gradients;  // in the order of the table
   DeviceBuffer<T> rounded_weights;         // what products read
@@ -149,8 +150,20 @@ DeviceTransformer<T>::State::State(const ModelConfig& config_, Communicator& ten
            .heads = config.heads / tensor->size(),
            .kv_heads = config.kv_heads / tensor->size(),
            .head_dim = config.head_dim};
+  expect_memory();
   allocate_parameters(seed);
   allocate_activations();
+}
+
+template <class T>
+void DeviceTransformer<T>::State::expect_memory() const {
+  const DeviceMemory plan = plan_device_memory(config, tensor->size(), tensor->process(), max_sequences, kept,
+                                               static_cast<Index>(sizeof(T)));
+  const Index free = stream->free_bytes();
+  if (plan.total() <= free) return;
+  throw CudaError(cat("the model takes ", plan.total(), " bytes: weights ", plan.weights, ", gradients ",
+                      plan.gradients, ", activations of ", max_sequences, " sequences ", plan.activations,
+                      ", workspace ", plan.workspace, "; free on device ", stream->device(), " are ", free));
 }
 
 template <class T>
@@ -164,9 +177,9 @@ void DeviceTransformer<T>::State::allocate_parameters(std::uint64_t seed) {
                         layout.tensor_cols(tensor->process()).size());
     elements += pieces.back().first * pieces.back().second;
   }
-  weights = DeviceBuffer<float>(elements, *stream);
-  gradients = DeviceBuffer<float>(elements, *stream);
-  rounded_weights = allocate<T>(elements);
+  weights = allocate<float>(&DeviceMemory::weights, elements);
+  gradients = allocate<float>(&DeviceMemory::gradients, elements);
+  rounded_weights = allocate<T>(&DeviceMemory::weights, elements);
 
   Buffer<float> initial(elements);
   std::vector<DeviceMatrix<float>> weight_views, gradient_views;
@@ -190,46 +203,51 @@ void DeviceTransformer<T>::State::allocate_parameters(std::uint64_t seed) {
 
 template <class T>
 void DeviceTransformer<T>::State::allocate_activations() {
+  constexpr Index DeviceMemory::*kActivations = &DeviceMemory::activations,
+                  DeviceMemory::*kWorkspace = &DeviceMemory::workspace;
   const Index most = shape.tokens(), width = config.width;
-  const auto make_norm = [&] { return NormBuffers<T>{allocate<T>(most * width), allocate<float>(most)}; };
+  const auto make_norm = [&] {
+    return NormBuffers<T>{allocate<T>(kActivations, most * width), allocate<float>(kActivations, most)};
+  };
   for (Index layer = 0; layer < (kept == KeptActivations::kAll ? config.layers : 1); ++layer) {
     layers.push_back({.attention_norm = make_norm(),
                       .ffn_norm = make_norm(),
-                      .ffn_x = allocate<float>(most * width),
-                      .statistics = allocate<float>(shape.statistics()),
-                      .qkv = allocate<T>(most * shape.qkv_cols()),
-                      .attended = allocate<T>(most * shape.query_cols()),
-                      .gate_up = allocate<T>(most * 2 * ffn_cols),
-                      .h = allocate<T>(most * ffn_cols)});
+                      .ffn_x = allocate<float>(kActivations, most * width),
+                      .statistics = allocate<float>(kActivations, shape.statistics()),
+                      .qkv = allocate<T>(kActivations, most * shape.qkv_cols()),
+                      .attended = allocate<T>(kActivations, most * shape.query_cols()),
+                      .gate_up = allocate<T>(kActivations, most * 2 * ffn_cols),
+                      .h = allocate<T>(kActivations, most * ffn_cols)});
   }
-  for (Index layer = 0; layer <= config.layers; ++layer) inputs.push_back(allocate<float>(most * width));
+  for (Index layer = 0; layer <= config.layers; ++layer)
+    inputs.push_back(allocate<float>(kActivations, most * width));
   final_norm = make_norm();
-  tokens = allocate<std::int32_t>(most);
-  targets = allocate<std::int32_t>(most);
-  tokens_by_id = allocate<std::int32_t>(most);
-  logits = allocate<float>(most * vocabulary.size());
-  message = allocate<float>(3 * most);
-  gathered = allocate<float>(3 * most * tensor->size());
-  token_losses = allocate<double>(most);
-  loss_sum = allocate<double>(1);
-  gradient_scale = allocate<double>(1);
-  d_stream = allocate<float>(most * width);
-  d_normed = allocate<float>(most * width);
-  gain_scratch = allocate<float>(device_rms_norm_scratch(most, width));
-  row_products = allocate<float>(shape.statistics() / 2);
-  d_logits = allocate<T>(most * vocabulary.size());
-  d_stream_rounded = allocate<T>(most * width);
-  d_qkv = allocate<T>(most * shape.qkv_cols());
-  d_attended = allocate<T>(most * shape.query_cols());
-  d_gate_up = allocate<T>(most * 2 * ffn_cols);
-  d_h = allocate<T>(most * ffn_cols);
+  tokens = allocate<std::int32_t>(kWorkspace, most);
+  targets = allocate<std::int32_t>(kWorkspace, most);
+  tokens_by_id = allocate<std::int32_t>(kWorkspace, most);
+  logits = allocate<float>(kActivations, most * vocabulary.size());
+  message = allocate<float>(kWorkspace, 3 * most);
+  gathered = allocate<float>(kActivations, 3 * most * tensor->size());
+  token_losses = allocate<double>(kWorkspace, most);
+  loss_sum = allocate<double>(kWorkspace, 1);
+  gradient_scale = allocate<double>(kWorkspace, 1);
+  d_stream = allocate<float>(kWorkspace, most * width);
+  d_normed = allocate<float>(kWorkspace, most * width);
+  gain_scratch = allocate<float>(kWorkspace, device_rms_norm_scratch(most, width));
+  row_products = allocate<float>(kWorkspace, shape.statistics() / 2);
+  d_logits = allocate<T>(kWorkspace, most * vocabulary.size());
+  d_stream_rounded = allocate<T>(kWorkspace, most * width);
+  d_qkv = allocate<T>(kWorkspace, most * shape.qkv_cols());
+  d_attended = allocate<T>(kWorkspace, most * shape.query_cols());
+  d_gate_up = allocate<T>(kWorkspace, most * 2 * ffn_cols);
+  d_h = allocate<T>(kWorkspace, most * ffn_cols);
   if (tensor->size() > 1 && tensor->backend() != "nccl")
     staged = PinnedBuffer<float>(std::max(most * width, 3 * most * (tensor->size() + 1)));
 
   const RotaryTable<float> rotary(config.sequence, config.head_dim, config.rope_base);
   const auto angles = static_cast<std::size_t>(config.sequence * rotary.half());
-  cosine = allocate<float>(config.sequence * rotary.half());
-  sine = allocate<float>(config.sequence * rotary.half());
+  cosine = allocate<float>(kWorkspace, config.sequence * rotary.half());
+  sine = allocate<float>(kWorkspace, config.sequence * rotary.half());
   cosine.fill_from({rotary.cosine(0), angles});
   sine.fill_from({rotary.sine(0), angles});
 }
@@ -462,7 +480,7 @@ std::span<const DeviceParameter> DeviceTransformer<T>::parameters() const {
 
 template <class T>
 void DeviceTransformer<T>::zero_gradients() {
-  cuda_zero(state_->gradients.data(), parameter_bytes(), *state_->stream);
+  cuda_zero(state_->gradients.data(), state_->memory.gradients, *state_->stream);
 }
 
 template <class T>
@@ -498,13 +516,8 @@ Index DeviceTransformer<T>::graphs() const {
 }
 
 template <class T>
-Index DeviceTransformer<T>::parameter_bytes() const {
-  return state_->weights.size() * Index{sizeof(float)};
-}
-
-template <class T>
-Index DeviceTransformer<T>::activation_bytes() const {
-  return state_->allocated_bytes;
+const DeviceMemory& DeviceTransformer<T>::memory() const {
+  return state_->memory;
 }
 
 template class DeviceTransformer<float>;

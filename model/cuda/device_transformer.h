@@ -1,6 +1,7 @@
 #pragma once
 
 #include "collectives/communicator.h"
+#include "model/cuda/device_memory.h"
 #include "model/transformer.h"
 #include "runtime/cuda/blas.h"
 #include "runtime/cuda/matrix.h"
@@ -19,10 +20,6 @@ struct DeviceParameter {
   DeviceMatrix<float> gradient;  // same shape, contiguous
 };
 
-/// What backward finds of a layer. kLayerInputs: the residual stream at its entrance alone, from which the
-/// layer is computed once more; on several processes with its all-reduce after attention.
-enum class KeptActivations : std::uint8_t { kAll, kLayerInputs };
-
 /// `Transformer` on a device. T: BFloat16, or float; the type of weights and activations in products. Master
 /// weights, gradients, the residual stream and its gradient, logits and all sums are float.
 ///
@@ -35,7 +32,8 @@ class DeviceTransformer {
   ///
   /// Collective: all processes of `tensor`, equal arguments. Over NCCL it moves device memory; over another
   /// backend copies on the host. A group of one is not called. Ownership: borrows `tensor` and `blas`.
-  /// Throws: InvalidArgument, see validate(); and when head_dim is not a multiple of 16 up to 128.
+  /// Throws: InvalidArgument, see validate(); and when head_dim is not a multiple of 16 up to 128. CudaError
+  /// with the plan, before anything is allocated, when the device has less memory than it needs.
   DeviceTransformer(const ModelConfig& config, Communicator& tensor, std::uint64_t seed, Index max_sequences,
                     KeptActivations kept, CudaBlas& blas);
   ~DeviceTransformer();
@@ -60,10 +58,8 @@ class DeviceTransformer {
   /// CUDA graphs recorded so far: at most one for each number of sequences.
   Index graphs() const;
 
-  /// Bytes of the master weights, and as many again for the gradients; bytes of everything else on the
-  /// device.
-  Index parameter_bytes() const;
-  Index activation_bytes() const;
+  /// What was allocated on the device: that of plan_device_memory.
+  const DeviceMemory& memory() const;
 
  private:
   struct State;

@@ -51,6 +51,17 @@ CudaStream::~CudaStream() {
 
 void CudaStream::make_current() const { check_cuda(cudaSetDevice(device_), "cudaSetDevice"); }
 
+Index CudaStream::free_bytes() const {
+  make_current();
+  std::size_t free = 0, total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  std::uint64_t reserved = 0, used = 0;
+  check_cuda(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrReservedMemCurrent, &reserved),
+             "cudaMemPoolGetAttribute");
+  check_cuda(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrUsedMemCurrent, &used), "cudaMemPoolGetAttribute");
+  return static_cast<Index>(free + reserved - used);
+}
+
 void CudaStream::wait_for(const CudaEvent& event) const {
   make_current();
   check_cuda(cudaStreamWaitEvent(stream_, event.handle(), 0), "cudaStreamWaitEvent");

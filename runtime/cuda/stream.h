@@ -33,6 +33,8 @@ class CudaStream {
   int device() const { return device_; }
   CUstream_st* handle() const { return stream_; }
   CUmemPoolHandle_st* pool() const { return pool_; }
+  /// Bytes that buffers of this stream can still take: what the device has free, and the pool keeps.
+  Index free_bytes() const;
 
   /// Makes `device()` the calling thread's device, as CUDA's own calls expect.
   void make_current() const;

@@ -68,6 +68,9 @@ class DeviceAccess {
   DeviceAccess& operator=(const DeviceAccess&) = delete;
 };
 
+/// Bytes of device memory that are allocated, by all threads.
+Index allocated_bytes();
+
 /// Of all bytes that were copied from device memory to host memory since they were forgotten; in any order of
 /// copies, for processes that are threads.
 std::uint64_t hash_of_results();

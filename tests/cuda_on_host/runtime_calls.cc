@@ -62,7 +62,13 @@ class DeviceMemory {
     const Buffer buffer{begin, open, memory, bytes};
     if (users_ == 0 && open <= kMostClosedBytes) mprotect(begin, open, PROT_NONE);
     buffers_.emplace(memory, buffer);
+    allocated_bytes_ += static_cast<Index>(bytes);
     return memory;
+  }
+  /// What was asked for and is not freed yet.
+  Index allocated_bytes() {
+    const std::lock_guard lock(mutex_);
+    return allocated_bytes_;
   }
 
   /// Says and ends the program when something was written beside the buffer.
@@ -80,6 +86,7 @@ class DeviceMemory {
       std::abort();
     }
     munmap(buffer.pages, buffer.open + kPage);
+    allocated_bytes_ -= static_cast<Index>(buffer.bytes);
     buffers_.erase(found);
     return true;
   }
@@ -120,6 +127,7 @@ class DeviceMemory {
 
   std::mutex mutex_;
   std::map<unsigned char*, Buffer> buffers_;
+  Index allocated_bytes_ = 0;
   int users_ = 0;
 };
 
@@ -162,6 +170,8 @@ cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work) {
 
 DeviceAccess::DeviceAccess() { device_memory().open(); }
 DeviceAccess::~DeviceAccess() { device_memory().close(); }
+
+Index allocated_bytes() { return device_memory().allocated_bytes(); }
 
 std::uint64_t hash_of_results() {
   const std::lock_guard lock(hash_mutex);
@@ -270,6 +280,16 @@ cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* /*pro
   return cudaSuccess;
 }
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t /*pool*/, cudaMemPoolAttr /*attribute*/, void* /*value*/) {
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t /*pool*/, cudaMemPoolAttr /*attribute*/, void* value) {
+  const std::uint64_t bytes = static_cast<std::uint64_t>(device_memory().allocated_bytes());
+  std::memcpy(value, &bytes, sizeof bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
+  *total = std::size_t{4} << 30;
+  *free = *total - static_cast<std::size_t>(device_memory().allocated_bytes());
   return cudaSuccess;
 }
 cudaError_t cudaMemPoolDestroy(cudaMemPool_t pool) {

@@ -162,7 +162,7 @@ void computing_layers_again_changes_no_bit(const CudaStream& stream) {
         for (const float x : on_host(p.gradient, stream)) all.push_back(x);
       }
       gradients.push_back(all);
-      bytes.push_back(model.activation_bytes());
+      bytes.push_back(model.memory().activations);
     }
     expect_near(gradients[1], gradients[0], 0, "gradients");
     expect(bytes[1] < bytes[0], "keeping less takes ", bytes[1], " bytes, keeping all ", bytes[0]);
