@@ -27,4 +27,19 @@ void device_attention_backward(const AttentionShape& shape, DeviceMatrix<const T
                                const float* statistics, float* row_products, DeviceMatrix<T> d_qkv,
                                const CudaStream& stream);
 
+template <>
+void device_attention<float>(const AttentionShape&, DeviceMatrix<const float>, DeviceMatrix<float>, float*,
+                             const CudaStream&);
+template <>
+void device_attention<BFloat16>(const AttentionShape&, DeviceMatrix<const BFloat16>, DeviceMatrix<BFloat16>,
+                                float*, const CudaStream&);
+template <>
+void device_attention_backward<float>(const AttentionShape&, DeviceMatrix<const float>,
+                                      DeviceMatrix<const float>, DeviceMatrix<const float>, const float*,
+                                      float*, DeviceMatrix<float>, const CudaStream&);
+template <>
+void device_attention_backward<BFloat16>(const AttentionShape&, DeviceMatrix<const BFloat16>,
+                                         DeviceMatrix<const BFloat16>, DeviceMatrix<const BFloat16>,
+                                         const float*, float*, DeviceMatrix<BFloat16>, const CudaStream&);
+
 }  // namespace lowband

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <bit>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <numeric>
@@ -51,6 +52,16 @@ class Sequence {
 std::string text_of(const uint3& at) { return cat("(", at.x, ", ", at.y, ", ", at.z, ")"); }
 std::string text_of(const std::source_location& site) { return cat(site.file_name(), ":", site.line()); }
 
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes, zeros;
+  void run() const {
+    std::memcpy(to, from, bytes - zeros);
+    std::memset(static_cast<char*>(to) + (bytes - zeros), 0, zeros);
+  }
+};
+
 struct Thread {
   context::fiber fiber;  // empty, or where it waits
   uint3 index{};
@@ -58,7 +69,9 @@ struct Thread {
   std::source_location site;
   unsigned exchanges = 0;
   // Two, in turns: a lane may write its next value while another has yet to read the last one.
-  std::array<std::array<std::byte, kExchangeBytes>, 2> slots{};
+  alignas(16) std::array<std::array<std::byte, kExchangeBytes>, 2> slots{};
+  std::vector<Copy> begun;                // copies of no batch yet
+  std::deque<std::vector<Copy>> batches;  // in their order
 };
 
 // Lanes by what they are at; in none of these are those that have ended.
@@ -92,6 +105,20 @@ class Block {
     const unsigned which = thread().exchanges++ % 2;
     wait_for_warp(mask, site);
     return threads_[first + lane].slots[which].data();
+  }
+  const void* given_by(unsigned lane) const {
+    return threads_[running_ / kWarp * kWarp + lane].slots[(threads_[running_].exchanges - 1) % 2].data();
+  }
+
+  void copy_later(const Copy& copy) {
+    if (order_ == Order::kBackward) return copy.run();
+    thread().begun.push_back(copy);
+  }
+  void close_batch_of_copies() { thread().batches.push_back(std::exchange(thread().begun, {})); }
+  void finish_copies(std::size_t all_but) {
+    for (auto& batches = thread().batches; batches.size() > all_but; batches.pop_front()) {
+      for (const Copy& copy : batches.front()) copy.run();
+    }
   }
 
   [[noreturn]] void fail(const std::string& what, const std::source_location& site) {
@@ -168,6 +195,8 @@ void Block::start(dim3 block) {
     for (unsigned y = 0; y < block.y; ++y) {
       for (unsigned x = 0; x < block.x; ++x, ++t) {
         threads_[t].index = {x, y, z};
+        threads_[t].begun.clear();
+        threads_[t].batches.clear();
         warps_[t / kWarp].runnable |= 1U << t % kWarp;
       }
     }
@@ -320,6 +349,16 @@ void wait_for_warp(unsigned mask, const std::source_location& site) {
 unsigned own_lane() { return block_of_this_thread.own_lane(); }
 void* exchange_slot() { return block_of_this_thread.slot(); }
 void fail(const char* what, const std::source_location& site) { block_of_this_thread.fail(what, site); }
+const void* given_by(unsigned lane) { return block_of_this_thread.given_by(lane); }
+void copy_later(void* to, const void* from, std::size_t bytes, std::size_t zeros,
+                const std::source_location& site) {
+  const auto aligned = [&](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % bytes == 0; };
+  const bool known = (bytes == 4 || bytes == 8 || bytes == 16) && zeros <= bytes;
+  if (!known || !aligned(to) || !aligned(from)) fail("a misaligned copy at", site);
+  block_of_this_thread.copy_later({to, from, bytes, zeros});
+}
+void close_batch_of_copies() { block_of_this_thread.close_batch_of_copies(); }
+void finish_copies(std::size_t all_but) { block_of_this_thread.finish_copies(all_but); }
 const void* exchanged(unsigned mask, unsigned lane, const std::source_location& site) {
   return block_of_this_thread.exchanged(mask, lane, site);
 }

@@ -41,7 +41,7 @@ cudaError_t allow_shared_bytes(void (*kernel)(), int bytes);
 /// How often that was called, for all kernels.
 Index shared_memory_requests();
 
-inline constexpr std::size_t kExchangeBytes = 16;
+inline constexpr std::size_t kExchangeBytes = 32;
 inline constexpr std::size_t kMostSharedBytes = 227 * 1024;  // of a block on sm_90
 
 // For the fiber that runs.
@@ -50,6 +50,15 @@ void wait_for_warp(unsigned mask, const std::source_location& site);
 unsigned own_lane();
 void* exchange_slot();
 const void* exchanged(unsigned mask, unsigned lane, const std::source_location& site);
+/// What any lane gave to the last exchange.
+const void* given_by(unsigned lane);
+
+// What cuda_pipeline.h declares, for the fiber that runs.
+void copy_later(void* to, const void* from, std::size_t bytes, std::size_t zeros,
+                const std::source_location& site);
+void close_batch_of_copies();
+void finish_copies(std::size_t all_but);
+
 /// Ends the launch with `what`.
 [[noreturn]] void fail(const char* what, const std::source_location& site);
 

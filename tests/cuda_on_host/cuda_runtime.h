@@ -15,6 +15,7 @@
 
 #define __global__
 #define __device__
+#define __launch_bounds__(...)
 // At block scope this means: one for all fibers, which run on one thread, and it may be declared `extern`.
 #define __shared__ thread_local
 

@@ -261,10 +261,13 @@ void both(const CudaStream& stream) {
 
 template <class T>
 void check_attentions(const CudaStream& stream) {
-  // A tile and less; several, with a remainder and groups of heads; head dimensions from 16 to 128.
+  // A tile and less; several, with a remainder and groups of heads; head dimensions from 16 to 128, also
+  // those that a kernel widens.
   check_attention<T>({.sequences = 1, .sequence = 20, .heads = 1, .kv_heads = 1, .head_dim = 16}, stream);
   check_attention<T>({.sequences = 2, .sequence = 150, .heads = 4, .kv_heads = 2, .head_dim = 32}, stream);
   check_attention<T>({.sequences = 1, .sequence = 128, .heads = 1, .kv_heads = 1, .head_dim = 128}, stream);
+  check_attention<T>({.sequences = 1, .sequence = 65, .heads = 2, .kv_heads = 2, .head_dim = 64}, stream);
+  check_attention<T>({.sequences = 2, .sequence = 70, .heads = 2, .kv_heads = 1, .head_dim = 112}, stream);
 }
 
 void other_head_dimensions_are_refused(const CudaStream& stream) {
