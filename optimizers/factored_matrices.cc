@@ -1,6 +1,7 @@
 #include "optimizers/factored_matrices.h"
 
 #include "optimizers/keyed_columns.h"
+#include "runtime/copy.h"
 #include "runtime/vector_kernels.h"
 
 #include <algorithm>
@@ -133,8 +134,7 @@ template <class Real>
 void FactoredMatrices<Real>::gather_q(bool dense) {
   FactorExchange<Real>& exchange = dense ? *from_means_ : exchange_;
   for (const Matrix& matrix : matrices_) {
-    if (matrix.dense == dense && matrix.shares_q)
-      std::ranges::copy(matrix.q.flat(), exchange.owned_right(matrix.place).data);
+    if (matrix.dense == dense && matrix.shares_q) copy<Real>(matrix.q, exchange.owned_right(matrix.place));
   }
   exchange.gather_right();
 }
@@ -254,7 +254,7 @@ MatrixView<Real> FactoredMatrices<Real>::next_q(const Matrix& matrix) {
 template <class Real>
 void FactoredMatrices<Real>::keep_q(Matrix& matrix) {
   if (!matrix.shares_q) return;
-  std::copy_n(next_q(matrix).row(matrix.kept.begin - matrix.b.begin), matrix.q.elements(), matrix.q.data);
+  copy<Real>(next_q(matrix).row_block(matrix.kept.begin - matrix.b.begin, matrix.kept.size()), matrix.q);
 }
 
 template <class Real>

@@ -1,8 +1,7 @@
-// Spectra against a reference in double, on every mesh; what its update, its state and its traffic must be.
+// Spectra against a reference in double, on every mesh; what its update and its traffic must be.
 
 #include "optimizers/spectra.h"
 
-#include "collectives/local/local_world.h"
 #include "runtime/linalg.h"
 #include "runtime/random.h"
 #include "world_run.h"
@@ -228,43 +227,6 @@ TEST(Spectra, CountsItsDirectionsInIntegers) {
       ASSERT_EQ(rank(side, static_cast<double>(percent) / 100),
                 std::max(Index{1}, (2 * side * percent + 100) / 200))
           << percent << " of " << side;
-  }
-}
-
-// Over the processes of a replica: 2 m n of AdamW, m n of Muon, m n + n k of Spectra, in equal shares where
-// sizes divide.
-TEST(Spectra, KeepsItsStateOncePerReplica) {
-  const ParameterInfo infos[] = {
-      {.name = "tall", .role = Role::kUp, .rows = 32, .cols = 16, .cut = TensorCut::kRows},
-      {.name = "wide", .role = Role::kDown, .rows = 16, .cols = 32, .cut = TensorCut::kCols}};
-  const Index elements = 2 * 16 * 32, k = 4;
-  const std::pair<OptimizerKind, Index> kinds[] = {{OptimizerKind::kAdamW, 2 * elements},
-                                                   {OptimizerKind::kMuon, elements},
-                                                   {OptimizerKind::kSpectra, elements + (16 + 32) * k}};
-  for (const MeshShape shape :
-       {MeshShape{1, 1, 1}, MeshShape{2, 2, 1}, MeshShape{1, 1, 4}, MeshShape{2, 2, 2}, MeshShape{1, 4, 1}}) {
-    run_world(shape.processes(), [&](Communicator& world) {
-      ProcessMesh mesh(world, shape);
-      std::vector<Buffer<float>> storage;
-      std::vector<Parameter<float>> parameters;
-      for (const ParameterInfo& info : infos) {
-        const MatrixLayout layout(info.rows, info.cols, info.cut, shape.tensor, shape.shard);
-        const Index rows = layout.tensor_rows(mesh.position().tensor).size();
-        const Index cols = layout.tensor_cols(mesh.position().tensor).size();
-        storage.emplace_back(2 * rows * cols);
-        parameters.push_back(
-            {info, storage.back().matrix(0, rows, cols), storage.back().matrix(rows * cols, rows, cols)});
-      }
-      for (const auto& [kind, expected] : kinds) {
-        ShardedOptimizer<float> optimizer(mesh, parameters, {},
-                                          {.kind = kind, .spectra_fraction = 0.25, .clip_norm = 0});
-        Index found = 0;
-        for (const StateTensor<float>& tensor : optimizer.state()) {
-          if (!tensor.name.ends_with(".t")) found += tensor.value.elements();
-        }
-        EXPECT_EQ(found, expected / (shape.shard * shape.tensor)) << static_cast<int>(kind);
-      }
-    });
   }
 }
 

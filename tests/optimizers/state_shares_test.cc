@@ -21,8 +21,9 @@ std::string mesh_name(const testing::TestParamInfo<MeshShape>& mesh) {
 }
 
 /// Those with one, two, four and eight processes to a replica divide the matrices `even` and `wide`.
-const MeshShape kMeshes[] = {{1, 1, 1}, {1, 1, 2}, {1, 2, 1}, {2, 1, 1}, {2, 2, 2}, {1, 1, 4}, {1, 4, 2},
-                             {2, 1, 2}, {2, 2, 1}, {1, 3, 1}, {1, 1, 3}, {1, 3, 2}, {1, 2, 3}, {1, 1, 7}};
+const MeshShape kMeshes[] = {{1, 1, 1}, {1, 1, 2}, {1, 2, 1}, {2, 1, 1}, {2, 2, 2},
+                             {1, 1, 4}, {1, 4, 1}, {1, 4, 2}, {2, 1, 2}, {2, 2, 1},
+                             {1, 3, 1}, {1, 1, 3}, {1, 3, 2}, {1, 2, 3}, {1, 1, 7}};
 
 std::vector<TestParameter> matrices() {
   std::vector<TestParameter> matrices = assorted_parameters();
