@@ -1,4 +1,4 @@
-# The CUDA toolkit, cuBLAS and NCCL, from the toolkit, the system or NVIDIA's Python wheels.
+# The CUDA toolkit, NVTX, cuBLAS and NCCL, from the toolkit, the system or NVIDIA's Python wheels.
 # Defines lowband_cudart, lowband_cublas and lowband_nccl where found. Never links libcuda: the program has to start
 # on a machine without a driver.
 
@@ -52,6 +52,8 @@ if(LOWBAND_HAVE_CUDA AND LOWBAND_NCCL_INCLUDE AND LOWBAND_NCCL_LIBRARY)
   set(nccl_found TRUE)
 endif()
 lowband_decide(NCCL ${nccl_found} "Needs CUDA and NCCL (system package, or pip install nvidia-nccl-cu13).")
+find_path(LOWBAND_NVTX_INCLUDE nvtx3/nvToolsExt.h HINTS ${LOWBAND_CUDA_INCLUDE})
+lowband_decide(NVTX "${LOWBAND_NVTX_INCLUDE}" "Install the CUDA toolkit's NVTX headers.")
 
 function(lowband_imported target library include)
   add_library(${target} UNKNOWN IMPORTED GLOBAL)

@@ -60,9 +60,6 @@ lowband_decide(UCX "${ucx_found}" "Install libucx-dev and libboost-dev.")
 
 include(CudaDependencies)
 
-find_path(LOWBAND_NVTX_INCLUDE nvtx3/nvToolsExt.h HINTS ${LOWBAND_CUDA_INCLUDE})
-lowband_decide(NVTX "${LOWBAND_NVTX_INCLUDE}" "Install the CUDA toolkit's NVTX headers.")
-
 find_package(GTest QUIET)
 lowband_decide(TESTS "${GTest_FOUND}" "Install libgtest-dev and libgmock-dev.")
 if(LOWBAND_HAVE_TESTS)

@@ -9,12 +9,35 @@ include(CudaDependencies)
 include(Targets)
 enable_testing()
 
-# The part of the runtime that needs none of them; under its own name, so that checks and benchmarks link the same.
+# The part of each folder that needs none of them; under its own name, so that checks and benchmarks link the same.
+function(only_device_library name)
+  list(TRANSFORM ARGN PREPEND ${PROJECT_SOURCE_DIR}/${name}/)
+  add_library(lowband_${name} STATIC ${ARGN})
+  target_link_libraries(lowband_${name} PUBLIC lowband_flags lowband_cudart)
+endfunction()
+target_compile_options(lowband_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-unknown-pragmas>)  # of OpenMP
 include(runtime/cuda/sources.cmake)
-list(TRANSFORM cuda_sources PREPEND ${PROJECT_SOURCE_DIR}/runtime/)
-add_library(lowband_runtime STATIC ${cuda_sources})
+set(nvtx_source nvtx/unavailable.cc)
+if(LOWBAND_HAVE_NVTX)
+  set(nvtx_source nvtx/ranges.cc)
+endif()
+only_device_library(runtime ${cuda_sources} ${nvtx_source} cpu/cpu.cc cpu/vector_kernels.cc passes.cc random.cc timeline.cc)
+if(LOWBAND_HAVE_NVTX)
+  target_include_directories(lowband_runtime SYSTEM PRIVATE ${LOWBAND_NVTX_INCLUDE})
+endif()
+add_subdirectory(runtime/cpu/kernels)
 set_source_files_properties(${PROJECT_SOURCE_DIR}/runtime/cuda/kernels.cu ${PROJECT_SOURCE_DIR}/runtime/cuda/passes.cu
                             PROPERTIES COMPILE_OPTIONS --fmad=false)
-target_link_libraries(lowband_runtime PUBLIC lowband_flags lowband_cudart lowband_cublas)
+target_link_libraries(lowband_runtime PUBLIC lowband_cublas Threads::Threads dl)
+
+only_device_library(
+  collectives agreement.cc byte_budget.cc call.cc communicator.cc exchange_communicator.cc ledger.cc local/local_world.cc
+  tree_reduction.cc)
+target_link_libraries(lowband_collectives PUBLIC lowband_runtime)
+only_device_library(sharding layout.cc parameter.cc)
+target_link_libraries(lowband_sharding PUBLIC lowband_collectives)
+include(model/cuda/sources.cmake)
+only_device_library(model ${cuda_sources} initial_values.cc parameter_table.cc rotary_table.cc)
+target_link_libraries(lowband_model PUBLIC lowband_sharding)
 add_subdirectory(tests/runtime/cuda)
 add_subdirectory(perf/gpu)

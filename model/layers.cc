@@ -53,19 +53,6 @@ void rms_norm_backward(MatrixView<const Real> x, MatrixView<const Real> gain, st
 }
 
 template <class Real>
-RotaryTable<Real>::RotaryTable(Index sequence, Index head_dim, double base)
-    : sequence_(sequence), half_(head_dim / 2), cosine_(sequence * half_), sine_(sequence * half_) {
-  for (Index position = 0; position < sequence; ++position) {
-    for (Index j = 0; j < half_; ++j) {
-      const double frequency = std::pow(base, -static_cast<double>(j) / static_cast<double>(half_));
-      const double angle = static_cast<double>(position) * frequency;
-      cosine_[position * half_ + j] = static_cast<Real>(std::cos(angle));
-      sine_[position * half_ + j] = static_cast<Real>(std::sin(angle));
-    }
-  }
-}
-
-template <class Real>
 void rotate(const RotaryTable<Real>& table, MatrixView<Real> x) {
   const auto& kernels = vector_kernels<Real>();
   const Index half = table.half(), heads = x.cols / (2 * half);
@@ -147,7 +134,6 @@ void embed_backward(std::span<const std::int32_t> tokens, Range owned, MatrixVie
   template void rms_norm_backward(MatrixView<const Real>, MatrixView<const Real>, std::span<const Real>,  \
                                   MatrixView<const Real>, MatrixView<Real>, MatrixView<Real>,             \
                                   MatrixView<Real>);                                                      \
-  template class RotaryTable<Real>;                                                                       \
   template void rotate(const RotaryTable<Real>&, MatrixView<Real>);                                       \
   template void rotate_backward(const RotaryTable<Real>&, MatrixView<Real>);                              \
   template void swiglu(MatrixView<const Real>, MatrixView<Real>);                                         \

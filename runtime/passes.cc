@@ -227,6 +227,20 @@ void sums_of_squares_of_columns(MatrixView<const Real> x, std::span<double> sums
   for (Index l = 0; l < width; ++l) sums[static_cast<std::size_t>(l % x.cols)] += wide[l];
 }
 
+template <class Real>
+double sum_of_squares(MatrixView<const Real> a) {
+  if (Device* const device = computing_device<Real>("sum_of_squares", a)) {
+    double sum = 0;
+    if constexpr (kOnDevices<Real>) device->sums_of_squares({&a, 1}, false, {&sum, 1});
+    return sum;
+  }
+  const VectorKernels<Real>& kernels = vector_kernels<Real>();
+  if (a.contiguous()) return kernels.sum_of_squares(a.data, a.elements());
+  double sum = 0;
+  for (Index i = 0; i < a.rows; ++i) sum += kernels.sum_of_squares(a.row(i), a.cols);
+  return sum;
+}
+
 #define LB_INSTANTIATE(Real)                                                                              \
   template void fill<Real>(Real, MatrixView<Real>);                                                       \
   template void add<Real>(Real, MatrixView<const Real>, Real, MatrixView<Real>);                          \
@@ -241,6 +255,7 @@ void sums_of_squares_of_columns(MatrixView<const Real> x, std::span<double> sums
                              MatrixView<Real>);                                                           \
   template void update<Real>(const SgdStep<Real>&, MatrixView<const Real>, MatrixView<Real>,              \
                              MatrixView<Real>);                                                           \
+  template double sum_of_squares<Real>(MatrixView<const Real>);                                           \
   template void usable_sums_of_squares<Real>(std::span<const MatrixView<const Real>>, std::span<double>); \
   template void sums_of_squares_of_rows<Real>(MatrixView<const Real>, std::span<double>);                 \
   template void sums_of_squares_of_columns<Real>(MatrixView<const Real>, std::span<double>);

@@ -1,6 +1,6 @@
 #include "runtime/cpu.h"
 
-#include "runtime/cpu/gemm.h"
+#include "runtime/error.h"
 
 #include <cstdlib>
 #include <fstream>
@@ -64,17 +64,6 @@ std::string blas_core_name() {
 std::string vector_kernel_name() {
   const CpuInfo info = cpu_info();
   return info.avx512 ? "avx512" : info.avx2 ? "avx2" : "baseline";
-}
-
-std::string gemm_library_name() {
-  const auto config = blas_symbol<char* (*)()>("openblas_get_config");
-  std::string blas = config == nullptr ? "BLAS" : config();
-  // "OpenBLAS 0.3.21 NO_AFFINITY ...": name and version are enough.
-  if (const auto second_space = blas.find(' ', blas.find(' ') + 1); second_space != std::string::npos) {
-    blas.resize(second_space);
-  }
-  const std::string single = float_gemm_library();
-  return cat("f32 ", single == "BLAS" ? blas : single, ", f64 ", blas);
 }
 
 void ensure_fast_blas_kernels(char** argv) {

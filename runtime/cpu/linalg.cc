@@ -431,20 +431,6 @@ void right_singular_vectors(MatrixView<const Real> a, MatrixView<Real> vectors) 
 }
 
 template <class Real>
-double sum_of_squares(MatrixView<const Real> a) {
-  if (Device* const device = computing_device<Real>("sum_of_squares", a)) {
-    double sum = 0;
-    if constexpr (kOnDevices<Real>) device->sums_of_squares({&a, 1}, false, {&sum, 1});
-    return sum;
-  }
-  const VectorKernels<Real>& kernels = vector_kernels<Real>();
-  if (a.contiguous()) return kernels.sum_of_squares(a.data, a.elements());
-  double sum = 0;
-  for (Index i = 0; i < a.rows; ++i) sum += kernels.sum_of_squares(a.row(i), a.cols);
-  return sum;
-}
-
-template <class Real>
 bool all_finite(MatrixView<const Real> a) {
   if (a.device != nullptr) return std::isfinite(sum_of_squares<Real>(a));  // no float's square overflows
   // x - x is 0 for a finite x and NaN otherwise, and a NaN survives the sum.
@@ -472,7 +458,6 @@ bool all_finite(MatrixView<const Real> a) {
   template std::vector<double> singular_values<Real>(MatrixView<const Real>);                        \
   template void left_singular_vectors<Real>(MatrixView<const Real>, MatrixView<Real>);               \
   template void right_singular_vectors<Real>(MatrixView<const Real>, MatrixView<Real>);              \
-  template double sum_of_squares<Real>(MatrixView<const Real>);                                      \
   template bool all_finite<Real>(MatrixView<const Real>);
 LB_INSTANTIATE(float)
 LB_INSTANTIATE(double)

@@ -1,0 +1,7 @@
+# As seen from model/.
+set(cuda_sources
+    cuda/attention.cu
+    cuda/device_memory.cc
+    cuda/device_transformer.cc
+    cuda/half_attention.cu
+    cuda/layers.cu)

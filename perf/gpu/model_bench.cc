@@ -1,0 +1,177 @@
+// lowband's side of the second part of run_all: training steps of the model of 166 million parameters on one
+// device.
+//
+//   model_bench SEQUENCES STEPS [WEIGHTS]
+//
+// A step is everything between a batch on the host and new weights: forward, backward, AdamW; the loss is
+// waited for. Prints a JSON line: seconds of every step, by the wall clock; loss for a token and the sum of
+// squares of its gradient before the first of them; bytes of device memory. WEIGHTS: a file for the initial
+// weights, float, one parameter behind the other, with which torch is held to the same loss and gradient.
+#include "collectives/local/local_world.h"
+#include "model/cuda/device_transformer.h"
+#include "runtime/bfloat16.h"
+#include "runtime/cuda/kernels.h"
+#include "runtime/error.h"
+
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <string>
+#include <vector>
+
+namespace lowband {
+namespace {
+
+constexpr ModelConfig kConfig{.vocabulary = 50257,
+                              .width = 768,
+                              .layers = 18,
+                              .heads = 6,
+                              .kv_heads = 6,
+                              .head_dim = 128,
+                              .ffn_width = 2048,
+                              .sequence = 1024};
+constexpr int kWarmUp = 3;  // called, recorded, replayed
+
+// Token i of batch `which`: squares modulo the prime 2^31 - 1, twice over, modulo the vocabulary.
+std::int32_t token(Index i, Index which) {
+  constexpr Index kPrime = 2'147'483'647;
+  const Index shifted = (i + 1'000'003 * (which + 1)) % kPrime;
+  const Index once = shifted * shifted % kPrime;
+  return static_cast<std::int32_t>(once * once % kPrime % kConfig.vocabulary);
+}
+
+// AdamW on every parameter, one launch each.
+class AdamW {
+ public:
+  AdamW(const DeviceTransformer<BFloat16>& model, const CudaStream& stream) : stream_(stream) {
+    for (const DeviceParameter& p : model.parameters())
+      states_.push_back({p, DeviceBuffer<float>(p.weight.elements(), stream),
+                         DeviceBuffer<float>(p.weight.elements(), stream)});
+  }
+  void step() {
+    constexpr double kEta = 3e-4;
+    t_ += 1;
+    const AdamWStep<float> now{
+        .beta1 = 0.9F,
+        .beta2 = 0.95F,
+        .step_size = static_cast<float>(kEta / (1 - std::pow(0.9, t_))),
+        .inv_sqrt_correction2 = static_cast<float>(1 / std::sqrt(1 - std::pow(0.95, t_))),
+        .epsilon = 1e-8F,
+        .decay = static_cast<float>(1 - kEta * 0.1),
+        .gradient_scale = 1};
+    for (State& s : states_)
+      update(now, s.parameter.gradient.data, s.m.data(), s.v.data(), s.parameter.weight.data, s.m.size(),
+             stream_);
+  }
+  Index bytes() const {
+    Index sum = 0;
+    for (const State& s : states_) sum += 2 * s.m.size() * Index{sizeof(float)};
+    return sum;
+  }
+
+ private:
+  struct State {
+    DeviceParameter parameter;
+    DeviceBuffer<float> m, v;
+  };
+  const CudaStream& stream_;
+  std::vector<State> states_;
+  double t_ = 0;
+};
+
+double sum_of_squares_of_gradients(const DeviceTransformer<BFloat16>& model, const CudaStream& stream) {
+  DeviceSums sums(1, stream);
+  DeviceBuffer<double> sum(1, stream);
+  double all = 0;
+  for (const DeviceParameter& p : model.parameters()) {
+    double of_one = 0;
+    sums.sum_of_squares(p.gradient.data, p.gradient.elements(), sum.data());
+    sum.copy_to({&of_one, 1});
+    all += of_one;
+  }
+  return all;
+}
+
+void write_weights(const DeviceTransformer<BFloat16>& model, const std::string& path,
+                   const CudaStream& stream) {
+  std::ofstream file(path, std::ios::binary);
+  for (const DeviceParameter& p : model.parameters()) {
+    std::vector<float> host(static_cast<std::size_t>(p.weight.elements()));
+    const auto bytes = static_cast<std::streamsize>(host.size() * sizeof(float));
+    cuda_copy(host.data(), p.weight.data, bytes, stream);
+    stream.synchronize();
+    file.write(reinterpret_cast<const char*>(host.data()), bytes);
+  }
+  file.close();
+  if (!file) throw IoError(cat(path, ": cannot be written"));
+}
+
+void bench(Communicator& alone, Index sequences, int steps, const std::string& weights) {
+  const CudaStream stream;
+  CudaBlas blas(stream);
+  DeviceTransformer<BFloat16> model(kConfig, alone, 1, sequences, KeptActivations::kAll, blas);
+  AdamW optimizer(model, stream);
+  if (!weights.empty()) write_weights(model, weights, stream);
+  const Index tokens = sequences * kConfig.sequence;
+  std::vector<std::int32_t> inputs, targets;
+  const auto forward_backward = [&](Index batch) {
+    inputs.clear(), targets.clear();
+    for (Index i = 0; i < tokens; ++i) {
+      inputs.push_back(token(i, batch));
+      targets.push_back(token(i + 1, batch));
+    }
+    model.zero_gradients();
+    const double scale = 1 / static_cast<double>(tokens);
+    return model.forward_backward(inputs, targets, sequences, scale, {}) * scale;
+  };
+  const double loss = forward_backward(0);
+  const double squares = sum_of_squares_of_gradients(model, stream);
+  std::vector<double> seconds;
+  double last = 0;
+  for (int i = 0; i < kWarmUp + steps; ++i) {
+    stream.synchronize();
+    const auto begin = std::chrono::steady_clock::now();
+    last = forward_backward(i % 4);
+    optimizer.step();
+    stream.synchronize();
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
+    if (i >= kWarmUp) seconds.push_back(passed.count());
+  }
+  const DeviceMemory& memory = model.memory();
+  std::printf(
+      "{\"name\": \"model\", \"sequences\": %lld, \"tokens\": %lld, \"loss\": %.9g, \"gradient_squares\": "
+      "%.9g, "
+      "\"last_loss\": %.9g, \"graphs\": %lld, \"bytes\": {\"weights\": %lld, \"gradients\": %lld, "
+      "\"activations\": "
+      "%lld, \"workspace\": %lld, \"optimizer\": %lld}, \"seconds\": [",
+      static_cast<long long>(sequences), static_cast<long long>(tokens), loss, squares, last,
+      static_cast<long long>(model.graphs()), static_cast<long long>(memory.weights),
+      static_cast<long long>(memory.gradients), static_cast<long long>(memory.activations),
+      static_cast<long long>(memory.workspace), static_cast<long long>(optimizer.bytes()));
+  for (std::size_t i = 0; i < seconds.size(); ++i) std::printf("%s%.9g", i == 0 ? "" : ", ", seconds[i]);
+  std::printf("]}\n");
+}
+
+int run(const std::vector<std::string>& words) {
+  LB_EXPECTS(words.size() == 2 || words.size() == 3, "model_bench: found ", words.size(),
+             " words, expected SEQUENCES STEPS [WEIGHTS]");
+  run_world(1, [&](Communicator& alone) {
+    bench(alone, std::stoll(words[0]), std::stoi(words[1]), words.size() == 3 ? words[2] : "");
+  });
+  return 0;
+}
+
+}  // namespace
+}  // namespace lowband
+
+int main(int argc, char** argv) {
+  try {
+    return lowband::run({argv + 1, argv + argc});
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << "\n";
+    return 1;
+  }
+}
