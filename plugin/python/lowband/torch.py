@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 import lowband
 from lowband import _pieces
-from lowband.optimizer import is_matrix
+from lowband._moves import Moves
+from lowband.optimizer import ELEMENTWISE_KINDS, is_matrix
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _SCALAR_TYPES = {"float32": (torch.float32, 4), "float64": (torch.float64, 8)}
@@ -79,6 +80,11 @@ class Optimizer(torch.optim.Optimizer):
     replica's data, as FSDP2 gives them. They form `mesh.tensor`, which need not be said. With `overlap=True` the exchange
     of a gradient starts when the backward pass, and FSDP2's reduction, are done with it: once for every step.
 
+    DTensors of FSDP2 over tensor parallelism, on a mesh of both dimensions or, what only one of them cuts, on that one:
+    likewise, and all processes of the two form `mesh.tensor`. What they do not cut into consecutive rows or columns, as
+    matrices that one cuts by rows and the other by columns, moves within the replica for every step, gradient and weight
+    there, weight back, by torch's own process group; it is exchanged in `step`, whatever `overlap` says.
+
     Shapes: dense CPU tensors without gaps, all float32 or all float64.
     Collective: all processes of `process_group` construct it, and call `step`, together.
     Raises: lowband.InvalidArgument naming the field, on all processes.
@@ -101,9 +107,12 @@ class Optimizer(torch.optim.Optimizer):
         blocks = [b for group in self.param_groups for b in [_blocks(group)] * len(group["params"])]
         blocks_of = [group["blocks_of"] for group in self.param_groups for _ in group["params"]]
         self._names = _names(self.param_groups)
-        team = _pieces.team_of(self._parameters, self._names)
-        cuts = [_pieces.cut_of(parameter, name) for parameter, name in zip(self._parameters, self._names)]
+        team = self._team = _pieces.team_of(self._parameters, self._names)
         dtype = self._checked_dtype()
+        self._held = [_pieces.held_by_each(p, name, team) for p, name in zip(self._parameters, self._names)]
+        of_matrices = kind not in ELEMENTWISE_KINDS
+        cuts, updated = zip(*(_pieces.cut_of(parameter, held, of_matrices and is_matrix(role))
+                              for parameter, held, role in zip(self._parameters, self._held, self._roles)))
         if not 0 < deadline_seconds < math.inf:
             raise lowband.InvalidArgument(f"deadline_seconds: found {deadline_seconds}, expected a positive number")
         if mesh.tensor not in (1, team.size):
@@ -121,12 +130,16 @@ class Optimizer(torch.optim.Optimizer):
         self._weights_compared = self._is_closed = False
         self.last_report: lowband.StepReport | None = None
 
+        moved = [i for i, (held, pieces) in enumerate(zip(self._held, updated)) if held != pieces]
+        # Weights and gradients that are updated, of parameters whose pieces lie otherwise.
+        self._moved = {self._parameters[i]: self._updated_there(i, updated[i]) for i in moved}
         described = []
         for parameter, *description in zip(self._parameters, self._names, self._roles, cuts, blocks, blocks_of):
             name, role, *cuts_and_blocks = description
             rows, cols = _pieces.matrix_shape(parameter.shape)
-            address = _pieces.address(_pieces.local(parameter))
-            described.append(lowband.Parameter(name, role, rows, cols, address, address, *cuts_and_blocks))
+            own = _pieces.local(parameter)
+            weight, gradient = (_pieces.address(tensor) for tensor in self._moved.get(parameter, (own, own)))
+            described.append(lowband.Parameter(name, role, rows, cols, weight, gradient, *cuts_and_blocks))
         chosen = lowband.Options(kind=kind, profile=profile, mesh=mesh, dtype=dtype, weight_decay=self._weight_decay,
                                  budget_bytes=budget, **options)
         self._group = _initialised(process_group)
@@ -138,9 +151,11 @@ class Optimizer(torch.optim.Optimizer):
             self.world.close()
             raise
         _open_optimizers[id(self)] = self
-        if chosen.overlap and team.ranks is not None:
+        if chosen.overlap and team.grid is not None:
             for parameter in self._parameters:
                 parameter.register_post_accumulate_grad_hook(self._announce_own)
+        self._moves = Moves(team, self._group, deadline_seconds,
+                            *([layout[i] for i in moved] for layout in (self._held, updated))) if moved else None
         self._show_state()
 
     # ---- What torch calls ----
@@ -174,7 +189,13 @@ class Optimizer(torch.optim.Optimizer):
             if i not in gradients:
                 gradients[i] = self._gradient(parameter)
                 self._rebind(parameter, gradients[i])
+        if self._moves is not None:
+            held = [_pieces.local(parameter) for parameter in self._moved]
+            self._moves.gather([*held, *(gradients[self._position[parameter]] for parameter in self._moved)],
+                               [tensor for pair in zip(*self._moved.values()) for tensor in pair])
         self.last_report = self.exchange.step(self._steps, learning_rate, scalar_learning_rate)
+        if self._moves is not None:
+            self._moves.scatter([weight for weight, _ in self._moved.values()], held)
         self._steps += 1
         return loss
 
@@ -225,6 +246,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def announce(self, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
         """`gradient` is that of this step, complete, and stays until `step` returns: its exchange may start."""
+        if parameter in self._moved:  # all of them together, in the step
+            return
         self._rebind(parameter, gradient)
         i = self._position[parameter]
         self.exchange.gradient_ready(i)
@@ -235,7 +258,13 @@ class Optimizer(torch.optim.Optimizer):
             with torch.no_grad():
                 self.announce(parameter, self._gradient(parameter))
 
+    def _updated_there(self, i: int, updated: list[_pieces.Rectangle]) -> tuple[torch.Tensor, torch.Tensor]:
+        own = updated[self._team.ranks.index(dist.get_rank())]
+        return torch.zeros(own.shape, dtype=self._parameters[i].dtype), torch.zeros(own.shape, dtype=self._parameters[i].dtype)
+
     def _rebind(self, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
+        if parameter in self._moved:
+            return
         weight = _pieces.local(parameter)
         self.exchange.rebind(self._position[parameter], _pieces.address(weight), _pieces.address(gradient))
 
@@ -260,16 +289,17 @@ class Optimizer(torch.optim.Optimizer):
                 _pieces.local(parameter.grad).div_(_pieces.local(scale))
 
     def _expect_equal_weights(self) -> None:
-        """Replicas stay equal only if they begin so, and neither FSDP2 nor plain processes see to that."""
+        """Replicas stay equal only if they begin so, and neither FSDP2 nor plain processes see to that; nor do processes of one
+        replica that hold the same."""
         own = [hashlib.blake2b(_pieces.local(parameter.detach()).numpy(), digest_size=8).digest()
                for parameter in self._parameters]
         gathered: list[Any] = [None] * self.world.processes
         dist.all_gather_object(gathered, (self.world.process, own), group=self._group)
-        found, together = dict(gathered), self.exchange.options.mesh.tensor
+        found = dict(gathered)
         for process in range(self.world.processes):
-            first = process % together  # which holds the same pieces
-            for name, digest, expected in zip(self._names, found[process], found[first]):
-                if digest != expected:
+            for i, (name, held) in enumerate(zip(self._names, self._held)):
+                first = held.index(held[process % len(held)])  # which holds the same piece
+                if found[process][i] != found[first][i]:
                     raise lowband.InvalidArgument(f"weights of {name}: found others on process {process} than on process "
                                                   f"{first}, expected equal ones: use one seed, or load or broadcast them")
         self._weights_compared = True

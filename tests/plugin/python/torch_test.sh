@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs what needs real torch on two and four processes, and the examples; exits with 77 where torch cannot be imported.
+# Runs what needs real torch on two, four and eight processes, and the examples; exits with 77 where torch cannot be imported.
 #
 # Usage: torch_test.sh REPOSITORY_ROOT LIBRARY PROGRAM
 # Python is LOWBAND_PYTHON, else the repository's .venv (tests/run --with-torch makes it), else python3.
@@ -18,6 +18,7 @@ python() { timeout --kill-after 5 120 "$python" "$@"; }
 job() { python -m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node "$@"; }
 job 2 tests/plugin/python/all_jobs.py
 job 4 tests/plugin/python/all_jobs.py
+job 8 tests/plugin/python/all_jobs.py
 python tests/plugin/python/torch_failures_test.py
 # Rank 8 of two layers of seven matrices; the embedding and five gains.
 learns() {
