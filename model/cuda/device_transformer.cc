@@ -8,6 +8,7 @@
 #include "runtime/buffer.h"
 #include "runtime/cuda/buffer.h"
 #include "runtime/cuda/kernels.h"
+#include "runtime/timeline.h"
 
 #include <algorithm>
 #include <map>
@@ -53,8 +54,9 @@ struct DeviceTransformer<T>::State {
   }
   void replayed_step();
 
-  // The layer up to what `down` reads, from its input.
-  void layer_inside(Index layer);
+  // x + attention, and x + feed-forward up to what `down` reads.
+  void attention_half(Index layer);
+  void ffn_half(Index layer);
   void ffn_backward_half(Index layer, const std::function<void(Index)>& ready);
   void attention_backward_half(Index layer, const std::function<void(Index)>& ready);
   void norm(DeviceBuffer<float>& x, DeviceMatrix<float> gain, NormBuffers<T>& into);
@@ -83,6 +85,27 @@ struct DeviceTransformer<T>::State {
   }
   void sum_over_processes(DeviceMatrix<float> x);
   void gather_messages();
+
+  // A range of the communicator's timeline around what enqueues a phase. Bytes: of the tensors that it
+  // writes.
+  template <class... Tensors>
+  [[nodiscard]] Timeline::Range phase(std::string_view name, const Tensors&... written) {
+    const Index bytes = (Index{0} + ... + bytes_of(written));
+    enqueued_bytes += bytes;
+    return Timeline::Range(tensor->timeline(), name, bytes);
+  }
+  template <class U>
+  static Index bytes_of(const DeviceMatrix<U>& x) {
+    return x.elements() * static_cast<Index>(sizeof(U));
+  }
+  static Index bytes_of(Index bytes) { return bytes; }
+  // What a norm hands on, and its scales.
+  Index norm_bytes() const { return shape.tokens() * (config.width * static_cast<Index>(sizeof(T)) + 4); }
+  // Of d_stream, its rounded copy and d_normed, and a gain's gradient: what leads from a product to the
+  // stream.
+  Index stream_gradient_bytes() const {
+    return shape.tokens() * config.width * (8 + static_cast<Index>(sizeof(T))) + config.width * 4;
+  }
 
   // The first rows of a buffer: those of the current micro-batch.
   template <class U>
@@ -127,8 +150,13 @@ struct DeviceTransformer<T>::State {
   DeviceBuffer<T> d_logits, d_stream_rounded, d_qkv, d_attended, d_gate_up, d_h;
   PinnedBuffer<float> staged;  // what a backend of the host moves
 
-  // Of steps without `gradient_ready`, by their number of sequences; null until the second time.
-  std::map<Index, std::unique_ptr<CudaGraph>> graphs;
+  // Of steps without `gradient_ready`, by their number of sequences.
+  struct StepGraph {
+    Index bytes = 0;                   // of its phases
+    std::unique_ptr<CudaGraph> graph;  // from the second time on
+  };
+  std::map<Index, StepGraph> graphs;
+  Index enqueued_bytes = 0;  // of all phases so far
 };
 
 template <class T>
@@ -296,6 +324,7 @@ void DeviceTransformer<T>::State::take_batch(std::span<const std::int32_t> token
   std::stable_sort(by_id.begin(), by_id.end(), [&](std::int32_t a, std::int32_t b) {
     return token_ids[static_cast<std::size_t>(a)] < token_ids[static_cast<std::size_t>(b)];
   });
+  const auto range = phase("batch", 3 * shape.tokens() * Index{sizeof(std::int32_t)});
   tokens.fill_from(token_ids);
   targets.fill_from(target_ids);
   tokens_by_id.fill_from(by_id);
@@ -323,15 +352,24 @@ void DeviceTransformer<T>::State::norm_backward(DeviceBuffer<float>& x, DeviceMa
 template <class T>
 void DeviceTransformer<T>::State::forward() {
   const Index width = config.width;
-  convert(1.0F, weights.data(), rounded_weights.data(), weights.size(), *stream);
-  device_embed(tokens.data(), vocabulary, weight.embedding, rows(input(0), width), *stream);
-  sum_over_processes(rows(input(0), width));
+  {
+    const auto range =
+        phase("embedding", rounded_weights.matrix(0, 1, rounded_weights.size()), rows(input(0), width));
+    convert(1.0F, weights.data(), rounded_weights.data(), weights.size(), *stream);
+    device_embed(tokens.data(), vocabulary, weight.embedding, rows(input(0), width), *stream);
+    sum_over_processes(rows(input(0), width));
+  }
   for (Index layer = 0; layer < config.layers; ++layer) {
-    layer_inside(layer);
+    attention_half(layer);
+    ffn_half(layer);
     LayerBuffers<T>& own = buffers(layer);
+    const auto range = phase("down", rows(input(layer + 1), width));
     add_to_stream(own.ffn_x, rows(own.h, ffn_cols), rounded.layers[static_cast<std::size_t>(layer)].down,
                   input(layer + 1));
   }
+  const auto range =
+      phase("head", norm_bytes(), rows(logits, vocabulary.size()), message.matrix(0, shape.tokens(), 3),
+            gathered.matrix(0, shape.tokens(), 3 * tensor->size()));
   norm(input(config.layers), weight.final_gain, final_norm);
   linear<float>(rows(final_norm.y, width), rounded.head, rows(logits, vocabulary.size()));
   device_cross_entropy_message(rows(logits, vocabulary.size()), vocabulary, targets.data(), message.data(),
@@ -340,18 +378,30 @@ void DeviceTransformer<T>::State::forward() {
 }
 
 template <class T>
-void DeviceTransformer<T>::State::layer_inside(Index layer) {
+void DeviceTransformer<T>::State::attention_half(Index layer) {
   const Index width = config.width, turned = shape.heads + shape.kv_heads;
   LayerBuffers<T>& own = buffers(layer);
   const auto& gains = weight.layers[static_cast<std::size_t>(layer)];
   const auto& w = rounded.layers[static_cast<std::size_t>(layer)];
-  const DeviceMatrix<T> qkv = rows(own.qkv, shape.qkv_cols()), h = rows(own.h, ffn_cols);
+  const DeviceMatrix<T> qkv = rows(own.qkv, shape.qkv_cols());
+  const auto range = phase("attention", norm_bytes(), qkv, rows(own.attended, shape.query_cols()),
+                           own.statistics.matrix(0, 1, shape.statistics()), rows(own.ffn_x, width));
   norm(input(layer), gains.attention_gain, own.attention_norm);
   linear<T>(rows(own.attention_norm.y, width), w.qkv, qkv);
   device_rotate<T>(cosine.data(), sine.data(), config.sequence, config.head_dim / 2, turned, false, qkv,
                    *stream);
   device_attention<T>(shape, qkv, rows(own.attended, shape.query_cols()), own.statistics.data(), *stream);
   add_to_stream(input(layer), rows(own.attended, shape.query_cols()), w.output, own.ffn_x);
+}
+
+template <class T>
+void DeviceTransformer<T>::State::ffn_half(Index layer) {
+  const Index width = config.width;
+  LayerBuffers<T>& own = buffers(layer);
+  const auto& gains = weight.layers[static_cast<std::size_t>(layer)];
+  const auto& w = rounded.layers[static_cast<std::size_t>(layer)];
+  const DeviceMatrix<T> h = rows(own.h, ffn_cols);
+  const auto range = phase("feed-forward", norm_bytes(), rows(own.gate_up, 2 * ffn_cols), h);
   norm(own.ffn_x, gains.ffn_gain, own.ffn_norm);
   linear<T>(rows(own.ffn_norm.y, width), w.gate_up, rows(own.gate_up, 2 * ffn_cols));
   device_swiglu<T>(rows(own.gate_up, 2 * ffn_cols), h, *stream);
@@ -360,6 +410,8 @@ void DeviceTransformer<T>::State::layer_inside(Index layer) {
 template <class T>
 void DeviceTransformer<T>::State::losses(bool with_gradient) {
   const DeviceMatrix<T> d = rows(d_logits, vocabulary.size());
+  const auto range =
+      phase("loss", token_losses.matrix(0, shape.tokens(), 1), with_gradient ? bytes_of(d) : 0);
   device_cross_entropy<T>(rows(logits, vocabulary.size()), vocabulary, targets.data(), gathered.data(),
                           tensor->size(), gradient_scale.data(), token_losses.data(),
                           with_gradient ? d : DeviceMatrix<T>(nullptr, d.rows, d.cols), *stream);
@@ -368,6 +420,7 @@ void DeviceTransformer<T>::State::losses(bool with_gradient) {
 
 template <class T>
 double DeviceTransformer<T>::State::sum_of_losses() {
+  const Timeline::Range range(tensor->timeline(), "wait for the loss", Index{sizeof(double)});
   double sum = 0;
   loss_sum.copy_to({&sum, 1});
   return sum;
@@ -377,21 +430,28 @@ double DeviceTransformer<T>::State::sum_of_losses() {
 template <class T>
 void DeviceTransformer<T>::State::backward(const std::function<void(Index)>& ready) {
   const Index width = config.width;
-  const DeviceMatrix<T> d = rows(d_logits, vocabulary.size());
-  linear_input_gradient<float>(d, rounded.head, rows(d_normed, width));
-  sum_over_processes(rows(d_normed, width));
-  linear_weight_gradient(d, rows(final_norm.y, width), gradient.head);
-  const Index final_gain = parameter_of(config.layers, kAttentionGain);
-  if (!config.tied_head) ready(final_gain + 1);
+  {
+    const auto range = phase("head gradient", gradient.head, stream_gradient_bytes());
+    const DeviceMatrix<T> d = rows(d_logits, vocabulary.size());
+    linear_input_gradient<float>(d, rounded.head, rows(d_normed, width));
+    sum_over_processes(rows(d_normed, width));
+    linear_weight_gradient(d, rows(final_norm.y, width), gradient.head);
+    const Index final_gain = parameter_of(config.layers, kAttentionGain);
+    if (!config.tied_head) ready(final_gain + 1);
 
-  cuda_zero(d_stream.data(), shape.tokens() * width * Index{sizeof(float)}, *stream);
-  norm_backward(input(config.layers), weight.final_gain, final_norm, gradient.final_gain);
-  ready(final_gain);
+    cuda_zero(d_stream.data(), shape.tokens() * width * Index{sizeof(float)}, *stream);
+    norm_backward(input(config.layers), weight.final_gain, final_norm, gradient.final_gain);
+    ready(final_gain);
+  }
   for (Index layer = config.layers - 1; layer >= 0; --layer) {
-    if (kept == KeptActivations::kLayerInputs) layer_inside(layer);
+    if (kept == KeptActivations::kLayerInputs) {
+      attention_half(layer);
+      ffn_half(layer);
+    }
     ffn_backward_half(layer, ready);
     attention_backward_half(layer, ready);
   }
+  const auto range = phase("embedding gradient", gradient.embedding);
   device_embed_backward(tokens.data(), tokens_by_id.data(), vocabulary, rows(d_stream, width),
                         gradient.embedding, *stream);
   ready(0);
@@ -402,10 +462,19 @@ template <class T>
 void DeviceTransformer<T>::State::replayed_step() {
   const auto enqueue = [&] { step([](Index) {}); };
   const auto [place, first_time] = graphs.try_emplace(shape.sequences);
-  if (first_time) return enqueue();
-  std::unique_ptr<CudaGraph>& graph = place->second;
-  if (graph == nullptr) graph = std::make_unique<CudaGraph>(*stream, enqueue);
-  graph->launch(*stream);
+  StepGraph& own = place->second;
+  if (first_time) {
+    const Index before = enqueued_bytes;
+    enqueue();
+    own.bytes = enqueued_bytes - before;
+    return;
+  }
+  if (own.graph == nullptr) {
+    const Timeline::Range range(tensor->timeline(), "recorded step", 0);
+    own.graph = std::make_unique<CudaGraph>(*stream, enqueue);
+  }
+  const Timeline::Range range(tensor->timeline(), "replayed step", own.bytes);
+  own.graph->launch(*stream);
 }
 
 template <class T>
@@ -415,6 +484,8 @@ void DeviceTransformer<T>::State::ffn_backward_half(Index layer, const std::func
   const auto& w = rounded.layers[static_cast<std::size_t>(layer)];
   const auto& d_w = gradient.layers[static_cast<std::size_t>(layer)];
   const DeviceMatrix<T> d_x = rows(d_stream_rounded, width), d_gates = rows(d_gate_up, 2 * ffn_cols);
+  const auto range = phase("feed-forward gradient", rows(d_h, ffn_cols), d_w.down, d_gates, d_w.gate_up,
+                           stream_gradient_bytes());
   linear_input_gradient<T>(d_x, w.down, rows(d_h, ffn_cols));
   linear_weight_gradient(d_x, rows(own.h, ffn_cols), d_w.down);
   ready(parameter_of(layer, kDownProj));
@@ -440,6 +511,9 @@ void DeviceTransformer<T>::State::attention_backward_half(Index layer,
   const auto& d_w = gradient.layers[static_cast<std::size_t>(layer)];
   const DeviceMatrix<T> d_x = rows(d_stream_rounded, width), d = rows(d_qkv, shape.qkv_cols());
   const DeviceMatrix<T> attended = rows(own.attended, shape.query_cols());
+  const auto range =
+      phase("attention gradient", rows(d_attended, shape.query_cols()), d_w.output,
+            row_products.matrix(0, 1, shape.statistics() / 2), d, d_w.qkv, stream_gradient_bytes());
   linear_input_gradient<T>(d_x, w.output, rows(d_attended, shape.query_cols()));
   linear_weight_gradient(d_x, attended, d_w.output);
   ready(parameter_of(layer, kO));
@@ -512,7 +586,7 @@ double DeviceTransformer<T>::loss(std::span<const std::int32_t> tokens, std::spa
 template <class T>
 Index DeviceTransformer<T>::graphs() const {
   return std::count_if(state_->graphs.begin(), state_->graphs.end(),
-                       [](const auto& graph) { return graph.second != nullptr; });
+                       [](const auto& step) { return step.second.graph != nullptr; });
 }
 
 template <class T>

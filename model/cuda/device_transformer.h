@@ -24,7 +24,9 @@ struct DeviceParameter {
 /// weights, gradients, the residual stream and its gradient, logits and all sums are float.
 ///
 /// Initial values are those of `Transformer<float>` for the same seed.
-/// Determinism: the same bits in every run. Stream: that of `blas`.
+/// Determinism: the same bits in every run. Stream: that of `blas`. Ranges of the timeline of `tensor`: every
+/// phase as it is enqueued, with the bytes of the tensors that it writes; a step that is replayed is one
+/// range.
 template <class T>
 class DeviceTransformer {
  public:
