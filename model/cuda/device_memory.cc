@@ -10,7 +10,7 @@ DeviceMemory plan_device_memory(const ModelConfig& config, int processes, int pr
   const Index b = element_bytes, w = config.width, d = config.head_dim, n = max_sequences * config.sequence;
   const Index h = config.heads / processes, k = config.kv_heads / processes;
   const Index f = split_range(config.ffn_width, processes, process).size();
-  const Index ids = split_range(config.vocabulary, processes, process).size();
+  const Index ids = padded_ids(split_range(config.vocabulary, processes, process).size());
   const Index attention_cols = (2 * h + 2 * k) * d;  // q, k, v and what comes out
   Index elements = 0;
   for (const ParameterInfo& info : parameter_table(config)) {

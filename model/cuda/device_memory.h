@@ -8,6 +8,10 @@ namespace lowband {
 /// layer is computed once more; on several processes with its all-reduce after attention.
 enum class KeptActivations : std::uint8_t { kAll, kLayerInputs };
 
+/// Columns in memory of logits and their gradient for `ids` ids: rows then begin where products by tensor
+/// cores can read 16 bytes at once, which an odd vocabulary would rule out.
+constexpr Index padded_ids(Index ids) { return (ids + 63) / 64 * 64; }
+
 /// Device memory of a `DeviceTransformer` in bytes: what its buffers hold.
 struct DeviceMemory {
   Index weights = 0;      // master weights and the copy that products read
@@ -18,8 +22,8 @@ struct DeviceMemory {
   friend bool operator==(const DeviceMemory&, const DeviceMemory&) = default;
 };
 
-/// With, on this process, P elements of parameters, V ids, h and k query and key heads of d columns, f
-/// columns of the feed-forward layer, and everywhere width w, sequence s, n = max_sequences s tokens, T
+/// With, on this process, P elements of parameters, V ids (padded), h and k query and key heads of d columns,
+/// f columns of the feed-forward layer, and everywhere width w, sequence s, n = max_sequences s tokens, T
 /// processes, L layers of which l keep their activations (L or 1), b bytes of a number in products:
 ///
 ///   weights      P (4 + b)

@@ -107,6 +107,12 @@ struct DeviceTransformer<T>::State {
     return shape.tokens() * config.width * (8 + static_cast<Index>(sizeof(T))) + config.width * 4;
   }
 
+  // A number for each id and token of the current micro-batch.
+  template <class U>
+  DeviceMatrix<U> of_ids(DeviceBuffer<U>& buffer) {
+    const Index stride = padded_ids(vocabulary.size());
+    return {buffer.data(), shape.tokens(), vocabulary.size(), stride, 1, shape.tokens() * stride};
+  }
   // The first rows of a buffer: those of the current micro-batch.
   template <class U>
   DeviceMatrix<U> rows(DeviceBuffer<U>& buffer, Index cols) {
@@ -253,7 +259,7 @@ void DeviceTransformer<T>::State::allocate_activations() {
   tokens = allocate<std::int32_t>(kWorkspace, most);
   targets = allocate<std::int32_t>(kWorkspace, most);
   tokens_by_id = allocate<std::int32_t>(kWorkspace, most);
-  logits = allocate<float>(kActivations, most * vocabulary.size());
+  logits = allocate<float>(kActivations, most * padded_ids(vocabulary.size()));
   message = allocate<float>(kWorkspace, 3 * most);
   gathered = allocate<float>(kActivations, 3 * most * tensor->size());
   token_losses = allocate<double>(kWorkspace, most);
@@ -263,7 +269,7 @@ void DeviceTransformer<T>::State::allocate_activations() {
   d_normed = allocate<float>(kWorkspace, most * width);
   gain_scratch = allocate<float>(kWorkspace, device_rms_norm_scratch(most, width));
   row_products = allocate<float>(kWorkspace, shape.statistics() / 2);
-  d_logits = allocate<T>(kWorkspace, most * vocabulary.size());
+  d_logits = allocate<T>(kWorkspace, most * padded_ids(vocabulary.size()));
   d_stream_rounded = allocate<T>(kWorkspace, most * width);
   d_qkv = allocate<T>(kWorkspace, most * shape.qkv_cols());
   d_attended = allocate<T>(kWorkspace, most * shape.query_cols());
@@ -319,11 +325,13 @@ void DeviceTransformer<T>::State::take_batch(std::span<const std::int32_t> token
                                              std::span<const std::int32_t> target_ids, Index sequences) {
   validate_batch(config, max_sequences, token_ids, target_ids, sequences);
   shape.sequences = sequences;
-  std::vector<std::int32_t> by_id(token_ids.size());
-  std::iota(by_id.begin(), by_id.end(), 0);
-  std::stable_sort(by_id.begin(), by_id.end(), [&](std::int32_t a, std::int32_t b) {
-    return token_ids[static_cast<std::size_t>(a)] < token_ids[static_cast<std::size_t>(b)];
-  });
+  // Tokens by id and then by number: each goes behind all of smaller ids and those of its own that came
+  // before.
+  std::vector<std::int32_t> place(static_cast<std::size_t>(config.vocabulary) + 1), by_id(token_ids.size());
+  for (const std::int32_t id : token_ids) ++place[static_cast<std::size_t>(id) + 1];
+  std::partial_sum(place.begin(), place.end(), place.begin());
+  for (std::int32_t i = 0; const std::int32_t id : token_ids)
+    by_id[static_cast<std::size_t>(place[static_cast<std::size_t>(id)]++)] = i++;
   const auto range = phase("batch", 3 * shape.tokens() * Index{sizeof(std::int32_t)});
   tokens.fill_from(token_ids);
   targets.fill_from(target_ids);
@@ -367,13 +375,11 @@ void DeviceTransformer<T>::State::forward() {
     add_to_stream(own.ffn_x, rows(own.h, ffn_cols), rounded.layers[static_cast<std::size_t>(layer)].down,
                   input(layer + 1));
   }
-  const auto range =
-      phase("head", norm_bytes(), rows(logits, vocabulary.size()), message.matrix(0, shape.tokens(), 3),
-            gathered.matrix(0, shape.tokens(), 3 * tensor->size()));
+  const auto range = phase("head", norm_bytes(), of_ids(logits), message.matrix(0, shape.tokens(), 3),
+                           gathered.matrix(0, shape.tokens(), 3 * tensor->size()));
   norm(input(config.layers), weight.final_gain, final_norm);
-  linear<float>(rows(final_norm.y, width), rounded.head, rows(logits, vocabulary.size()));
-  device_cross_entropy_message(rows(logits, vocabulary.size()), vocabulary, targets.data(), message.data(),
-                               *stream);
+  linear<float>(rows(final_norm.y, width), rounded.head, of_ids(logits));
+  device_cross_entropy_message(of_ids(logits), vocabulary, targets.data(), message.data(), *stream);
   gather_messages();
 }
 
@@ -409,11 +415,11 @@ void DeviceTransformer<T>::State::ffn_half(Index layer) {
 
 template <class T>
 void DeviceTransformer<T>::State::losses(bool with_gradient) {
-  const DeviceMatrix<T> d = rows(d_logits, vocabulary.size());
+  const DeviceMatrix<T> d = of_ids(d_logits);
   const auto range =
       phase("loss", token_losses.matrix(0, shape.tokens(), 1), with_gradient ? bytes_of(d) : 0);
-  device_cross_entropy<T>(rows(logits, vocabulary.size()), vocabulary, targets.data(), gathered.data(),
-                          tensor->size(), gradient_scale.data(), token_losses.data(),
+  device_cross_entropy<T>(of_ids(logits), vocabulary, targets.data(), gathered.data(), tensor->size(),
+                          gradient_scale.data(), token_losses.data(),
                           with_gradient ? d : DeviceMatrix<T>(nullptr, d.rows, d.cols), *stream);
   device_sum(token_losses.data(), shape.tokens(), loss_sum.data(), *stream);
 }
@@ -432,7 +438,7 @@ void DeviceTransformer<T>::State::backward(const std::function<void(Index)>& rea
   const Index width = config.width;
   {
     const auto range = phase("head gradient", gradient.head, stream_gradient_bytes());
-    const DeviceMatrix<T> d = rows(d_logits, vocabulary.size());
+    const DeviceMatrix<T> d = of_ids(d_logits);
     linear_input_gradient<float>(d, rounded.head, rows(d_normed, width));
     sum_over_processes(rows(d_normed, width));
     linear_weight_gradient(d, rows(final_norm.y, width), gradient.head);

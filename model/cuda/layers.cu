@@ -2,6 +2,12 @@
 #include "runtime/cuda/elements.cuh"
 #include "runtime/elementwise_math.h"
 
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <numeric>
+#include <type_traits>
+
 namespace lowband {
 namespace {
 
@@ -67,37 +73,85 @@ __global__ void add_gain_kernel(const float* scratch, Index blocks, Index cols, 
   d_gain[j] = sum;
 }
 
-template <class T>
-__global__ void rotate_kernel(const float* cosine, const float* sine, Index sequence, Index half, Index heads,
+// Neighbours that a thread reads and writes at once.
+template <class T, int kWidth>
+struct alignas(sizeof(T) * kWidth) Pack {
+  T x[kWidth];
+};
+// work(their number): 16 bytes where rows of `cols` elements divide into them and begin with one, else one
+// element.
+template <class T, class Work>
+void for_packs(Index cols, std::initializer_list<const T*> begins, const Work& work) {
+  constexpr int kMost = 16 / static_cast<int>(sizeof(T));
+  const bool aligned = std::all_of(begins.begin(), begins.end(), [](const T* begin) {
+    return reinterpret_cast<std::uintptr_t>(begin) % 16 == 0;
+  });
+  if (cols % kMost == 0 && aligned) return work(std::integral_constant<int, kMost>{});
+  work(std::integral_constant<int, 1>{});
+}
+// Threads of a block that has `things` to do.
+unsigned threads_for(int things) {
+  return static_cast<unsigned>(std::clamp((things + kWarp - 1) / kWarp * kWarp, kWarp, kThreads));
+}
+
+// A block for a row; packs are half / kWidth of each half of a head.
+template <class T, int kWidth>
+__global__ void rotate_kernel(const float* cosine, const float* sine, Index sequence, int packs, int heads,
                               bool backward, DeviceMatrix<T> x) {
-  const Index pairs = x.rows * heads * half;
-  for (Index e = first_element(); e < pairs; e += element_stride()) {
-    const Index j = e % half, head = e / half % heads, t = e / half / heads;
-    const Index angle = t % sequence * half + j;
-    T* const pair = x.data + t * x.row_stride + head * 2 * half + j;
-    const float c = cosine[angle], s = backward ? -sine[angle] : sine[angle];
-    const float left = widened(pair[0]), right = widened(pair[half]);
-    pair[0] = narrowed<T>(left * c - right * s);
-    pair[half] = narrowed<T>(right * c + left * s);
+  using Both = Pack<T, kWidth>;
+  const Index t = Index{blockIdx.y} * sequence + blockIdx.x;
+  if (t >= x.rows) return;
+  auto* const row = reinterpret_cast<Both*>(x.data + t * x.row_stride);
+  const Index angles = Index{blockIdx.x} * packs * kWidth;
+  for (int e = static_cast<int>(threadIdx.x); e < heads * packs; e += static_cast<int>(blockDim.x)) {
+    const int head = e / packs, j = e % packs;
+    Both* const pair = row + head * 2 * packs + j;
+    Both left = pair[0], right = pair[packs];
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      const float c = cosine[angles + j * kWidth + i], along = sine[angles + j * kWidth + i];
+      const float s = backward ? -along : along, l = widened(left.x[i]), r = widened(right.x[i]);
+      left.x[i] = narrowed<T>(l * c - r * s);
+      right.x[i] = narrowed<T>(r * c + l * s);
+    }
+    pair[0] = left;
+    pair[packs] = right;
   }
 }
 
-template <class T>
-__global__ void swiglu_kernel(const T* gate_up, Index ffn, T* h, Index elements) {
-  for (Index e = first_element(); e < elements; e += element_stride()) {
-    const T* const row = gate_up + e / ffn * 2 * ffn;
-    h[e] = narrowed<T>(Swiglu<float>(widened(row[e % ffn]), widened(row[ffn + e % ffn])).value);
+// A block for a row, which has `packs` of g and behind them as many of u.
+template <class T, int kWidth>
+__global__ void swiglu_kernel(const T* gate_up, int packs, T* h) {
+  using Some = Pack<T, kWidth>;
+  const auto* const row = reinterpret_cast<const Some*>(gate_up) + Index{blockIdx.x} * 2 * packs;
+  auto* const to = reinterpret_cast<Some*>(h) + Index{blockIdx.x} * packs;
+  for (int e = static_cast<int>(threadIdx.x); e < packs; e += static_cast<int>(blockDim.x)) {
+    const Some g = row[e], u = row[packs + e];
+    Some result;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i)
+      result.x[i] = narrowed<T>(Swiglu<float>(widened(g.x[i]), widened(u.x[i])).value);
+    to[e] = result;
   }
 }
 
-template <class T>
-__global__ void swiglu_backward_kernel(const T* gate_up, const T* d_h, Index ffn, T* d_gate_up,
-                                       Index elements) {
-  for (Index e = first_element(); e < elements; e += element_stride()) {
-    const Index g = e / ffn * 2 * ffn + e % ffn, u = g + ffn;
-    const Swiglu<float> at(widened(gate_up[g]), widened(gate_up[u]));
-    d_gate_up[g] = narrowed<T>(widened(d_h[e]) * at.slope_g);
-    d_gate_up[u] = narrowed<T>(widened(d_h[e]) * at.slope_u);
+template <class T, int kWidth>
+__global__ void swiglu_backward_kernel(const T* gate_up, const T* d_h, int packs, T* d_gate_up) {
+  using Some = Pack<T, kWidth>;
+  const auto* const row = reinterpret_cast<const Some*>(gate_up) + Index{blockIdx.x} * 2 * packs;
+  const auto* const from = reinterpret_cast<const Some*>(d_h) + Index{blockIdx.x} * packs;
+  auto* const to = reinterpret_cast<Some*>(d_gate_up) + Index{blockIdx.x} * 2 * packs;
+  for (int e = static_cast<int>(threadIdx.x); e < packs; e += static_cast<int>(blockDim.x)) {
+    const Some g = row[e], u = row[packs + e], d = from[e];
+    Some d_g, d_u;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      const Swiglu<float> at(widened(g.x[i]), widened(u.x[i]));
+      d_g.x[i] = narrowed<T>(widened(d.x[i]) * at.slope_g);
+      d_u.x[i] = narrowed<T>(widened(d.x[i]) * at.slope_u);
+    }
+    to[e] = d_g;
+    to[packs + e] = d_u;
   }
 }
 
@@ -141,7 +195,7 @@ __device__ float block_max(float x) {
 __global__ void cross_entropy_message_kernel(DeviceMatrix<const float> logits, Range owned,
                                              const std::int32_t* targets, float* message) {
   const Index t = blockIdx.x, target = targets[t];
-  const float* const row = logits.data + t * logits.cols;
+  const float* const row = logits.data + t * logits.row_stride;
   float largest = -INFINITY;
   for (Index j = threadIdx.x; j < logits.cols; j += kThreads) largest = fmaxf(largest, row[j]);
   largest = block_max(largest);
@@ -159,7 +213,7 @@ __global__ void cross_entropy_message_kernel(DeviceMatrix<const float> logits, R
 template <class T>
 __global__ void cross_entropy_kernel(DeviceMatrix<const float> logits, Range owned,
                                      const std::int32_t* targets, const float* gathered, int processes,
-                                     const double* gradient_scale, double* losses, T* d_logits) {
+                                     const double* gradient_scale, double* losses, DeviceMatrix<T> d_logits) {
   const Index t = blockIdx.x, tokens = logits.rows, cols = logits.cols;
   const auto piece = [&](Index j, Index i) {
     return static_cast<double>(gathered[(j * tokens + t) * 3 + i]);
@@ -171,13 +225,13 @@ __global__ void cross_entropy_kernel(DeviceMatrix<const float> logits, Range own
     target += piece(j, 2);
   }
   if (threadIdx.x == 0) losses[t] = log(sum) + largest - target;
-  if (d_logits == nullptr) return;
+  if (d_logits.data == nullptr) return;
   const auto shift = static_cast<float>(largest), scale = static_cast<float>(*gradient_scale / sum);
   const auto one = static_cast<float>(*gradient_scale);
   const Index own_target = targets[t] - owned.begin;
   for (Index j = threadIdx.x; j < cols; j += kThreads) {
-    const float d = scale * expf(logits.data[t * cols + j] - shift);
-    d_logits[t * cols + j] = narrowed<T>(j == own_target ? d - one : d);
+    const float d = scale * expf(logits.data[t * logits.row_stride + j] - shift);
+    d_logits.data[t * d_logits.row_stride + j] = narrowed<T>(j == own_target ? d - one : d);
   }
 }
 
@@ -217,21 +271,34 @@ void device_rms_norm_backward(DeviceMatrix<const float> x, const float* gain, co
 template <class T>
 void device_rotate(const float* cosine, const float* sine, Index sequence, Index half, Index heads,
                    bool backward, DeviceMatrix<T> x, const CudaStream& stream) {
-  launch("rotate", stream, {blocks_for(x.rows * heads * half), kThreads}, rotate_kernel<T>, cosine, sine,
-         sequence, half, heads, backward, x);
+  const dim3 blocks(static_cast<unsigned>(std::min(sequence, x.rows)), blocks_of(x.rows, sequence));
+  for_packs<T>(std::gcd(half, x.row_stride), {x.data}, [&](auto width) {
+    constexpr int kWidth = decltype(width)::value;
+    const int packs = static_cast<int>(half) / kWidth, all = packs * static_cast<int>(heads);
+    launch("rotate", stream, {blocks, threads_for(all)}, rotate_kernel<T, kWidth>, cosine, sine, sequence,
+           packs, static_cast<int>(heads), backward, x);
+  });
 }
 
 template <class T>
 void device_swiglu(DeviceMatrix<const T> gate_up, DeviceMatrix<T> h, const CudaStream& stream) {
-  launch("swiglu", stream, {blocks_for(h.elements()), kThreads}, swiglu_kernel<T>, gate_up.data, h.cols,
-         h.data, h.elements());
+  for_packs<T>(h.cols, {gate_up.data, h.data}, [&](auto width) {
+    constexpr int kWidth = decltype(width)::value;
+    const int packs = static_cast<int>(h.cols) / kWidth;
+    launch("swiglu", stream, {static_cast<unsigned>(h.rows), threads_for(packs)}, swiglu_kernel<T, kWidth>,
+           gate_up.data, packs, h.data);
+  });
 }
 
 template <class T>
 void device_swiglu_backward(DeviceMatrix<const T> gate_up, DeviceMatrix<const T> d_h,
                             DeviceMatrix<T> d_gate_up, const CudaStream& stream) {
-  launch("swiglu_backward", stream, {blocks_for(d_h.elements()), kThreads}, swiglu_backward_kernel<T>,
-         gate_up.data, d_h.data, d_h.cols, d_gate_up.data, d_h.elements());
+  for_packs<T>(d_h.cols, {gate_up.data, d_h.data, d_gate_up.data}, [&](auto width) {
+    constexpr int kWidth = decltype(width)::value;
+    const int packs = static_cast<int>(d_h.cols) / kWidth;
+    launch("swiglu_backward", stream, {static_cast<unsigned>(d_h.rows), threads_for(packs)},
+           swiglu_backward_kernel<T, kWidth>, gate_up.data, d_h.data, packs, d_gate_up.data);
+  });
 }
 
 void device_embed(const std::int32_t* tokens, Range owned, DeviceMatrix<const float> weight,
@@ -257,7 +324,7 @@ void device_cross_entropy(DeviceMatrix<const float> logits, Range owned, const s
                           const float* gathered, int processes, const double* gradient_scale, double* losses,
                           DeviceMatrix<T> d_logits, const CudaStream& stream) {
   launch("cross_entropy", stream, {static_cast<unsigned>(logits.rows), kThreads}, cross_entropy_kernel<T>,
-         logits, owned, targets, gathered, processes, gradient_scale, losses, d_logits.data);
+         logits, owned, targets, gathered, processes, gradient_scale, losses, d_logits);
 }
 
 void device_sum(const double* losses, Index count, double* sum, const CudaStream& stream) {

@@ -11,7 +11,8 @@ namespace lowband {
 
 // The pieces of model/layers.h and model/cross_entropy.h on a device. T, the type of what products read:
 // float or BFloat16. The residual stream, its gradient, statistics, gains and the gradients of parameters are
-// float, and so is every sum. All memory is the device's and contiguous; matrices have a row for each token.
+// float, and so is every sum. All memory is the device's and contiguous, but for the rows of
+// logits, their gradient and what is rotated; matrices have a row for each token.
 // Stream: enqueued, not waited for. Determinism: the same bits in every run.
 
 /// y <- gain * x * s, s = 1 / sqrt(mean(x^2) + epsilon).

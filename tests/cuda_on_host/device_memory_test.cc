@@ -73,7 +73,7 @@ TEST(DeviceMemory, OfAKnownModel) {
   // Numbers of 2 and of 4 bytes of each token: two norms, q, k, v, attended, gate, up and their product; two
   // scales, the stream between the halves, 12 statistics. Then the streams, the final norm, logits, softmax.
   const Index layer = 2 * (2 * 768 + 4 * 768 + 3 * 2048) + 4 * (2 + 768 + 12);
-  const Index ends = 19 * 4 * 768 + 2 * 768 + 4 + 4 * 50257 + 4 * 3;
+  const Index ends = 19 * 4 * 768 + 2 * 768 + 4 + 4 * 50304 + 4 * 3;
   EXPECT_EQ(plan.activations, 4096 * (18 * layer + ends));
 }
 

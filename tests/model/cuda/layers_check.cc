@@ -87,8 +87,8 @@ void check_rms_norm(const CudaStream& stream) {
 
 // A product of two numbers of at most 4, twice: a few roundings of at most 32, and one of T.
 template <class T>
-void check_rotate(const CudaStream& stream) {
-  const Index sequence = 37, tokens = 2 * sequence, half = 8, heads = 3, cols = (heads + 1) * 2 * half;
+void check_rotate_of(Index half, const CudaStream& stream) {
+  const Index sequence = 37, tokens = 2 * sequence + 5, heads = 3, cols = (heads + 1) * 2 * half;
   const RotaryTable<float> table(sequence, 2 * half, 100);
   const std::vector<float> cosine(table.cosine(0), table.cosine(0) + sequence * half);
   const std::vector<float> sine(table.sine(0), table.sine(0) + sequence * half);
@@ -106,10 +106,17 @@ void check_rotate(const CudaStream& stream) {
   }
 }
 
-// The exponential of float is good to 2 ulp, its argument at most 4; products of numbers of at most 4.
+// By packs of 16 bytes, and element by element.
 template <class T>
-void check_swiglu(const CudaStream& stream) {
-  const Index tokens = 67, ffn = 29;
+void check_rotate(const CudaStream& stream) {
+  check_rotate_of<T>(8, stream);
+  check_rotate_of<T>(5, stream);
+}
+
+// The exponential of float is good to 2 ulp, its argument at most 4; products of numbers of at most 4.
+template <class T, Index ffn>
+void check_swiglu_of(const CudaStream& stream) {
+  const Index tokens = 67;
   const std::vector<T> gate_up = as<T>(noise(tokens * 2 * ffn, 8)), d_h = as<T>(noise(tokens * ffn, 9));
   const Buffer<double> wide = in_double(gate_up), wide_d_h = in_double(d_h);
   Buffer<double> h(tokens * ffn), d_gate_up(tokens * 2 * ffn);
@@ -123,6 +130,13 @@ void check_swiglu(const CudaStream& stream) {
                             device_d.matrix(0, tokens, 2 * ffn), stream);
   expect_close(on_host(device_h), h, 64 * kFloat, kRounding<T>, "h");
   expect_close(on_host(device_d), d_gate_up, 256 * kFloat, kRounding<T>, "d_gate_up");
+}
+
+// Element by element, and by packs of 16 bytes, more of them than a block has threads.
+template <class T>
+void check_swiglu(const CudaStream& stream) {
+  check_swiglu_of<T, 29>(stream);
+  check_swiglu_of<T, 2080>(stream);
 }
 
 // Copies, and sums in the order of the host: its bits.
