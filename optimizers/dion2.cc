@@ -98,7 +98,11 @@ Dion2<Real>::Dion2(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, const O
     matrix.own = matrix.of_rows ? rows : cols;
     matrix.momentum = Buffer<Real>(rows.size() * cols.size());
     matrix.m = matrix.momentum.matrix(0, rows.size(), cols.size());
-    if (options.kind == OptimizerKind::kNorDion2) matrix.v = Buffer<Real>(rows.size());
+    if (options.kind == OptimizerKind::kNorDion2) {
+      const Range kept = definition.cut.kept_rows(true, mesh.position());
+      matrix.v = Buffer<Real>(kept.size());
+      matrix.first_kept = kept.begin - rows.begin;
+    }
     matrix.definition = std::move(definition);
     matrix.norms_begin = norms;
     norms += matrix.slices();
@@ -192,7 +196,8 @@ template <class Real>
 void Dion2<Real>::scale_rows(std::span<const Piece> pieces) {
   std::vector<typename RowScaling<Real>::Rows> rows;
   for (std::size_t i = 0; i < matrices_.size(); ++i)
-    rows.push_back({pieces[i].skipped, matrices_[i].v.span(), matrices_[i].own_places});
+    rows.push_back(
+        {pieces[i].skipped, matrices_[i].v.span(), matrices_[i].first_kept, matrices_[i].own_places});
   row_scaling_->apply(rows);
 }
 

@@ -28,7 +28,7 @@ namespace lowband {
 /// for all processes; draws are keyed by (seed, parameter, step), and send nothing. What is signed lies in
 /// uneven pieces on the processes, but is k slices together: what a step sends does not depend on the data.
 ///
-/// State: "<name>.M"; NorDion2 also "<name>.row_v", of the rows of the block.
+/// State: "<name>.M"; NorDion2 also "<name>.row_v", of a share of the rows of the block, as NorMuon.
 /// Reference: "Dion2", arXiv 2512.16928, and the public Dion code; conventions of algorithms.md 2.8.
 template <class Real>
 class Dion2 final : public MatrixOptimizer<Real> {
@@ -51,7 +51,8 @@ class Dion2 final : public MatrixOptimizer<Real> {
     bool of_rows = true;       // slices
     Range own;                 // slices of this process
     Index norms_begin = 0;     // in norms_
-    Buffer<Real> momentum, v;  // of the owned block, and of its rows
+    Buffer<Real> momentum, v;  // of the owned block, and of those of its rows that are kept here
+    Index first_kept = 0;      // of the block's rows
     MatrixView<Real> m;
     std::vector<Index> selected;    // all k, increasing
     std::vector<Index> own_places;  // of those that this process owns: slices of its block

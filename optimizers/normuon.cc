@@ -10,9 +10,11 @@ NorMuon<Real>::NorMuon(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, con
     : Muon<Real>(mesh, std::move(matrices), options, rotation),
       row_scaling_(mesh, this->sign(), options.normuon_beta2) {
   for (Index i = 0; i < this->size(); ++i) {
-    const Index rows = this->sign().block(i).rows;
-    v_.emplace_back(rows);
-    std::vector<Index>& places = places_.emplace_back(rows);
+    const CutMatrix& cut = this->matrix(i).cut;
+    const Range rows = cut.rows_of(mesh.position()), kept = cut.kept_rows(true, mesh.position());
+    v_.emplace_back(kept.size());
+    first_kept_.push_back(kept.begin - rows.begin);
+    std::vector<Index>& places = places_.emplace_back(rows.size());
     std::iota(places.begin(), places.end(), Index{0});
   }
 }
@@ -21,7 +23,8 @@ template <class Real>
 void NorMuon<Real>::form_signs(std::span<const Piece> pieces, const StepInfo& /*info*/) {
   this->sign().compute();
   std::vector<typename RowScaling<Real>::Rows> rows;
-  for (std::size_t i = 0; i < v_.size(); ++i) rows.push_back({pieces[i].skipped, v_[i].span(), places_[i]});
+  for (std::size_t i = 0; i < v_.size(); ++i)
+    rows.push_back({pieces[i].skipped, v_[i].span(), first_kept_[i], places_[i]});
   row_scaling_.apply(rows);
 }
 

@@ -14,7 +14,8 @@ namespace lowband {
 ///
 /// v starts at zero and is not corrected for it, since |Y| is divided out.
 ///
-/// State: "<name>.M", and "<name>.row_v", the v of the rows of the block: "<name>.v" is AdamW's, of elements.
+/// State: "<name>.M", and "<name>.row_v", v ("<name>.v" is AdamW's, of elements), of which every process
+/// keeps a share of the rows of its block: m n + m elements over the processes of a replica, each once.
 /// Reference: Li et al., "NorMuon", arXiv 2510.05491; conventions of algorithms.md 2.6.
 template <class Real>
 class NorMuon final : public Muon<Real> {
@@ -30,7 +31,8 @@ class NorMuon final : public Muon<Real> {
   void form_signs(std::span<const Piece> pieces, const StepInfo& info) override;
 
   RowScaling<Real> row_scaling_;
-  std::vector<Buffer<Real>> v_;             // by matrix, of the block's rows
+  std::vector<Buffer<Real>> v_;             // by matrix, of the rows kept here
+  std::vector<Index> first_kept_;           // of the block's rows
   std::vector<std::vector<Index>> places_;  // 0, 1, ...
 };
 

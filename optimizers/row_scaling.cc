@@ -20,76 +20,78 @@ RowScaling<Real>::RowScaling(ProcessMesh& mesh, DistributedSign<Real>& sign, dou
   Index rows = 0;
   for (Index i = 0; i < sign.size(); ++i) {
     const CutMatrix& matrix = sign.matrix(i);
-    row_sums_of_.push_back(rows);
+    rows_of_.push_back(rows);
     row_shares_.push_back({matrix.name, matrix.rows()});
-    norm_shares_.push_back({matrix.name, 1});
+    norm_shares_.push_back({matrix.name, 2});
     rows += matrix.rows();
   }
-  row_sums_ = Buffer<double>(rows);
-  norms_ = Buffer<double>(sign.size());
+  v_ = Buffer<double>(rows);
+  own_sums_ = Buffer<double>(rows);
+  norms_ = Buffer<double>(2 * sign.size());
 }
 
 template <class Real>
 void RowScaling<Real>::apply(std::span<const Rows> rows) {
   const bool sends = group_->size() > 1 && sign_->size() > 0;
-  sum_rows();
-  if (sends) group_->all_reduce(row_sums_.span(), Reduction::kSum, {Purpose::kUpdate, row_shares_});
+  v_.fill(0);
   norms_.fill(0);
   for (Index i = 0; i < sign_->size(); ++i) {
     if (!rows[at(i)].skipped) average(i, rows[at(i)]);
   }
+  if (sends) group_->all_reduce(v_.span(), Reduction::kSum, {Purpose::kUpdate, row_shares_});
+  for (Index i = 0; i < sign_->size(); ++i) {
+    if (!rows[at(i)].skipped) keep(i, rows[at(i)]);
+  }
   if (sends) group_->all_reduce(norms_.span(), Reduction::kSum, {Purpose::kUpdate, norm_shares_});
   for (Index i = 0; i < sign_->size(); ++i) {
-    if (rows[at(i)].skipped) continue;
-    double squares = 0;
-    const Index begin = row_sums_of_[at(i)];
-    for (Index row = 0; row < sign_->matrix(i).rows(); ++row) squares += row_sums_[begin + row];
-    scale(i, rows[at(i)],
-          std::sqrt(squares) / std::max(std::sqrt(norms_[i]), std::numeric_limits<double>::min()));
+    if (!rows[at(i)].skipped) scale(i);
   }
 }
 
-// row_sums_ <- sum_j U_ij^2, of this process's columns.
-template <class Real>
-void RowScaling<Real>::sum_rows() {
-  row_sums_.fill(0);
-  for (Index i = 0; i < sign_->size(); ++i) {
-    const MatrixView<const Real> u = sign_->block(i);
-    const Index begin = row_sums_of_[at(i)] + sign_->first_row(i);
-    for (Index row = 0; row < u.rows; ++row) {
-      for (Index col = 0; col < u.cols; ++col)
-        row_sums_[begin + row] += static_cast<double>(u(row, col)) * static_cast<double>(u(row, col));
-    }
-  }
-}
-
-// v <- b2 v + (1 - b2) mean_j U_ij^2. A row's part of |Y|^2 is counted by the process with its first column.
+// This process's part of b2 v + (1 - b2) mean_j U_ij^2: v where it is kept here, and its own columns.
 template <class Real>
 void RowScaling<Real>::average(Index i, const Rows& rows) {
-  const Index begin = row_sums_of_[at(i)] + sign_->first_row(i);
-  const bool counts = sign_->first_col(i) == 0 && sign_->block(i).cols > 0;
-  for (std::size_t row = 0; row < rows.places.size(); ++row) {
-    Real& v = rows.v[at(rows.places[row])];
-    const double sum = row_sums_[begin + static_cast<Index>(row)];
-    v = static_cast<Real>(beta2_ * static_cast<double>(v) +
-                          (1 - beta2_) * sum / static_cast<double>(sign_->matrix(i).cols()));
-    if (counts) norms_[i] += sum / std::pow(std::sqrt(static_cast<double>(v)) + kRowEpsilon, 2);
+  const MatrixView<const Real> u = sign_->block(i);
+  const Index begin = rows_of_[at(i)] + sign_->first_row(i);
+  for (Index row = 0; row < u.rows; ++row) {
+    double sum = 0;
+    for (Index col = 0; col < u.cols; ++col)
+      sum += static_cast<double>(u(row, col)) * static_cast<double>(u(row, col));
+    const Real* const v = rows.kept(at(row));
+    v_[begin + row] = (v != nullptr ? beta2_ * static_cast<double>(*v) : 0) +
+                      (1 - beta2_) * sum / static_cast<double>(sign_->matrix(i).cols());
+    own_sums_[begin + row] = sum;
+    norms_[2 * i] += sum;
   }
 }
 
-// U <- factor Y
+// v as it is kept, to Real, on all processes with these rows; own part of |Y|^2.
 template <class Real>
-void RowScaling<Real>::scale(Index i, const Rows& rows, double factor) {
+void RowScaling<Real>::keep(Index i, const Rows& rows) {
+  const Index begin = rows_of_[at(i)] + sign_->first_row(i);
+  for (Index row = 0; row < sign_->block(i).rows; ++row) {
+    const auto rounded = static_cast<Real>(v_[begin + row]);
+    if (Real* const v = rows.kept(at(row)); v != nullptr) *v = rounded;
+    v_[begin + row] = static_cast<double>(rounded);
+    norms_[2 * i + 1] += own_sums_[begin + row] / std::pow(std::sqrt(v_[begin + row]) + kRowEpsilon, 2);
+  }
+}
+
+// U <- |U| / |Y| Y
+template <class Real>
+void RowScaling<Real>::scale(Index i) {
   const MatrixView<Real> u = sign_->block(i);
+  const Index begin = rows_of_[at(i)] + sign_->first_row(i);
+  const double factor =
+      std::sqrt(norms_[2 * i]) / std::max(std::sqrt(norms_[2 * i + 1]), std::numeric_limits<double>::min());
   for (Index row = 0; row < u.rows; ++row) {
-    const auto v = static_cast<double>(rows.v[at(rows.places[at(row)])]);
-    const auto row_scale = static_cast<Real>(factor / (std::sqrt(v) + kRowEpsilon));
+    const auto row_scale = static_cast<Real>(factor / (std::sqrt(v_[begin + row]) + kRowEpsilon));
     for (Index col = 0; col < u.cols; ++col) u(row, col) *= row_scale;
   }
 }
 
 Index row_scaling_bytes(const CutMatrix& matrix) {
-  return matrix.processes() == 1 ? 0 : (matrix.rows() + 1) * dtype_bytes(DType::kF64);
+  return matrix.processes() == 1 ? 0 : (matrix.rows() + 2) * dtype_bytes(DType::kF64);
 }
 
 template class RowScaling<float>;

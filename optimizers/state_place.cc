@@ -59,7 +59,7 @@ std::optional<PiecePlace> matrix_state_place(const LayerMatrix& matrix, std::str
   if (letter == "left") return kept(true);
   if (letter == "right" || letter == "V") return kept(false);
   if (letter == "m1" || letter == "m2") return kept(matrix.tall());
-  if (letter == "row_v") return whole_block(m, 1, rows, all(1));
+  if (letter == "row_v") return whole_block(m, 1, matrix.cut.kept_rows(true, position), all(1));
   return std::nullopt;
 }
 

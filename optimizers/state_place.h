@@ -28,7 +28,7 @@ PiecePlace parameter_place(const ParameterInfo& info, const MeshShape& mesh, con
 ///   m1, m2    (max(m, n), r), of GaLore: as left where m >= n, otherwise as right
 ///   right, V  (n, r), of ACP-SGD, and (n, k), of Spectra: likewise of its columns
 ///   m, v      (m, n), of an elementwise optimizer: consecutive elements of the tensor-axis piece
-///   row_v     (m, 1), of NorMuon and NorDion2: the rows of the owned block
+///   row_v     (m, 1), of NorMuon and NorDion2: as left
 ///   t         (1, 1)
 /// Of block i of a parameter with blocks the letter is followed by "[i]", and m x n is the shape of the
 /// block. Throws: InvalidArgument for another letter.

@@ -95,7 +95,7 @@ TEST_P(MuonOn, SendsWhatTheFormulaSays) {
       if (!is_layer_matrix(info.role) || processes == 1) continue;
       // Five Gram matrices (3, 3) and a norm in double, where the only axis cuts the side of 201.
       const bool gram = (info.name == "wide" && mesh.tensor == 1) || (info.name == "tall" && mesh.shard == 1);
-      const Index rows = kind == OptimizerKind::kNorMuon ? 8 * (info.rows + 1) : 0;
+      const Index rows = kind == OptimizerKind::kNorMuon ? 8 * (info.rows + 2) : 0;
       const Index expected = rows + (gram ? 5 * 3 * 3 * 4 + 8 : 2 * 4 * info.elements());
       EXPECT_EQ(snapshot.update_bytes_of.at(info.name), expected) << info.name;
       update += expected;

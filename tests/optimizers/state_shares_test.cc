@@ -69,25 +69,26 @@ struct Kept {
   Index longer = 0;  // times max(m, n) r
   Index shorter = 0;
   Index cols = 0;  // times n k
+  Index rows = 0;  // times m
 
   Index elements(const ParameterInfo& info, Index r) const {
     return dense * info.elements() + longer * std::max(info.rows, info.cols) * r +
-           shorter * std::min(info.rows, info.cols) * r + cols * info.cols * k(info);
+           shorter * std::min(info.rows, info.cols) * r + cols * info.cols * k(info) + rows * info.rows;
   }
   /// On one process: blocks, and shares of the rows of factors that blocks have.
   Sizes elements_of_one(const ParameterInfo& info, Index r, const MeshShape& mesh) const {
     const Index row_pieces = across_rows(info, mesh).processes,
                 col_pieces = across_cols(info, mesh).processes;
-    const Sizes rows = whole(info.rows).cut(row_pieces), columns = whole(info.cols).cut(col_pieces);
-    const Sizes shared_rows = rows.cut(col_pieces), shared_cols = columns.cut(row_pieces);
+    const Sizes block_rows = whole(info.rows).cut(row_pieces), columns = whole(info.cols).cut(col_pieces);
+    const Sizes shared_rows = block_rows.cut(col_pieces), shared_cols = columns.cut(row_pieces);
     const bool tall = info.rows >= info.cols;
     const Sizes elementwise =
-        (info.cut == TensorCut::kCols ? whole(info.rows).times(columns) : rows.times(whole(info.cols)))
+        (info.cut == TensorCut::kCols ? whole(info.rows).times(columns) : block_rows.times(whole(info.cols)))
             .cut(mesh.shard);
-    const Sizes blocks = has_matrix_optimizer(options.kind) ? rows.times(columns) : elementwise;
+    const Sizes blocks = has_matrix_optimizer(options.kind) ? block_rows.times(columns) : elementwise;
     return blocks.times(whole(dense)) + (tall ? shared_rows : shared_cols).times(whole(longer * r)) +
            (tall ? shared_cols : shared_rows).times(whole(shorter * r)) +
-           shared_cols.times(whole(cols * k(info)));
+           shared_cols.times(whole(cols * k(info))) + shared_rows.times(whole(rows));
   }
 
  private:
@@ -97,6 +98,8 @@ struct Kept {
 const Kept kKept[] = {
     {.name = "AdamW", .options = {.kind = OptimizerKind::kAdamW}, .dense = 2},
     {.name = "Muon", .options = {.kind = OptimizerKind::kMuon}, .dense = 1},
+    {.name = "NorMuon", .options = {.kind = OptimizerKind::kNorMuon}, .dense = 1, .rows = 1},
+    {.name = "NorDion2", .options = {.kind = OptimizerKind::kNorDion2}, .dense = 1, .rows = 1},
     {.name = "Spectra",
      .options = {.kind = OptimizerKind::kSpectra, .spectra_fraction = 0.2},
      .dense = 1,
