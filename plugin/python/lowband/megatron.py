@@ -17,8 +17,7 @@ from typing import Any, Iterator, NamedTuple
 
 import megatron.core.optimizer
 import torch
-from megatron.core.dist_checkpointing import ShardedObject
-from megatron.core.dist_checkpointing.optimizer import get_param_id_to_sharded_param_map, make_sharded_optimizer_tensor
+from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig, get_standard_config_overrides
 from megatron.core.optimizer.emerging_optimizers import EmergingOptimizerEntry
@@ -30,6 +29,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import lowband
 import lowband.torch
+from lowband import _megatron_state
 from lowband.optimizer import is_matrix
 
 _ROLES = {"linear_proj": "output", "linear_fc1": "up", "linear_fc2": "down", "word_embeddings": "embedding",
@@ -207,27 +207,38 @@ class Optimizer(MegatronOptimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state_dict["of_process"])
+        """Of `state_dict`, or what Megatron has loaded for `sharded_state_dict`."""
+        if "of_process" in state_dict:
+            self.optimizer.load_state_dict(state_dict["of_process"])
+        else:
+            _megatron_state.load(self.optimizer, self._by_name(), state_dict["lowband"])
         for master, saved in zip(self._masters.values(), state_dict["fp32_from_fp16_params"], strict=True):
             master.copy_(saved)
 
     def sharded_state_dict(self, model_sharded_state_dict: Any, is_loading: bool = False,
                            metadata: Any = None) -> dict[str, Any]:
-        """Masters as Megatron keeps them, and an object for every process with what differs between replicas: to go on
-        with the same mesh. For another there is `lowband.checkpoint.State(optimizer.optimizer)`, with
-        torch.distributed.checkpoint, which has no masters: `reload_model_params` then begins with rounded ones."""
-        world = self.optimizer.world
-        of_process = ShardedObject("optimizer.lowband", self.optimizer.state_dict(), (world.processes,),
-                                   (world.process,))
-        masters = []
-        if self._masters:
-            of_model = get_param_id_to_sharded_param_map(model_sharded_state_dict, iter(self._masters))
-            _expect("bfloat16 parameters in model_sharded_state_dict", len(of_model), len(self._masters))
-            masters = [make_sharded_optimizer_tensor(of_model[i], master, prefix="optimizer.state.fp32_param")
-                       for i, master in enumerate(self._masters.values())]
-        return {"of_process": of_process, "fp32_from_fp16_params": masters}
+        """Masters as Megatron keeps them, and lowband's state, for any tensor and data parallelism.
+
+        A checkpoint says in `metadata`, which Megatron's training keeps as content_metadata, how many replicas saved it;
+        a loader that has no metadata says so itself: {"lowband_replicas": 2}. Not said, they are as many as now. Of another
+        number each replica begins with their mean, which keeps all that was not sent yet.
+        """
+        replicas = self._replicas
+        if is_loading:
+            replicas = (metadata or {}).get("lowband_replicas", replicas)
+        elif metadata is not None:
+            metadata["lowband_replicas"] = replicas
+        of_model = _megatron_state.of_parameters(model_sharded_state_dict, self._by_name())
+        masters = [make_sharded_optimizer_tensor(of_model[self._described[parameter].name], master,
+                                                 prefix="optimizer.state.fp32_param")
+                   for parameter, master in self._masters.items()]
+        return {"lowband": _megatron_state.sharded(self.optimizer, self._by_name(), of_model, replicas),
+                "fp32_from_fp16_params": masters}
 
     # ---- The rest is its own ----
+
+    def _by_name(self) -> dict[str, torch.nn.Parameter]:
+        return {own.name: parameter for parameter, own in self._described.items()}
 
     def _master(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         """What is updated: the parameter itself, unless it has too few digits."""
@@ -353,7 +364,7 @@ def _described(name: str, parameter: torch.nn.Parameter, weight: torch.Tensor, m
     blocks: tuple[lowband.Block, ...] = ()
     if name.endswith("linear_qkv.weight"):
         blocks = qkv_blocks
-    elif is_cut and parameter.partition_stride > 1:
+    elif is_cut and parameter.partition_stride > 1 and parameter.ndim >= 2:
         # Every process holds rows of several matrices: its piece of the first, then of the second.
         count = parameter.partition_stride
         _expect(f"partition_dim of {name} with partition_stride {count}", parameter.partition_dim, 0)

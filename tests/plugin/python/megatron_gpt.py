@@ -1,4 +1,4 @@
-"""A small GPT of Megatron-core's, its data and training, for tests on four processes: tensor and data parallel 2."""
+"""A small GPT of Megatron-core's, its data and training, for tests on four processes: tensor and data parallel 2, or else."""
 
 import megatron_on_cpu  # first
 
@@ -17,19 +17,22 @@ from megatron.core.transformer.module import Float16Module
 import lowband
 import lowband.megatron
 
-LAYERS, WIDTH, FFN, VOCABULARY, LENGTH, BATCH, MICRO_BATCHES = 2, 64, 128, 256, 32, 4, 2
+LAYERS, WIDTH, FFN, VOCABULARY, LENGTH, BATCH = 2, 64, 128, 256, 32, 4
+MICRO_BATCHES = 4  # of all replicas together
 HEADS, GROUPS = 8, 4
 
 
-def gpt(dtype=torch.float32, layers={}, ends={}, **ddp_options):
-    """`layers` and `ends` change TransformerConfig and GPTModel."""
+def gpt(dtype=torch.float32, layers={}, ends={}, tensor=2, **ddp_options):
+    """`layers` and `ends` change TransformerConfig and GPTModel; Megatron's processes are divided as `tensor` says."""
+    if parallel_state.model_parallel_is_initialized() and parallel_state.get_tensor_model_parallel_world_size() != tensor:
+        parallel_state.destroy_model_parallel()
     if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=2)
+        parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor)
     model_parallel_cuda_manual_seed(1)
     torch.manual_seed(1)
     settings = dict(
         num_layers=LAYERS, hidden_size=WIDTH, ffn_hidden_size=FFN, num_attention_heads=HEADS, num_query_groups=GROUPS,
-        tensor_model_parallel_size=2, use_cpu_initialization=True, gated_linear_unit=True,
+        tensor_model_parallel_size=tensor, use_cpu_initialization=True, gated_linear_unit=True,
         activation_func=torch.nn.functional.silu, add_bias_linear=False, normalization="RMSNorm", attention_dropout=0.0,
         hidden_dropout=0.0, gradient_accumulation_fusion=False, masked_softmax_fusion=False, bias_activation_fusion=False,
         bias_dropout_fusion=False, finalize_model_grads_func=finalize_model_grads, params_dtype=dtype,
@@ -45,9 +48,15 @@ def gpt(dtype=torch.float32, layers={}, ends={}, **ddp_options):
     return model
 
 
+def micro_batches():
+    """Of one replica."""
+    return MICRO_BATCHES // parallel_state.get_data_parallel_world_size()
+
+
 def batches(step):
-    replica = parallel_state.get_data_parallel_rank()
-    for k in range(MICRO_BATCHES):
+    """The same from all replicas together, however many they are."""
+    for i in range(micro_batches()):
+        replica, k = divmod(parallel_state.get_data_parallel_rank() * micro_batches() + i, 2)
         draw = torch.Generator().manual_seed(1000 * step + 10 * k + replica)
         begin = torch.randint(VOCABULARY, (BATCH, 1), generator=draw)
         yield (begin + 7 * torch.arange(LENGTH + 1)) % VOCABULARY
@@ -65,9 +74,9 @@ def backward(model, step):
     """Loss over all replicas; gradients are in the model's buffers."""
     model.zero_grad_buffer()
     run = get_forward_backward_func()
-    reports = run(forward_step_func=forward, data_iterator=batches(step), model=[model], num_microbatches=MICRO_BATCHES,
+    reports = run(forward_step_func=forward, data_iterator=batches(step), model=[model], num_microbatches=micro_batches(),
                   seq_length=LENGTH, micro_batch_size=BATCH, forward_only=False)
-    loss = sum(report["loss"] for report in reports) / MICRO_BATCHES
+    loss = sum(report["loss"] for report in reports) / micro_batches()
     dist.all_reduce(loss, group=parallel_state.get_data_parallel_group())
     return loss.item() / parallel_state.get_data_parallel_world_size()
 

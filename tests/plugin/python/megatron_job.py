@@ -11,6 +11,7 @@ import unittest.mock
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import CheckpointException
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.optimizer import ParamKey, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -275,35 +276,119 @@ def test_schedules_the_learning_rate():
     optimizer.optimizer.close()
 
 
+def state_of(model, optimizer, **options):
+    of_model = model.module.sharded_state_dict()
+    return {"model": of_model, "optimizer": optimizer.sharded_state_dict(of_model, **options)}
+
+
+def save(folder, model, optimizer):
+    metadata = {}
+    dist_checkpointing.save(state_of(model, optimizer, metadata=metadata), folder, content_metadata=metadata)
+
+
+def load(folder, model, optimizer):
+    """Into a model and masters of zeros."""
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    metadata = dist_checkpointing.load_content_metadata(folder)
+    loaded = dist_checkpointing.load(state_of(model, optimizer, is_loading=True, metadata=metadata), folder)
+    model.module.load_state_dict(loaded["model"])
+    saved = copy.deepcopy(loaded["optimizer"])  # Megatron has loaded into the masters themselves
+    for parameter in model.parameters():
+        getattr(parameter, "main_param", torch.empty(0)).zero_()
+    optimizer.load_state_dict(saved)
+
+
 def test_a_checkpoint_of_megatron_goes_on_bit_by_bit():
-
-    def state_of(model, optimizer, **options):
-        of_model = model.module.sharded_state_dict()
-        return {"model": of_model, "optimizer": optimizer.sharded_state_dict(of_model, **options)}
-
     for dtype in TYPES:
-        model = gpt(dtype)
-        optimizer = lowbands(model, dtype, profile=lowband.uniform(RANK))
-        train(model, optimizer, 3)
-        with shared_folder() as folder:
-            dist_checkpointing.save(state_of(model, optimizer), folder)
-            train(model, optimizer, 3, begin=3)
+        for options in (dict(profile=lowband.uniform(RANK)), dict(kind="adamw")):
+            model = gpt(dtype)
+            optimizer = lowbands(model, dtype, **options)
+            train(model, optimizer, 3)
+            with shared_folder() as folder:
+                save(folder, model, optimizer)
+                train(model, optimizer, 3, begin=3)
+                optimizer.optimizer.close()
+                resumed = gpt(dtype)
+                optimizer = lowbands(resumed, dtype, **options)
+                load(folder, resumed, optimizer)
+                expect_equal_replicas(resumed)
+                train(resumed, optimizer, 3, begin=3)
+                assert torch.equal(flat(resumed), flat(model))
+                assert optimizer.optimizer.state_dict()["lowband"]["steps"] == 6
+                optimizer.optimizer.close()
+
+
+def test_a_checkpoint_of_megatron_goes_on_on_another_mesh():
+    """Three steps on TP 2 x DP 2, three on another mesh, two on the first again; beside eight on the first. In bfloat16, whose
+    activations other meshes sum to other digits, none on the other mesh."""
+    aggregated = dict(profile=lowband.uniform(RANK), aggregated_residual=True)  # which depends on the mean of replicas alone
+    for dtype, options in ((torch.float32, aggregated), (torch.bfloat16, dict(kind="power_sgd", **aggregated)),
+                           (torch.float32, dict(kind="adamw"))):
+
+        def straight(off_by_one):
+            """Losses, and weights; from weights one rounding away after the third step if `off_by_one`."""
+            model = gpt(dtype)
+            optimizer = lowbands(model, dtype, **options)
+            train(model, optimizer, 3)
+            if off_by_one:
+                for parameter in model.parameters():
+                    weight = getattr(parameter, "main_param", parameter).data
+                    weight.copy_(torch.nextafter(weight, torch.zeros_like(weight)))
+            losses, _ = train(model, optimizer, 5, begin=3)
             optimizer.optimizer.close()
-            resumed = gpt(dtype)
-            with torch.no_grad():
-                for parameter in resumed.parameters():
-                    parameter.zero_()
-            optimizer = lowbands(resumed, dtype, profile=lowband.uniform(RANK))
-            loaded = dist_checkpointing.load(state_of(resumed, optimizer, is_loading=True), folder)
-            resumed.module.load_state_dict(loaded["model"])
-            saved = copy.deepcopy(loaded["optimizer"])  # Megatron has loaded into the masters themselves
-            for parameter in resumed.parameters():
-                getattr(parameter, "main_param", torch.empty(0)).zero_()
-            optimizer.load_state_dict(saved)
-            expect_equal_replicas(resumed)
-            train(resumed, optimizer, 3, begin=3)
-            assert torch.equal(flat(resumed), flat(model))
+            return losses, flat(model)
+
+        (losses, weights), (other_losses, other_weights) = straight(False), straight(True)
+        distance = lambda found, expected: (torch.linalg.norm(found - expected) / torch.linalg.norm(expected)).item()
+        for tensor in (1, 4):
+            model = gpt(dtype)
+            optimizer = lowbands(model, dtype, **options)
+            train(model, optimizer, 3)
+            found = []
+            elsewhere = 3 if dtype == torch.float32 else 0
+            for where, begin, steps in ((tensor, 3, elsewhere), (2, 3 + elsewhere, 5 - elsewhere)):
+                with shared_folder() as folder:
+                    save(folder, model, optimizer)
+                    optimizer.optimizer.close()
+                    model = gpt(dtype, tensor=where)
+                    optimizer = lowbands(model, dtype, **options)
+                    load(folder, model, optimizer)
+                found += train(model, optimizer, steps, begin=begin)[0].tolist()
+            # As in expect_follows: each of the five steps rounds by some units in the last place, as the one that was off.
+            expect_close(torch.tensor(found), losses, 5 * distance(other_losses, losses))
+            expect_close(flat(model), weights, 5 * distance(other_weights, weights))
+            expect_equal_replicas(model)
             optimizer.optimizer.close()
+
+
+def test_a_checkpoint_of_megatron_of_something_else_is_refused():
+    model = gpt()
+    optimizer = lowbands(model, profile=lowband.uniform(RANK))
+    with shared_folder() as folder:
+        save(folder, model, optimizer)
+        optimizer.optimizer.close()
+
+        def refused(message, expected=CheckpointException, model=model, metadata={}, **options):
+            optimizer = lowbands(model, **options)
+            try:
+                loading = state_of(model, optimizer, is_loading=True, metadata=metadata)
+                optimizer.load_state_dict(dist_checkpointing.load(loading, folder)["optimizer"])
+            except expected as error:
+                assert message in str(error), error
+            else:
+                raise AssertionError(f"expected {message}")
+            optimizer.optimizer.close()
+
+        refused("Global shape mismatch", profile=lowband.uniform(RANK + 1))
+        refused("Global shape mismatch", profile=lowband.uniform(RANK), metadata={"lowband_replicas": 3})
+        missing = "from model not in state dict"
+        refused(missing, kind="power_sgd", profile=lowband.uniform(RANK))
+        refused(missing, profile=lowband.uniform(RANK), split_qkv=False)
+        refused(missing, model=gpt(layers=dict(add_bias_linear=True)), profile=lowband.uniform(RANK))
+        refused("Global shape mismatch", model=gpt(layers=dict(num_layers=1)), profile=lowband.uniform(RANK))
+        refused("checkpoint, scalar_kind: found adamw, expected lion", lowband.InvalidArgument, scalar_kind="lion",
+                profile=lowband.uniform(RANK))
 
 
 def test_takes_up_weights_that_were_loaded_without_it():
@@ -396,7 +481,7 @@ def test_refuses_what_it_cannot_do():
     expect_refused(["data_parallel_size of state_dict: found 2, expected 1"], optimizer.state_dict)
     expect_refused(["state_dict of reload_model_params: found {}, expected None"],
                    lambda: optimizer.reload_model_params(state_dict={}))
-    expect_refused(["bfloat16 parameters in model_sharded_state_dict: found 0, expected"],
+    expect_refused(["model_sharded_state_dict: found 0 of", "expected all"],
                    lambda: optimizer.sharded_state_dict({}))
     optimizer.optimizer.close()
 

@@ -15,7 +15,7 @@ python=${LOWBAND_PYTHON:-.venv/bin/python}
 # As in torch_test.sh: no name of the machine is needed, and every wait ends.
 export GLOO_SOCKET_IFNAME=lo
 job() {
-  timeout --kill-after 5 240 "$python" -m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node 4 "$@"
+  timeout --kill-after 5 300 "$python" -m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node 4 "$@"
 }
 job tests/plugin/python/megatron_job.py
 # Rank 8 of two layers of six matrices; the embedding, the head, and five gains of both processes of a replica.
