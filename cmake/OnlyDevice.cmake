@@ -37,7 +37,10 @@ target_link_libraries(lowband_collectives PUBLIC lowband_runtime)
 only_device_library(sharding layout.cc parameter.cc)
 target_link_libraries(lowband_sharding PUBLIC lowband_collectives)
 include(model/cuda/sources.cmake)
-only_device_library(model ${cuda_sources} initial_values.cc parameter_table.cc rotary_table.cc)
+only_device_library(
+  model ${cuda_sources} attention.cc cross_entropy.cc initial_values.cc layers.cc parameter_table.cc rotary_table.cc
+  transformer.cc)
 target_link_libraries(lowband_model PUBLIC lowband_sharding)
 add_subdirectory(tests/runtime/cuda)
+add_subdirectory(tests/model/cuda)
 add_subdirectory(perf/gpu)
