@@ -337,6 +337,19 @@ def test_a_distributed_checkpoint_of_something_else_is_refused():
             assert "dtype: found float32, expected float64" in str(error), error
         optimizer.close()
 
+        # What the model has, and the checkpoint has not, or has in another shape.
+        more = torch.nn.Sequential(*network(), torch.nn.Linear(OUTPUTS, 4))
+        wider = torch.nn.Sequential(torch.nn.Linear(INPUTS, HIDDEN + 1), torch.nn.Tanh(), torch.nn.Linear(HIDDEN + 1, OUTPUTS))
+        for message, name, other in (("Missing key", "optimizer.state.3.weight", more),
+                                     ("Size mismatch", "optimizer.state.0.weight", wider)):
+            optimizer = make(other, profile=lowband.uniform(RANK))
+            try:
+                dcp.load({"optimizer": lowband.checkpoint.State(optimizer)}, checkpoint_id=folder)
+                raise AssertionError(f"expected {message}")
+            except dcp.CheckpointException as error:
+                assert message in str(error) and name in str(error), error
+            optimizer.close()
+
         # What the checkpoint has, and the model has not, torch does not read.
         fewer = torch.nn.Sequential(*list(network())[:1])
         optimizer = make(fewer, profile=lowband.uniform(RANK))

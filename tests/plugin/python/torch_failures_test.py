@@ -1,4 +1,4 @@
-"""How a DDP job of three processes with `lowband.torch` ends when one of them does not go on.
+"""How a DDP job of three processes with `lowband.torch` ends when one of them does not go on; what needs torch.distributed.
 
     python3 tests/plugin/python/torch_failures_test.py
 """
@@ -14,9 +14,11 @@ import unittest
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch.nn.parallel import DistributedDataParallel
 
 import lowband
+import lowband.checkpoint
 import lowband.torch
 
 PROCESSES, SILENT, KILLED, DEADLINE_SECONDS = 3, 2, 1, 2.0
@@ -120,6 +122,24 @@ class Failures(unittest.TestCase):
             if process != KILLED:
                 self.assertRegex(text, f"PeerFailed: .*process {KILLED}.*is gone")
         self.assertEqual(codes, [1, -9, 1])
+
+
+class WithoutProcessGroup(unittest.TestCase):
+
+    def test_a_checkpoint_is_refused(self):
+        """Every process would take itself for the only one."""
+        with tempfile.TemporaryDirectory() as folder:
+            dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
+            optimizer = lowband.torch.Optimizer([torch.nn.Parameter(torch.ones(3, 2))], profile=lowband.uniform(1))
+            state = {"optimizer": lowband.checkpoint.State(optimizer)}
+            dcp.save(state, checkpoint_id=f"{folder}/checkpoint")
+            dcp.load(state, checkpoint_id=f"{folder}/checkpoint")
+            dist.destroy_process_group()
+            for action in (dcp.save, dcp.load):
+                with self.assertRaisesRegex(lowband.InvalidArgument, "process group: found torch.distributed not initialised, "
+                                            "expected init_process_group before a checkpoint"):
+                    action(state, checkpoint_id=f"{folder}/checkpoint")
+            optimizer.close()
 
 
 if __name__ == "__main__":
