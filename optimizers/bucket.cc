@@ -11,12 +11,11 @@
 #include "optimizers/spec_gd.h"
 #include "optimizers/spectra.h"
 #include "runtime/linalg.h"
+#include "runtime/passes.h"
 
 #include <cmath>
 #include <functional>
 #include <iterator>
-#include <limits>
-#include <type_traits>
 
 namespace lowband {
 namespace {
@@ -55,30 +54,10 @@ std::vector<ElementwisePiece> elementwise_pieces(const std::vector<Parameter<Rea
   std::vector<ElementwisePiece> pieces;
   for (const Index i : elementwise) {
     const ParameterInfo& info = parameters[at(i)].info;
-    pieces.push_back({info.name, shards.gradient(i).elements(), info.role != Role::kNorm});
+    const MatrixView<const Real> gradient = shards.gradient(i);
+    pieces.push_back({info.name, gradient.elements(), info.role != Role::kNorm, gradient.device});
   }
   return pieces;
-}
-
-/// Every element and its square are finite. Counting in integers as wide as the elements is what compilers
-/// make a vector loop of: 1.7 ms for 12.6 million floats instead of 11 with a bool.
-template <class Real>
-bool is_usable_gradient(MatrixView<const Real> gradient) {
-  using Flags = std::conditional_t<sizeof(Real) == 4, std::int32_t, std::int64_t>;
-  const Real limit = std::sqrt(std::numeric_limits<Real>::max());
-  Flags unusable = 0;
-  for (const Real g : gradient.flat()) unusable |= !(std::abs(g) <= limit);
-  return unusable == 0;
-}
-
-/// The sum of squares, in the same pass when all is well: terms that add up to a number of type Real are such
-/// numbers. NaN when some element or its square is not finite.
-template <class Real>
-double usable_sum_of_squares(MatrixView<const Real> gradient) {
-  const double squares = sum_of_squares<Real>(gradient);
-  const bool usable =
-      squares <= static_cast<double>(std::numeric_limits<Real>::max()) || is_usable_gradient<Real>(gradient);
-  return usable ? squares : std::numeric_limits<double>::quiet_NaN();
 }
 
 }  // namespace
@@ -215,10 +194,10 @@ void Bucket<Real>::exchange_factors(double clip_scale, Index step) {
 
 template <class Real>
 void Bucket<Real>::agree_on_usable_gradients() {
-  for (Index i = 0; i < unusable_.size(); ++i) {
-    squares_[i] = usable_sum_of_squares<Real>(shards_.gradient(i));
-    unusable_[i] = std::isnan(squares_[i]);
-  }
+  std::vector<MatrixView<const Real>> gradients;
+  for (Index i = 0; i < squares_.size(); ++i) gradients.push_back(shards_.gradient(i));
+  usable_sums_of_squares<Real>(gradients, squares_.span());
+  for (Index i = 0; i < unusable_.size(); ++i) unusable_[i] = std::isnan(squares_[i]);
   mesh_->world().all_reduce(unusable_.span(), Reduction::kMax, {Purpose::kControl});
 }
 
@@ -264,8 +243,8 @@ typename Bucket<Real>::Outcome Bucket<Real>::update(double update_scale, const S
     const Index i = elementwise_[k];
     outcome.skipped_other += unusable_[i];
     if (!is_usable(i)) continue;
-    elementwise_optimizer_->update(static_cast<Index>(k), shards_.gradient(i).flat(),
-                                   shards_.weight(i).flat(), static_cast<Real>(mean_scale),
+    elementwise_optimizer_->update(static_cast<Index>(k), shards_.gradient(i).line(),
+                                   shards_.weight(i).line(), static_cast<Real>(mean_scale),
                                    learning_rate(i, step));
   }
   if (matrix_optimizer_ == nullptr) return outcome;

@@ -15,6 +15,7 @@ struct ElementwisePiece {
   std::string name;  // of the parameter
   Index elements = 0;
   bool decays = true;  // under weight decay
+  Device* device = nullptr;
 };
 
 /// Updates pieces of parameters element by element, so that it does not matter how parameters are cut; sends
@@ -31,8 +32,8 @@ class ElementwiseOptimizer {
 
   /// One update of piece i with g = gradient_scale x gradient.
   ///
-  /// Shapes: gradient and weight have the elements of the piece.
-  virtual void update(Index i, std::span<const Real> gradient, std::span<Real> weight, Real gradient_scale,
+  /// Shapes: (1, elements of the piece), where the piece lies.
+  virtual void update(Index i, MatrixView<const Real> gradient, MatrixView<Real> weight, Real gradient_scale,
                       double learning_rate) = 0;
   /// "<name>.<letter>" in the order of pieces.
   virtual std::vector<StateTensor<Real>> state() = 0;

@@ -1,20 +1,20 @@
 #include "optimizers/lion.h"
 
-#include "runtime/elementwise_math.h"
+#include "runtime/passes.h"
 
 namespace lowband {
 
 template <class Real>
 Lion<Real>::Lion(std::vector<ElementwisePiece> pieces, const OptimizerOptions& options) : options_(options) {
   for (ElementwisePiece& piece : pieces) {
-    const Index n = piece.elements;
-    momenta_.push_back({std::move(piece), Buffer<Real>(n)});
+    Buffer<Real> momentum(piece.elements, piece.device);
+    momenta_.push_back({std::move(piece), std::move(momentum)});
   }
 }
 
 template <class Real>
-void Lion<Real>::update(Index i, std::span<const Real> gradient, std::span<Real> weight, Real gradient_scale,
-                        double learning_rate) {
+void Lion<Real>::update(Index i, MatrixView<const Real> gradient, MatrixView<Real> weight,
+                        Real gradient_scale, double learning_rate) {
   Momentum& momentum = momenta_[static_cast<std::size_t>(i)];
   const LionStep<Real> step{
       .beta1 = static_cast<Real>(options_.lion_beta1),
@@ -24,8 +24,7 @@ void Lion<Real>::update(Index i, std::span<const Real> gradient, std::span<Real>
       .eta = static_cast<Real>(learning_rate),
       .decay = static_cast<Real>(momentum.piece.decays ? 1 - learning_rate * options_.weight_decay : 1),
       .gradient_scale = gradient_scale};
-  Real* const m = momentum.m.data();
-  for (std::size_t k = 0; k < weight.size(); ++k) step(gradient[k], m[k], weight[k]);
+  lowband::update<Real>(step, gradient, momentum.m.line(), weight);
 }
 
 template <class Real>

@@ -1,5 +1,7 @@
 #include "optimizers/shard_exchange.h"
 
+#include "runtime/copy.h"
+
 #include <algorithm>
 #include <numeric>
 
@@ -7,18 +9,6 @@ namespace lowband {
 namespace {
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
-
-template <class Real>
-Real* pack(MatrixView<Real> from, Real* to) {
-  for (Index i = 0; i < from.rows; ++i) to = std::copy_n(from.row(i), from.cols, to);
-  return to;
-}
-
-template <class Real>
-const Real* unpack(const Real* from, MatrixView<Real> to) {
-  for (Index i = 0; i < to.rows; ++i, from += to.cols) std::copy_n(from, to.cols, to.row(i));
-  return from;
-}
 
 }  // namespace
 
@@ -53,8 +43,9 @@ void ShardExchange<Real>::place_pieces() {
     for (int shard = 0; shard < shards; ++shard) counts_[at(shard)] += piece(i, whole, shard).elements();
   }
   if (shards == 1) return;
-  packed_ = Buffer<Real>(packed_elements);
-  owned_ = Buffer<Real>(counts_[at(mesh_->position().shard)]);
+  Device* const device = mesh_->world().device();
+  packed_ = Buffer<Real>(packed_elements, device);
+  owned_ = Buffer<Real>(counts_[at(mesh_->position().shard)], device);
   Index offset = 0;
   for (Index i = 0; i < static_cast<Index>(parameters_.size()); ++i) {
     const MatrixView<Real> own = piece(i, parameters_[at(i)].gradient, mesh_->position().shard);
@@ -80,7 +71,7 @@ template <class Real>
 MatrixView<Real> ShardExchange<Real>::piece(Index i, MatrixView<Real> whole, int shard) const {
   if (!is_matrix_[at(i)]) {
     const Range range = split_range(whole.elements(), mesh_->shape().shard, shard);
-    return {whole.data + range.begin, 1, range.size()};
+    return whole.elements_from(range.begin, 1, range.size());
   }
   const Index tensor = mesh_->position().tensor;
   const Range rows = layout(i).owned_rows(shard, tensor);
@@ -98,10 +89,13 @@ template <class Real>
 void ShardExchange<Real>::reduce_gradients() {
   Communicator& shard = mesh_->shard();
   if (shard.size() == 1) return;
-  Real* packed = packed_.data();
+  Index packed = 0;
   for (int process = 0; process < shard.size(); ++process) {
-    for (Index i = 0; i < static_cast<Index>(parameters_.size()); ++i)
-      packed = pack(piece(i, parameters_[at(i)].gradient, process), packed);
+    for (Index i = 0; i < static_cast<Index>(parameters_.size()); ++i) {
+      const MatrixView<const Real> from = piece(i, parameters_[at(i)].gradient, process);
+      copy<Real>(from, packed_.matrix(packed, from.rows, from.cols));
+      packed += from.elements();
+    }
   }
   shard.reduce_scatter(std::span<const Real>(packed_.span()), owned_.span(), std::span<const Index>(counts_),
                        Reduction::kSum, {Purpose::kGradient, shares_});
@@ -113,14 +107,21 @@ void ShardExchange<Real>::gather_weights() {
   if (shard.size() == 1) return;
   const Index before = std::reduce(counts_.begin(), counts_.begin() + shard.process());
   const std::span<Real> own = packed_.span(before, counts_[at(shard.process())]);
-  Real* end = own.data();
-  for (Index i = 0; i < static_cast<Index>(parameters_.size()); ++i) end = pack(weight(i), end);
+  Index end = before;
+  for (Index i = 0; i < static_cast<Index>(parameters_.size()); ++i) {
+    const MatrixView<const Real> from = weight(i);
+    copy<Real>(from, packed_.matrix(end, from.rows, from.cols));
+    end += from.elements();
+  }
   shard.all_gather(std::span<const Real>(own), packed_.span(), std::span<const Index>(counts_),
                    {Purpose::kWeight, shares_});
-  const Real* packed = packed_.data();
+  Index packed = 0;
   for (int process = 0; process < shard.size(); ++process) {
-    for (Index i = 0; i < static_cast<Index>(parameters_.size()); ++i)
-      packed = unpack(packed, piece(i, parameters_[at(i)].weight, process));
+    for (Index i = 0; i < static_cast<Index>(parameters_.size()); ++i) {
+      const MatrixView<Real> to = piece(i, parameters_[at(i)].weight, process);
+      copy<Real>(packed_.matrix(packed, to.rows, to.cols), to);
+      packed += to.elements();
+    }
   }
 }
 
