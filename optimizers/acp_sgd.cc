@@ -168,7 +168,7 @@ typename AcpSgd<Real>::Outcome AcpSgd<Real>::update(std::span<const Piece> piece
     }
     keep(i, info.step);
     outcome.dead_columns += dead_columns;
-    outcome.householder_fallbacks += basis.orthonormaliser.factorisation(i) == Factorisation::kHouseholder;
+    outcome.householder_fallbacks += fell_back(basis.orthonormaliser.factorisation(i));
   }
   return outcome;
 }

@@ -173,7 +173,7 @@ void Bucket<Real>::exchange_gradients(Index step) {
   });
   const bool travels = mesh_->replica().size() > 1;  // otherwise the sum is the gradient, where it is
   for (std::size_t k = 0; travels && k < dense_.size(); ++k) {
-    const std::span<const Real> gradient = shards_.gradient(dense_[k]).flat();
+    const MatrixView<const Real> gradient = shards_.gradient(dense_[k]);
     dense_exchange_ ? dense_exchange_->put_dense(static_cast<Index>(k), gradient)
                     : carrier_->put_rider(static_cast<Index>(k), gradient);
   }
@@ -181,7 +181,7 @@ void Bucket<Real>::exchange_gradients(Index step) {
   if (compressed_ != nullptr && !factors_wait(options_))
     compressed_->exchange(pieces_, Real{1} / static_cast<Real>(mesh_->shape().shard), step);
   for (std::size_t k = 0; travels && k < dense_.size(); ++k) {
-    const std::span<Real> gradient = shards_.gradient(dense_[k]).flat();
+    const MatrixView<Real> gradient = shards_.gradient(dense_[k]);
     dense_exchange_ ? dense_exchange_->get_dense(static_cast<Index>(k), gradient)
                     : carrier_->get_rider(static_cast<Index>(k), gradient);
   }

@@ -1,6 +1,8 @@
 #include "optimizers/diagnosis.h"
 
+#include "runtime/copy.h"
 #include "runtime/linalg.h"
+#include "runtime/passes.h"
 
 #include <algorithm>
 #include <cmath>
@@ -14,13 +16,13 @@ constexpr std::size_t kSquares = 3;  // of Bbar, of E_i - Ebar, of the leak
 
 template <class Real>
 MatrixView<Real> Diagnosis<Real>::mean_over_replicas(MatrixView<const Real> own, Buffer<Real>& buffer) {
-  if (buffer.size() < own.elements()) buffer = Buffer<Real>(own.elements());
+  if (buffer.size() < own.elements() || buffer.device() != own.device)
+    buffer = Buffer<Real>(own.elements(), own.device);
   const MatrixView<Real> mean = buffer.matrix(0, own.rows, own.cols);
-  std::ranges::copy(own.flat(), mean.data);
+  copy<Real>(own, mean);
   const PayloadShare share{found_.back().name, own.elements()};
   mesh_->replica().all_reduce(mean.flat(), Reduction::kSum, {Purpose::kPeriodic, {&share, 1}});
-  const Real replicas = static_cast<Real>(mesh_->shape().replica);
-  for (Real& x : mean.flat()) x /= replicas;
+  scale<Real>(Real{1} / static_cast<Real>(mesh_->shape().replica), mean);
   return mean;
 }
 
@@ -52,10 +54,10 @@ void Diagnosis<Real>::measure(MatrixView<const Real> e, const FactorPair<Real>* 
   const MatrixView<Real> e_mean = mean_over_replicas(e, e_buffer_);
 
   // leak <- Bbar - Ebar - removed P R^T, in the memory of Bbar
-  for (Index k = 0; k < e.elements(); ++k) b_mean_.data[k] -= e_mean.data[k];
+  add<Real>(Real{-1}, e_mean, Real{1}, b_mean_);
   if (sent != nullptr) add_product<Real>(static_cast<Real>(-removed), *sent, Real{1}, b_mean_);
   // drift <- E_i - Ebar, in the memory of Ebar
-  for (Index k = 0; k < e.elements(); ++k) e_mean.data[k] = e.data[k] - e_mean.data[k];
+  add<Real>(Real{1}, e, Real{-1}, e_mean);
   squares_.push_back(sum_of_squares<Real>(e_mean));
   squares_.push_back(sum_of_squares<Real>(b_mean_));
 }

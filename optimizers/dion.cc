@@ -1,6 +1,9 @@
 #include "optimizers/dion.h"
 
+#include "runtime/passes.h"
+
 #include <cmath>
+#include <vector>
 
 namespace lowband {
 namespace {
@@ -23,11 +26,10 @@ void Dion<Real>::apply(Index i, MatrixView<Real> weight, Real /*update_scale*/, 
 
   // Q_j <- R_j / (|R_j| + eps); 0 for a dead column
   const std::span<const double> norms = this->r_norms(i);
-  for (Index row = 0; row < r.rows; ++row) {
-    for (Index j = 0; j < r.cols; ++j)
-      q(row, j) = r(row, j) / (static_cast<Real>(norms[static_cast<std::size_t>(j)]) +
-                               static_cast<Real>(kColumnNormEpsilon));
-  }
+  std::vector<Real> to_unit;
+  for (const double norm : norms) to_unit.push_back(static_cast<Real>(1 / (norm + kColumnNormEpsilon)));
+  add<Real>(Real{1}, r, Real{0}, q);
+  scale_columns<Real>(to_unit, q);
 
   // W <- (1 - eta wd) W - eta sqrt(m/n) P Q^T
   const ParameterInfo& shape = matrix.definition.info;

@@ -2,7 +2,7 @@
 
 #include "optimizers/keyed_columns.h"
 #include "runtime/copy.h"
-#include "runtime/vector_kernels.h"
+#include "runtime/passes.h"
 
 #include <algorithm>
 #include <numeric>
@@ -11,11 +11,6 @@ namespace lowband {
 namespace {
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
-
-template <class Real>
-void fill(MatrixView<Real> view, Real value) {
-  std::ranges::fill(view.flat(), value);
-}
 
 RandomStream random_of_q(const ParameterInfo& info, std::uint64_t seed, Index step) {
   return RandomStream(seed, info.name + ".Q", step);
@@ -40,7 +35,8 @@ FactoredMatrices<Real>::FactoredMatrices(ProcessMesh& mesh, Communicator& alone,
   for (const Matrix& matrix : matrices_) {
     if (matrix.shares_q) largest_q = std::max(largest_q, matrix.b.size() * matrix.q.cols);
   }
-  next_q_ = Buffer<Real>(largest_q);
+  Device* const device = mesh.world().device();
+  next_q_ = Buffer<Real>(largest_q, device);
   if (first_rider_ == 0) return;
   from_means_.emplace(FactorGroups{.replica = &alone, .within_replica = &mesh.within_replica()},
                       factor_shapes(mesh, matrices_, true), std::vector<DenseTensor>{},
@@ -49,9 +45,10 @@ FactoredMatrices<Real>::FactoredMatrices(ProcessMesh& mesh, Communicator& alone,
   for (const Matrix& matrix : matrices_) {
     if (!matrix.dense) continue;
     largest = std::max(largest, matrix.s.elements());
-    if (options.residual == Residual::kLocal) own_right_.emplace_back(matrix.b.size() * matrix.q.cols);
+    if (options.residual == Residual::kLocal)
+      own_right_.emplace_back(matrix.b.size() * matrix.q.cols, device);
   }
-  mean_b_ = Buffer<Real>(largest);
+  mean_b_ = Buffer<Real>(largest, device);
 }
 
 template <class Real>
@@ -71,14 +68,16 @@ std::vector<typename FactoredMatrices<Real>::Matrix> FactoredMatrices<Real>::mak
     matrix.b = matrix.tall ? cols : rows;
     matrix.kept = definition.cut.kept_rows(!matrix.tall, mesh.position());
     matrix.shares_q = (matrix.tall ? definition.cut.row_pieces : definition.cut.col_pieces).size() > 1;
-    matrix.state = Buffer<Real>(rows.size() * cols.size());
-    matrix.right_factor = Buffer<Real>(matrix.kept.size() * r);
+    matrix.state = Buffer<Real>(rows.size() * cols.size(), mesh.world().device());
+    matrix.right_factor = Buffer<Real>(matrix.kept.size() * r, mesh.world().device());
     matrix.s = matrix.state.matrix(0, rows.size(), cols.size());
     matrix.q = matrix.right_factor.matrix(0, matrix.kept.size(), r);
     matrix.definition = definition;
     const RandomStream stream = random_of_q(info, options.seed, 0);
-    for (Index k = 0; k < matrix.q.elements(); ++k)
-      matrix.q.data[k] = static_cast<Real>(stream.normal(matrix.kept.begin * r + k));
+    Buffer<Real> drawn(matrix.q.elements());
+    for (Index k = 0; k < drawn.size(); ++k)
+      drawn[k] = static_cast<Real>(stream.normal(matrix.kept.begin * r + k));
+    copy<Real>(drawn.matrix(0, matrix.q.rows, r), matrix.q);
     matrices.push_back(std::move(matrix));
   }
   return matrices;
@@ -119,7 +118,7 @@ void FactoredMatrices<Real>::exchange(std::span<const Piece> pieces, Real gradie
       // right <- B^T P, where S holds B; dead columns of P give zero columns of R
       const MatrixView<Real> right = exchange_.right(matrix.place);
       if (pieces[i].skipped) {
-        fill(right, Real{0});
+        fill<Real>(Real{0}, right);
       } else {
         multiply<Real>(matrix.tall ? Op::kTranspose : Op::kNone, matrix.s, exchange_.left(matrix.place),
                        right);
@@ -152,15 +151,16 @@ void FactoredMatrices<Real>::left_products(std::span<const Piece> pieces, Real g
     const Piece& piece = pieces[i];
     if (matrix.dense) {
       if (piece.skipped) {
-        mean_b_.fill(0);
-        exchange_.put_dense(matrix.place, mean_b_.span(0, matrix.s.elements()));
+        const MatrixView<Real> nothing = mean_b_.matrix(0, matrix.s.rows, matrix.s.cols);
+        fill<Real>(Real{0}, nothing);
+        exchange_.put_dense(matrix.place, nothing);
         continue;
       }
       // S <- B = S + G, which travels itself
-      vector_kernels<Real>().axpy(gradient_scale, piece.gradient.data, matrix.s.data, matrix.s.elements());
-      exchange_.put_dense(matrix.place, matrix.s.flat());
+      add<Real>(gradient_scale, piece.gradient, Real{1}, matrix.s);
+      exchange_.put_dense(matrix.place, matrix.s);
     } else if (piece.skipped) {
-      fill(exchange_.left(matrix.place), Real{0});
+      fill<Real>(Real{0}, exchange_.left(matrix.place));
     } else {
       // S <- B = S + G ; left <- B Q
       accumulate_and_multiply<Real>(gradient_scale, piece.gradient, matrix.s,
@@ -188,7 +188,7 @@ void FactoredMatrices<Real>::factor_means() {
     }
     from_means_->exchange_right();
     for (std::size_t k = 0; k < own_right_.size(); ++k)
-      std::ranges::copy(from_means_->right(static_cast<Index>(k)).flat(), own_right_[k].data());
+      copy<Real>(from_means_->right(static_cast<Index>(k)).line(), own_right_[k].line());
   }
   for (const Matrix& matrix : matrices_) {
     if (!matrix.dense) continue;
@@ -200,10 +200,10 @@ void FactoredMatrices<Real>::factor_means() {
 
 template <class Real>
 MatrixView<const Real> FactoredMatrices<Real>::mean_b(const Matrix& matrix) {
-  const std::span<Real> mean = mean_b_.span(0, matrix.s.elements());
+  const MatrixView<Real> mean = mean_b_.matrix(0, matrix.s.rows, matrix.s.cols);
   exchange_.get_dense(matrix.place, mean);
-  vector_kernels<Real>().scale(Real{1} / static_cast<Real>(replicas_), mean.data(), matrix.s.elements());
-  return mean_b_.matrix(0, matrix.s.rows, matrix.s.cols);
+  scale<Real>(Real{1} / static_cast<Real>(replicas_), mean);
+  return mean;
 }
 
 template <class Real>
@@ -241,7 +241,7 @@ typename FactoredMatrices<Real>::Outcome FactoredMatrices<Real>::update(std::spa
     keep_q(matrix);
     refill(matrix, dead, info.step);
     outcome.dead_columns += dead_columns;
-    outcome.householder_fallbacks += factorisation == Factorisation::kHouseholder;
+    outcome.householder_fallbacks += fell_back(factorisation);
   }
   return outcome;
 }
@@ -267,8 +267,10 @@ void FactoredMatrices<Real>::refill(Matrix& matrix, std::span<const std::uint8_t
   for (Index j = 0; j < r; ++j) {
     if (!dead[at(j)]) continue;
     const std::vector<double> column = keyed_unit_column(stream, b, r, j);
-    for (Index row = 0; row < matrix.q.rows; ++row)
-      matrix.q(row, j) = static_cast<Real>(column[at(matrix.kept.begin + row)]);
+    Buffer<Real> kept(matrix.q.rows);
+    for (Index row = 0; row < kept.size(); ++row)
+      kept[row] = static_cast<Real>(column[at(matrix.kept.begin + row)]);
+    copy<Real>(kept.matrix(0, kept.size(), 1), matrix.q.block(0, kept.size(), j, 1));
   }
 }
 

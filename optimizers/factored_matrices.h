@@ -45,9 +45,9 @@ class FactoredMatrices : public CompressedMatrices<Real> {
   using typename MatrixOptimizer<Real>::Outcome;
 
   /// Copies this process's summand of rider k into the exchange; before `exchange`.
-  void put_rider(Index k, std::span<const Real> values) { exchange_.put_dense(first_rider_ + k, values); }
+  void put_rider(Index k, MatrixView<const Real> values) { exchange_.put_dense(first_rider_ + k, values); }
   /// Copies the sum over replicas of rider k out of it; after `exchange`.
-  void get_rider(Index k, std::span<Real> values) const { exchange_.get_dense(first_rider_ + k, values); }
+  void get_rider(Index k, MatrixView<Real> values) const { exchange_.get_dense(first_rider_ + k, values); }
 
   /// Adds G = gradient_scale x piece.gradient to the states and forms P, R and R_i.
   void exchange(std::span<const Piece> pieces, Real gradient_scale, Index step) override;

@@ -1,6 +1,6 @@
 #include "optimizers/power_sgd.h"
 
-#include <algorithm>
+#include "runtime/passes.h"
 
 namespace lowband {
 
@@ -8,7 +8,8 @@ template <class Real>
 PowerSgd<Real>::PowerSgd(ProcessMesh& mesh, Communicator& alone, const std::vector<LayerMatrix>& matrices,
                          const std::vector<DenseTensor>& riders, const OptimizerOptions& options)
     : FactoredMatrices<Real>(mesh, alone, matrices, riders, options, "e") {
-  for (Index i = 0; i < this->size(); ++i) momentum_.emplace_back(this->matrix(i).s.elements());
+  for (Index i = 0; i < this->size(); ++i)
+    momentum_.emplace_back(this->matrix(i).s.elements(), this->matrix(i).s.device);
 }
 
 template <class Real>
@@ -20,7 +21,7 @@ void PowerSgd<Real>::apply(Index i, MatrixView<Real> weight, Real update_scale, 
   const double eta = info.learning_rate;
 
   // Q <- c R
-  std::ranges::transform(r.flat(), q.data, [=](Real x) { return update_scale * x; });
+  add<Real>(update_scale, r, Real{0}, q);
   decompress_and_update<Real>(
       matrix.pair(p, q), matrix.pair(p, this->residual_r(i)), static_cast<Real>(this->options().lambda),
       static_cast<Real>(eta), static_cast<Real>(1 - eta * this->options().weight_decay), matrix.s,

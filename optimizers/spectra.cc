@@ -109,7 +109,7 @@ typename Spectra<Real>::Outcome Spectra<Real>::update(std::span<const Piece> pie
         throw Error(cat("optimizer: step ", info.step, ": M of ", matrices_[at(i)].info.name,
                         " is not finite although its gradients are"));
       normalise(i, info.step);
-      outcome.householder_fallbacks += exchange_.factorisation(i) == Factorisation::kHouseholder;
+      outcome.householder_fallbacks += fell_back(exchange_.factorisation(i));
     }
   }
   for (Index i = 0; i < size(); ++i) {

@@ -81,7 +81,9 @@ class Device {
   virtual void sums_of_squares(std::span<const MatrixView<const float>> matrices, bool usable,
                                std::span<double> sums) = 0;
   virtual void sums_of_squares_of_rows(MatrixView<const float> x, std::span<double> sums) = 0;
-  virtual void sums_of_squares_of_columns(MatrixView<const float> x, std::span<double> sums) = 0;
+  /// Of all columns, matrix after matrix.
+  virtual void sums_of_squares_of_columns(std::span<const MatrixView<const float>> matrices,
+                                          std::span<double> sums) = 0;
 
   /// C <- alpha op(A) op(B) + beta C, none empty. `symmetric`: the result is, and half of it may be copied.
   virtual void gemm(Op op_a, Op op_b, float alpha, MatrixView<const float> a, MatrixView<const float> b,

@@ -64,6 +64,22 @@ void add_squares(const Real* x, double* sums, Index n) {
   for (Index j = 0; j < n; ++j) sums[j] += static_cast<double>(x[j]) * static_cast<double>(x[j]);
 }
 
+/// Few columns are added several rows at a time, so that vector registers fill.
+template <class Real>
+void add_squares_of_columns(MatrixView<const Real> x, double* sums) {
+  constexpr Index kWidth = 64;
+  const Index rows_at_once = x.cols == 0 ? 1 : std::max<Index>(1, kWidth / x.cols);
+  if (rows_at_once == 1 || !x.contiguous()) {
+    for (Index i = 0; i < x.rows; ++i) add_squares(x.row(i), sums, x.cols);
+    return;
+  }
+  double wide[kWidth] = {};
+  const Index width = rows_at_once * x.cols;
+  for (Index begin = 0; begin < x.elements(); begin += width)
+    add_squares(x.data + begin, wide, std::min(width, x.elements() - begin));
+  for (Index l = 0; l < width; ++l) sums[l % x.cols] += wide[l];
+}
+
 template <class Step, class Real>
 void update_one_moment(const Step& step, MatrixView<const Real> g, MatrixView<Real> m, MatrixView<Real> w) {
   for_each_stretch(
@@ -205,26 +221,24 @@ void sums_of_squares_of_rows(MatrixView<const Real> x, std::span<double> sums) {
     sums[static_cast<std::size_t>(i)] = vector_kernels<Real>().sum_of_squares(x.row(i), x.cols);
 }
 
-// Few columns are added several rows at a time, so that vector registers fill.
 template <class Real>
-void sums_of_squares_of_columns(MatrixView<const Real> x, std::span<double> sums) {
-  expect_one_for_each<Real>("sums_of_squares_of_columns", sums.size(), x.cols);
-  if (Device* const device = computing_device<Real>("sums_of_squares_of_columns", x)) {
-    if constexpr (kOnDevices<Real>) return device->sums_of_squares_of_columns(x, sums);
+void sums_of_squares_of_columns(std::span<const MatrixView<const Real>> matrices, std::span<double> sums) {
+  Index columns = 0;
+  for (const MatrixView<const Real>& matrix : matrices) {
+    computing_device<Real>("sums_of_squares_of_columns", matrices.front(), matrix);
+    columns += matrix.cols;
+  }
+  expect_one_for_each<Real>("sums_of_squares_of_columns", sums.size(), columns);
+  if (matrices.empty()) return;
+  if (Device* const device = matrices.front().device) {
+    if constexpr (kOnDevices<Real>) return device->sums_of_squares_of_columns(matrices, sums);
   }
   std::ranges::fill(sums, 0.0);
-  if (x.elements() == 0) return;
-  constexpr Index kWidth = 64;
-  const Index rows_at_once = std::max<Index>(1, kWidth / x.cols);
-  if (rows_at_once == 1 || !x.contiguous()) {
-    for (Index i = 0; i < x.rows; ++i) add_squares(x.row(i), sums.data(), x.cols);
-    return;
+  double* of_matrix = sums.data();
+  for (const MatrixView<const Real>& matrix : matrices) {
+    add_squares_of_columns(matrix, of_matrix);
+    of_matrix += matrix.cols;
   }
-  double wide[kWidth] = {};
-  const Index width = rows_at_once * x.cols;
-  for (Index begin = 0; begin < x.elements(); begin += width)
-    add_squares(x.data + begin, wide, std::min(width, x.elements() - begin));
-  for (Index l = 0; l < width; ++l) sums[static_cast<std::size_t>(l % x.cols)] += wide[l];
 }
 
 template <class Real>
@@ -258,7 +272,7 @@ double sum_of_squares(MatrixView<const Real> a) {
   template double sum_of_squares<Real>(MatrixView<const Real>);                                           \
   template void usable_sums_of_squares<Real>(std::span<const MatrixView<const Real>>, std::span<double>); \
   template void sums_of_squares_of_rows<Real>(MatrixView<const Real>, std::span<double>);                 \
-  template void sums_of_squares_of_columns<Real>(MatrixView<const Real>, std::span<double>);
+  template void sums_of_squares_of_columns<Real>(std::span<const MatrixView<const Real>>, std::span<double>);
 LB_INSTANTIATE(float)
 LB_INSTANTIATE(double)
 #undef LB_INSTANTIATE

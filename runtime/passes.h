@@ -55,10 +55,12 @@ void update(const SgdStep<Real>& step, MatrixView<const Real> g, MatrixView<Real
 template <class Real>
 void usable_sums_of_squares(std::span<const MatrixView<const Real>> matrices, std::span<double> sums);
 
-/// sums[i] <- sum over j of X_ij^2 ;  sums[j] <- sum over i of X_ij^2
+/// sums[i] <- sum over j of X_ij^2
 template <class Real>
 void sums_of_squares_of_rows(MatrixView<const Real> x, std::span<double> sums);
+
+/// sums[j] <- sum over i of X_ij^2 for the columns of all matrices, one matrix after the other.
 template <class Real>
-void sums_of_squares_of_columns(MatrixView<const Real> x, std::span<double> sums);
+void sums_of_squares_of_columns(std::span<const MatrixView<const Real>> matrices, std::span<double> sums);
 
 }  // namespace lowband

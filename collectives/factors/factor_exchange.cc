@@ -1,6 +1,8 @@
 #include "collectives/factors/factor_exchange.h"
 
 #include "collectives/factors/homes.h"
+#include "runtime/copy.h"
+#include "runtime/passes.h"
 #include "runtime/vector_kernels.h"
 
 #include <algorithm>
@@ -108,7 +110,8 @@ std::vector<int> choose_waves(const std::vector<FactorShape>& shapes, const std:
 /// homes of the first wave lack of factors; then the outcomes of its matrices.
 template <class Real>
 FactorRows<Real> make_left(const std::vector<FactorShape>& shapes, const std::vector<int>& homes,
-                           const std::vector<int>& waves, int replicas, int wave_count, Index riding) {
+                           const std::vector<int>& waves, int replicas, int wave_count, Index riding,
+                           Device* device) {
   std::vector<typename FactorRows<Real>::Shape> rows;
   std::vector<Index> elements(at(replicas * wave_count));
   std::vector<Index> guests(elements.size());
@@ -120,7 +123,7 @@ FactorRows<Real> make_left(const std::vector<FactorShape>& shapes, const std::ve
   }
   const std::vector<Index> fill = fill_up(std::span(elements).first(at(replicas)), riding);
   for (std::size_t home = 0; home < fill.size(); ++home) guests[home] += fill[home];
-  return FactorRows<Real>(std::move(rows), guests);
+  return FactorRows<Real>(std::move(rows), guests, device);
 }
 
 std::vector<Index> matrices_at(const std::vector<int>& homes, int home) {
@@ -175,31 +178,6 @@ void for_each_tile(Index elements, Index tile, Visit visit) {
 constexpr Index kTileElements = 2048;         // 8 KiB of float
 constexpr Index kPieceElements = 256 * 1024;  // copied in passing: some 100 us
 
-/// squares[j] += sum over rows of r(row, j)^2, in double, of contiguous rows. Few columns are added several
-/// rows at a time, so that vector registers fill.
-template <class Real>
-void add_squares_of_columns(MatrixView<const Real> r, double* squares) {
-  constexpr Index kWidth = 64;
-  const Index rows_at_once = std::max<Index>(1, kWidth / r.cols);
-  if (rows_at_once == 1) {
-    for (Index row = 0; row < r.rows; ++row) {
-      for (Index j = 0; j < r.cols; ++j)
-        squares[j] += static_cast<double>(r(row, j)) * static_cast<double>(r(row, j));
-    }
-    return;
-  }
-  double sums[kWidth] = {};
-  const Index width = rows_at_once * r.cols;
-  const std::span<const Real> x = r.flat();
-  const auto elements = static_cast<Index>(x.size());
-  for (Index begin = 0; begin < elements; begin += width) {
-    const Real* const from = x.data() + begin;
-    const Index n = std::min(width, elements - begin);
-    for (Index l = 0; l < n; ++l) sums[l] += static_cast<double>(from[l]) * static_cast<double>(from[l]);
-  }
-  for (Index l = 0; l < width; ++l) squares[l % r.cols] += sums[l];
-}
-
 /// Adds the time until the end of the scope to `seconds`.
 class Stopwatch {
  public:
@@ -235,13 +213,15 @@ FactorExchange<Real>::FactorExchange(const FactorGroups& groups, const std::vect
       dense_tensors_(std::move(dense)),
       dense_offsets_(offsets_of(dense_tensors_)),
       left_(make_left<Real>(lefts, homes_, wave_of_, groups.replica->size(), static_cast<int>(waves_.size()),
-                            rounds() ? 0 : dense_offsets_.back())),
-      right_(right_shapes<Real>(shapes)),
+                            rounds() ? 0 : dense_offsets_.back(), groups.replica->device())),
+      right_(right_shapes<Real>(shapes), {0}, groups.replica->device()),
       at_home_(matrices_at(homes_, groups.replica->process())),
       orthonormaliser_(*groups.within_replica, owned_rows(left_, at_home_),
                        followers(groups, shapes, right_, at_home_)) {
   const int replicas = groups.replica->size();
-  if (options.keep_own_right && replicas > 1) own_right_.emplace(right_shapes<Real>(shapes));
+  Device* const device = groups.replica->device();
+  if (options.keep_own_right && replicas > 1)
+    own_right_.emplace(right_shapes<Real>(shapes), std::vector<Index>{0}, device);
   even_counts_ = even_counts(static_cast<Index>(right_.all_owned().size()), replicas);
 
   norm_offsets_.push_back(0);
@@ -252,10 +232,11 @@ FactorExchange<Real>::FactorExchange(const FactorGroups& groups, const std::vect
   cut_waves();
   if (rounds()) {
     for (const DenseTensor& tensor : dense_tensors_) dense_shares_.push_back({tensor.name, tensor.elements});
-    dense_ = Buffer<Real>(dense_offsets_.back());
+    dense_ = Buffer<Real>(dense_offsets_.back(), device);
     dense_slices_.push_back(dense_.span());
-    wire_ =
-        Buffer<BFloat16>(static_cast<Index>(std::max(left_.all_owned().size(), right_.all_owned().size())));
+    const std::size_t wire_elements = std::max(left_.all_owned().size(), right_.all_owned().size());
+    wire_ = Buffer<BFloat16>(static_cast<Index>(wire_elements), device);
+    if (own_right_) rounding_ = Buffer<Real>(even_counts_[at(groups.replica->process())], device);
   } else {
     for (const DenseTensor& tensor : dense_tensors_)
       waves_.front().shares.push_back({tensor.name, tensor.elements, Purpose::kDense});
@@ -274,11 +255,12 @@ void FactorExchange<Real>::place_outcomes() {
   const auto part_of = [&](std::size_t i) { return wave_of_[i] * replicas + homes_[i]; };
   const auto elements_of = [&](std::size_t i) { return 1 + norm_offsets_[i + 1] - norm_offsets_[i]; };
   for (std::size_t i = 0; i < homes_.size(); ++i) outcomes_of_part_[at(part_of(i))] += elements_of(i);
-  std::vector<Index> missing = outcomes_of_part_;
+  std::vector<Index> next{0};  // in outcome_values_, by part
+  for (const Index elements : outcomes_of_part_) next.push_back(next.back() + elements);
+  outcome_values_ = Buffer<Real>(next.back());
   for (std::size_t i = 0; i < homes_.size(); ++i) {
-    Index& rest = missing[at(part_of(i))];
-    outcome_numbers_.push_back(left_.guest(part_of(i)).last(at(rest)).first(at(elements_of(i))));
-    rest -= elements_of(i);
+    outcome_numbers_.push_back(outcome_values_.span(next[at(part_of(i))], elements_of(i)));
+    next[at(part_of(i))] += elements_of(i);
   }
   outcomes_ = Buffer<std::uint8_t>(norm_offsets_.back() + std::ssize(homes_));
 }
@@ -322,25 +304,25 @@ void FactorExchange<Real>::for_each_slice(Index k, Visit visit) const {
     const Index slice_end = slice_begin + static_cast<Index>(slice.size());
     const Index first = std::max(begin, slice_begin);
     const Index last = std::min(end, slice_end);
-    if (first < last) visit(slice.subspan(at(first - slice_begin), at(last - first)), first - begin);
+    if (first < last) visit(line(slice.subspan(at(first - slice_begin), at(last - first))), first - begin);
     slice_begin = slice_end;
   }
 }
 
 template <class Real>
-void FactorExchange<Real>::put_dense(Index k, std::span<const Real> values) {
-  check_dense_size(k, static_cast<Index>(values.size()));
+void FactorExchange<Real>::put_dense(Index k, MatrixView<const Real> values) {
+  check_dense_size(k, values.elements());
   const Stopwatch time(times_.pack);
-  for_each_slice(k, [&](std::span<Real> slice, Index offset) {
-    std::ranges::copy(values.subspan(at(offset), slice.size()), slice.begin());
+  for_each_slice(k, [&](MatrixView<Real> slice, Index offset) {
+    copy<Real>(values.elements_from(offset, 1, slice.cols), slice);
   });
 }
 
 template <class Real>
-void FactorExchange<Real>::get_dense(Index k, std::span<Real> values) const {
-  check_dense_size(k, static_cast<Index>(values.size()));
-  for_each_slice(k, [&](std::span<const Real> slice, Index offset) {
-    std::ranges::copy(slice, values.begin() + offset);
+void FactorExchange<Real>::get_dense(Index k, MatrixView<Real> values) const {
+  check_dense_size(k, values.elements());
+  for_each_slice(k, [&](MatrixView<Real> slice, Index offset) {
+    copy<Real>(slice, values.elements_from(offset, 1, slice.cols));
   });
 }
 
@@ -370,8 +352,8 @@ void FactorExchange<Real>::exchange_left() {
   if (rounds()) {
     const Stopwatch time(times_.unpack);
     const Timeline::Range range(timeline(), "unpack", static_cast<Index>(left_.all_owned().size_bytes()));
-    vector_kernels<Real>().widen_bf16(wire_.data(), left_.all_owned().data(),
-                                      static_cast<Index>(left_.all_owned().size()));
+    const MatrixView<Real> all = line(left_.all_owned());
+    widen_bf16<Real>(wire_.matrix(0, 1, all.cols), all);
   }
   read_outcomes();
   const Stopwatch time(times_.within_replica);
@@ -406,6 +388,7 @@ void FactorExchange<Real>::orthonormalise(Index count) {
   orthonormaliser_.run(count);
 }
 
+// Outcomes are the host's; the end of a part takes them from there, and gives them back.
 template <class Real>
 void FactorExchange<Real>::write_outcomes(std::size_t w) {
   for (std::size_t k = 0; k < at_home_.size(); ++k) {
@@ -414,13 +397,31 @@ void FactorExchange<Real>::write_outcomes(std::size_t w) {
     numbers[0] = static_cast<Real>(orthonormaliser_.factorisation(static_cast<Index>(k)));
     std::ranges::copy(orthonormaliser_.dead(static_cast<Index>(k)), numbers.begin() + 1);
   }
+  const Index own_part = static_cast<Index>(w) * groups_.replica->size() + groups_.replica->process();
+  for_each_outcomes([&](Index part, MatrixView<Real> host, MatrixView<Real> carried) {
+    if (part == own_part) copy<Real>(host, carried);
+  });
 }
 
 template <class Real>
 void FactorExchange<Real>::read_outcomes() {
+  for_each_outcomes(
+      [](Index /*part*/, MatrixView<Real> host, MatrixView<Real> carried) { copy<Real>(carried, host); });
   std::uint8_t* to = outcomes_.data();
   for (const std::span<Real> numbers : outcome_numbers_) {
     for (const Real x : numbers) *to++ = static_cast<std::uint8_t>(x);
+  }
+}
+
+template <class Real>
+template <class Visit>
+void FactorExchange<Real>::for_each_outcomes(Visit visit) {
+  Index begin = 0;
+  for (Index part = 0; part < std::ssize(outcomes_of_part_); ++part) {
+    const Index elements = outcomes_of_part_[at(part)];
+    visit(part, outcome_values_.matrix(begin, 1, elements),
+          line(left_.guest(static_cast<int>(part)).last(at(elements))));
+    begin += elements;
   }
 }
 
@@ -470,7 +471,7 @@ void FactorExchange<Real>::reduce(std::span<Real> owned, Index begin, std::span<
       {
         const Stopwatch time(times_.pack);
         const Timeline::Range range(timeline(), "pack", static_cast<Index>(all.size_bytes()));
-        vector_kernels<Real>().round_to_bf16(all.data(), wire.data(), static_cast<Index>(all.size()));
+        round_to_bf16<Real>(line(all), line(wire));
       }
       const Stopwatch time(times_.reduce_scatter);
       replica.reduce_scatter(std::span<const BFloat16>(wire), part, counts, Reduction::kSum,
@@ -499,7 +500,7 @@ void FactorExchange<Real>::gather(std::span<Real> owned, Index begin, std::span<
     {
       const Stopwatch time(times_.pack);
       const Timeline::Range range(timeline(), "pack", static_cast<Index>(part.size_bytes()));
-      vector_kernels<Real>().round_to_bf16(part.data(), rounded.data(), static_cast<Index>(part.size()));
+      round_to_bf16<Real>(line(part), line(rounded));
     }
     const Stopwatch time(times_.all_gather);
     replica.all_gather(std::span<const BFloat16>(rounded), wire, counts, tag);
@@ -518,13 +519,14 @@ void FactorExchange<Real>::keep_what_was_sent() {
 template <class Real>
 bool FactorExchange<Real>::keep_a_piece() {
   if (!own_right_) return false;
-  const std::span<Real> own = own_right_->all_owned();
-  const Index count = std::min<Index>(kPieceElements, std::ssize(own) - kept_);
+  const MatrixView<Real> own = line(own_right_->all_owned());
+  const Index count = std::min<Index>(kPieceElements, own.cols - kept_);
   if (count == 0) return false;
+  const MatrixView<Real> piece = own.elements_from(kept_, 1, count);
   if (rounds()) {
-    vector_kernels<Real>().widen_bf16(wire_.data() + kept_, own.data() + kept_, count);
+    widen_bf16<Real>(wire_.matrix(kept_, 1, count), piece);
   } else {
-    std::copy_n(right_.all_owned().data() + kept_, count, own.data() + kept_);
+    copy<Real>(line(right_.all_owned()).elements_from(kept_, 1, count), piece);
   }
   kept_ += count;
   return true;
@@ -533,16 +535,14 @@ bool FactorExchange<Real>::keep_a_piece() {
 // own <- own + (round(sum) - sum), so that mean own = (1/D) (sum + round(sum) - sum) = R as received.
 template <class Real>
 void FactorExchange<Real>::keep_rounding_error() {
-  if constexpr (kCanRound) {
-    const Stopwatch time(times_.pack);
-    const int self = groups_.replica->process();
-    const std::span<const Index> counts = even_counts_;
-    const std::span<Real> own = part_of(own_right_->all_owned(), counts, self);
-    const std::span<const Real> sum = part_of(right_.all_owned(), counts, self);
-    const std::span<const BFloat16> rounded =
-        part_of(wire_.span(0, static_cast<Index>(right_.all_owned().size())), counts, self);
-    for (std::size_t e = 0; e < own.size(); ++e) own[e] += to_float(rounded[e]) - sum[e];
-  }
+  const Stopwatch time(times_.pack);
+  const int self = groups_.replica->process();
+  const std::span<const Index> counts = even_counts_;
+  const std::span<BFloat16> rounded =
+      part_of(wire_.span(0, static_cast<Index>(right_.all_owned().size())), counts, self);
+  widen_bf16<Real>(line(rounded), rounding_.line());
+  add<Real>(Real{-1}, line(part_of(right_.all_owned(), counts, self)), Real{1}, rounding_.line());
+  add<Real>(Real{1}, rounding_.line(), Real{1}, line(part_of(own_right_->all_owned(), counts, self)));
 }
 
 // R <- sum / D ;  norms_j <- squares of the owned rows of column j
@@ -552,19 +552,16 @@ void FactorExchange<Real>::finish_right() {
   const std::span<Real> all = right_.all_owned();
   const Timeline::Range range(timeline(), "unpack", static_cast<Index>(all.size_bytes()));
   const Real replicas = static_cast<Real>(groups_.replica->size());
-  norms_.fill(0);
-  for (Index i = 0; i < std::ssize(norm_offsets_) - 1; ++i) {
-    const MatrixView<Real> whole = right_.owned(i);
-    double* const squares = norms_.data() + norm_offsets_[at(i)];
-    const Index tile_rows = std::max<Index>(1, kTileElements / whole.cols);
-    for_each_tile(whole.rows, tile_rows, [&](Index begin, Index count) {
-      const MatrixView<Real> r = whole.row_block(begin, count);
-      if (rounds())
-        vector_kernels<Real>().widen_bf16(wire_.data() + (r.data - all.data()), r.data, r.elements());
-      for (Real& x : r.flat()) x /= replicas;
-      add_squares_of_columns<Real>(r, squares);
-    });
-  }
+  std::vector<MatrixView<const Real>> factors;
+  for (Index i = 0; i < std::ssize(norm_offsets_) - 1; ++i) factors.push_back(right_.owned(i));
+  // On the host a tile that one loop has written is still in the first cache when the next one reads it.
+  const Index tile = groups_.replica->device() == nullptr ? kTileElements : std::ssize(all);
+  for_each_tile(std::ssize(all), tile, [&](Index begin, Index count) {
+    const MatrixView<Real> r = line(all).elements_from(begin, 1, count);
+    if (rounds()) widen_bf16<Real>(wire_.matrix(begin, 1, count), r);
+    scale<Real>(Real{1} / replicas, r);
+  });
+  sums_of_squares_of_columns<Real>(factors, norms_.span());
 }
 
 template <class Real>

@@ -106,10 +106,10 @@ class FactorExchange {
   /// `keep_own_right`.
   MatrixView<const Real> own_right(Index i);
 
-  /// Copies this process's summand of dense tensor k into the buffer; before exchange_left.
-  void put_dense(Index k, std::span<const Real> values);
+  /// Copies this process's summand of dense tensor k into the buffer; before exchange_left. Contiguous.
+  void put_dense(Index k, MatrixView<const Real> values);
   /// Copies the sum over replicas of dense tensor k out of the buffer; after exchange_left.
-  void get_dense(Index k, std::span<Real> values) const;
+  void get_dense(Index k, MatrixView<Real> values) const;
 
   /// left <- orth(mean over replicas of the sum over blocks). Dead columns are zero. Dense tensors are
   /// summed.
@@ -165,6 +165,9 @@ class FactorExchange {
   void place_outcomes();
   void write_outcomes(std::size_t w);
   void read_outcomes();
+  /// Calls visit(part of left_, its outcomes on the host, the same in left_).
+  template <class Visit>
+  void for_each_outcomes(Visit visit);
   /// The two halves of a reduction over replicas of the elements of `owned` from `begin` on, cut into
   /// `counts`: with a rounded wire, the same range of `wire_` then holds what this process sent, and what it
   /// received.
@@ -177,10 +180,16 @@ class FactorExchange {
   bool keep_a_piece();
   void keep_rounding_error();
   void finish_right();
-  /// Calls visit(elements of slice, offset of the same elements in tensor k).
+  /// Calls visit(elements of slice as one row, offset of the same elements in tensor k).
   template <class Visit>
   void for_each_slice(Index k, Visit visit) const;
   void check_dense_size(Index k, Index elements) const;
+  /// A span of our buffers as one row.
+  template <class T>
+  MatrixView<T> line(std::span<T> elements) const {
+    const Index n = std::ssize(elements);
+    return {elements.data(), 1, n, n, groups_.replica->device()};
+  }
   Timeline* timeline() const { return groups_.replica->timeline(); }
 
   FactorGroups groups_;
@@ -196,7 +205,8 @@ class FactorExchange {
   std::vector<Index> at_home_;                 // the matrices of this home
   Orthonormaliser<Real> orthonormaliser_;      // of at_home_
   std::vector<Index> outcomes_of_part_;        // elements, by part of left_
-  std::vector<std::span<Real>> outcome_numbers_;  // by matrix, in left_: its Factorisation, then `dead`
+  Buffer<Real> outcome_values_;                // of the host, by part: what the end of each part carries
+  std::vector<std::span<Real>> outcome_numbers_;  // by matrix, of these: its Factorisation, then `dead`
   Buffer<std::uint8_t> outcomes_;                 // the same, of all matrices one after the other
   std::vector<PayloadShare> dense_shares_;
   Buffer<Real> dense_;                         // with a rounded wire: all dense tensors
@@ -206,6 +216,7 @@ class FactorExchange {
   Buffer<BFloat16> wire_;                      // with a rounded wire: the owned rows of P or of R
   std::vector<Index> norm_offsets_;
   Buffer<double> norms_;
+  Buffer<Real> rounding_;  // with a rounded wire, to keep its own R: the error of this replica's part
   ExchangeTimes times_;
 };
 

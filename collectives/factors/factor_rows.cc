@@ -1,5 +1,7 @@
 #include "collectives/factors/factor_rows.h"
 
+#include "runtime/copy.h"
+
 #include <algorithm>
 #include <numeric>
 
@@ -22,7 +24,8 @@ Index FactorRows<Real>::Shape::owned_rows() const {
 }
 
 template <class Real>
-FactorRows<Real>::FactorRows(std::vector<Shape> shapes, const std::vector<Index>& guest_elements)
+FactorRows<Real>::FactorRows(std::vector<Shape> shapes, const std::vector<Index>& guest_elements,
+                             Device* device)
     : shapes_(std::move(shapes)), placements_(shapes_.size()), guest_elements_(guest_elements) {
   const Index matrices = static_cast<Index>(shapes_.size());
   Index piece_elements = 0;
@@ -52,11 +55,11 @@ FactorRows<Real>::FactorRows(std::vector<Shape> shapes, const std::vector<Index>
     for (int p = 0; p < processes; ++p)
       group->counts[at(p)] += owned_row_count(shape.rows, processes, p) * shape.factor_rank;
   }
-  pieces_ = Buffer<Real>(piece_elements);
+  pieces_ = Buffer<Real>(piece_elements, device);
   for (Group& group : groups_) {
     group.own_offset =
         std::accumulate(group.counts.begin(), group.counts.begin() + group.axis->process(), Index{0});
-    group.packed = Buffer<Real>(std::accumulate(group.counts.begin(), group.counts.end(), Index{0}));
+    group.packed = Buffer<Real>(std::accumulate(group.counts.begin(), group.counts.end(), Index{0}), device);
   }
 
   Index owned_elements = 0;
@@ -70,7 +73,7 @@ FactorRows<Real>::FactorRows(std::vector<Shape> shapes, const std::vector<Index>
     owned_elements += guest_elements_[part];
     part_elements_.push_back(owned_elements - begin);
   }
-  owned_ = Buffer<Real>(owned_elements);
+  owned_ = Buffer<Real>(owned_elements, device);
 }
 
 template <class Real>
@@ -89,14 +92,14 @@ MatrixView<Real> FactorRows<Real>::owned(Index i) {
 template <class Real>
 template <class Visit>
 void FactorRows<Real>::for_each_packed(Group& group, Visit visit) {
-  Real* packed = group.packed.data();
+  Index packed = 0;
   const int processes = group.axis->size();
   for (int p = 0; p < processes; ++p) {
     for (const Index i : group.members) {
       const Index begin = first_owned_row(shapes_[at(i)].rows, processes, p);
       const Index end = first_owned_row(shapes_[at(i)].rows, processes, p + 1);
       const MatrixView<Real> rows = piece(i).row_block(begin, end - begin);
-      visit(rows, packed);
+      visit(rows, group.packed.matrix(packed, rows.rows, rows.cols));
       packed += rows.elements();
     }
   }
@@ -123,16 +126,16 @@ std::span<Real> FactorRows<Real>::own_packed(Group& group) {
 template <class Real>
 void FactorRows<Real>::reduce_scatter() {
   for (Group& group : groups_) {
-    for_each_packed(
-        group, [](MatrixView<Real> rows, Real* packed) { std::copy_n(rows.data, rows.elements(), packed); });
+    for_each_packed(group, [](MatrixView<Real> rows, MatrixView<Real> packed) { copy<Real>(rows, packed); });
     const std::span<Real> own = own_packed(group);
     group.axis->reduce_scatter(std::span<const Real>(group.packed.span()), own,
                                std::span<const Index>(group.counts), Reduction::kSum,
                                {Purpose::kFactor, group.shares});
-    const Real* summed = own.data();
+    Index summed = group.own_offset;
     for (const Index i : group.members) {
-      std::copy_n(summed, owned(i).elements(), owned(i).data);
-      summed += owned(i).elements();
+      const MatrixView<Real> rows = owned(i);
+      copy<Real>(group.packed.matrix(summed, rows.rows, rows.cols), rows);
+      summed += rows.elements();
     }
   }
 }
@@ -141,13 +144,15 @@ template <class Real>
 void FactorRows<Real>::all_gather() {
   for (Group& group : groups_) {
     const std::span<Real> own = own_packed(group);
-    Real* gathered = own.data();
-    for (const Index i : group.members) gathered = std::copy_n(owned(i).data, owned(i).elements(), gathered);
+    Index gathered = group.own_offset;
+    for (const Index i : group.members) {
+      const MatrixView<Real> rows = owned(i);
+      copy<Real>(rows, group.packed.matrix(gathered, rows.rows, rows.cols));
+      gathered += rows.elements();
+    }
     group.axis->all_gather(std::span<const Real>(own), group.packed.span(),
                            std::span<const Index>(group.counts), {Purpose::kFactor, group.shares});
-    for_each_packed(group, [](MatrixView<Real> rows, const Real* packed) {
-      std::copy_n(packed, rows.elements(), rows.data);
-    });
+    for_each_packed(group, [](MatrixView<Real> rows, MatrixView<Real> packed) { copy<Real>(packed, rows); });
   }
 }
 

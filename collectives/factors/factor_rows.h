@@ -40,7 +40,9 @@ class FactorRows {
   /// `guest_elements` of every part.
   /// Collective (reduce_scatter and all_gather too): all processes of every axis named in `shapes`; matrices
   /// in equal order with equal ranks, pieces of equal size along an axis.
-  explicit FactorRows(std::vector<Shape> shapes, const std::vector<Index>& guest_elements = {0});
+  /// `device`: in whose memory all rows are to lie; null for the host's.
+  explicit FactorRows(std::vector<Shape> shapes, const std::vector<Index>& guest_elements = {0},
+                      Device* device = nullptr);
 
   MatrixView<Real> piece(Index i);
   MatrixView<Real> owned(Index i);
@@ -73,7 +75,7 @@ class FactorRows {
     Index owned_offset = 0;
     Index owned_rows = 0;
   };
-  /// Calls visit(rows of a piece, their place in the packed buffer), in packed order.
+  /// Calls visit(rows of a piece, the same rows in the packed buffer), in packed order.
   template <class Visit>
   void for_each_packed(Group& group, Visit visit);
   std::span<Real> own_packed(Group& group);

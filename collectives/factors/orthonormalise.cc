@@ -1,6 +1,8 @@
 #include "collectives/factors/orthonormalise.h"
 
+#include "runtime/copy.h"
 #include "runtime/linalg.h"
+#include "runtime/passes.h"
 
 #include <algorithm>
 #include <cmath>
@@ -114,8 +116,7 @@ template <class Real>
 void solve_live(MatrixView<Real> p, MatrixView<const double> u, std::span<const std::uint8_t> dead) {
   solve_upper_right<Real>(p, u);
   for (Index j = 0; j < p.cols; ++j) {
-    if (!dead[static_cast<std::size_t>(j)]) continue;
-    for (Index i = 0; i < p.rows; ++i) p(i, j) = 0;
+    if (dead[static_cast<std::size_t>(j)]) fill<Real>(Real{0}, p.block(0, p.rows, j, 1));
   }
 }
 
@@ -139,6 +140,8 @@ Orthonormaliser<Real>::Orthonormaliser(Communicator& group, std::vector<MatrixVi
     const MatrixView<Real> p = blocks[static_cast<std::size_t>(i)];
     Block block;
     block.p = p;
+    LB_EXPECTS(i == 0 || p.device == device_, "orthonormalise: matrix ", i, " lies in another place than 0");
+    device_ = p.device;
     if (!followers.empty()) block.follower = followers[static_cast<std::size_t>(i)];
     LB_EXPECTS(block.follower.data == nullptr || group.size() == 1, "orthonormalise: matrix ", i,
                " has a follower in a group of ", group.size(), " processes, expected a group of one");
@@ -148,7 +151,7 @@ Orthonormaliser<Real>::Orthonormaliser(Communicator& group, std::vector<MatrixVi
     LB_EXPECTS(elements >= p.cols * p.cols, "orthonormalise: matrix ", i, " has ", elements / p.cols,
                " rows and ", p.cols, " columns, expected at least as many rows as columns");
     block.triangle_offset = triangles;
-    block.scaled = Buffer<Real>(p.elements());
+    block.scaled = Buffer<Real>(p.elements(), p.device);
     block.dead.resize(static_cast<std::size_t>(p.cols));
     triangles += triangle_elements(p.cols);
     widest = std::max(widest, p.cols);
@@ -181,6 +184,7 @@ void Orthonormaliser<Real>::run_together(std::span<Block> blocks) {
 template <class Real>
 void Orthonormaliser<Real>::run(Index count) {
   if (group_->size() == 1) {
+    run_on_device(count);
     while (run_next(count)) continue;
   } else if (next_ < count) {
     run_together(
@@ -189,18 +193,58 @@ void Orthonormaliser<Real>::run(Index count) {
   }
 }
 
+// Whole batches of a device that does all of it, from double sums of float: nothing is scaled first.
+template <class Real>
+void Orthonormaliser<Real>::run_on_device(Index count) {
+  if constexpr (kOnDevices<Real>) {
+    if (device_ == nullptr || next_ >= count) return;
+    const std::span<Block> blocks =
+        std::span(blocks_).subspan(static_cast<std::size_t>(next_), static_cast<std::size_t>(count - next_));
+    std::vector<MatrixView<float>> matrices;
+    for (const Block& block : blocks) matrices.push_back(block.p);
+    const auto outcomes = device_->orthonormalise(matrices, kDeadColumnTolerance);
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      Block& block = blocks[i];
+      const auto how = outcomes[i].factorisation;
+      block.dead = outcomes[i].dead;
+      block.followed = false;
+      const bool all_dead = std::ranges::count(block.dead, std::uint8_t{1}) == block.p.cols;
+      block.factorisation = how == Device::Factorisation::kNonFinite     ? Factorisation::kNonFinite
+                            : all_dead                                   ? Factorisation::kZero
+                            : how == Device::Factorisation::kGramSchmidt ? Factorisation::kGramSchmidt
+                                                                         : Factorisation::kCholesky;
+    }
+    next_ = count;
+  }
+}
+
 template <class Real>
 bool Orthonormaliser<Real>::run_next(Index count) {
-  if (group_->size() > 1 || next_ >= count) return false;
+  if (group_->size() > 1 || next_ >= count || device_ != nullptr) return false;
   run_together(std::span(blocks_).subspan(static_cast<std::size_t>(next_), 1));
   ++next_;
   return true;
 }
 
+// Of a device's matrices their norms, which are zero or not finite in the same cases.
+template <class Real>
+void Orthonormaliser<Real>::find_largest(std::span<const Block> blocks, std::span<double> largest) {
+  if constexpr (kOnDevices<Real>) {
+    if (device_ != nullptr) {
+      std::vector<MatrixView<const float>> matrices;
+      for (const Block& block : blocks) matrices.push_back(block.p);
+      device_->sums_of_squares(matrices, false, largest);
+      for (double& x : largest) x = std::isfinite(x) ? x : std::numeric_limits<double>::infinity();
+      return;
+    }
+  }
+  for (std::size_t i = 0; i < blocks.size(); ++i) largest[i] = largest_magnitude<Real>(blocks[i].p);
+}
+
 template <class Real>
 void Orthonormaliser<Real>::scale_to_unit(std::span<Block> blocks) {
   const std::span<double> all_largest = largest_.span(0, static_cast<Index>(blocks.size()));
-  for (std::size_t i = 0; i < blocks.size(); ++i) all_largest[i] = largest_magnitude<Real>(blocks[i].p);
+  find_largest(blocks, all_largest);
   if (group_->size() > 1) group_->all_reduce(all_largest, Reduction::kMax, {Purpose::kControl});
 
   for (std::size_t i = 0; i < blocks.size(); ++i) {
@@ -214,6 +258,11 @@ void Orthonormaliser<Real>::scale_to_unit(std::span<Block> blocks) {
     block.followed = zero && block.follower.data != nullptr;  // F = B^T 0
     std::fill(block.dead.begin(), block.dead.end(), std::uint8_t{zero});
     if (!block.factorisable()) continue;
+    if (device_ != nullptr) {  // whose sums are in double: no square of a float leaves their range
+      block.unit_scale = {1, 1};
+      copy<Real>(block.p, block.scaled.matrix(0, block.p.rows, block.p.cols));
+      continue;
+    }
     // In two factors: 2^-e itself overflows for a denormal maximum.
     int exponent = 0;
     std::frexp(largest, &exponent);
@@ -263,7 +312,8 @@ void Orthonormaliser<Real>::cholesky_pass(Block& block, bool second) {
   if (!second) {
     block.followed =
         columns_are_normal<Real>(block.follower, block.dead) && amplification(g) <= kLargestAmplification;
-    for (Real& x : block.follower.flat()) x = x * block.unit_scale[0] * block.unit_scale[1];
+    scale<Real>(block.unit_scale[0], block.follower);
+    scale<Real>(block.unit_scale[1], block.follower);
   }
   if (block.followed) solve_live<Real>(block.follower, g, block.dead);
 }
@@ -273,9 +323,9 @@ void Orthonormaliser<Real>::householder(Block& block) {
   const Index r = block.p.cols;
   const Index elements = std::reduce(block.elements_of.begin(), block.elements_of.end());
   // Allocated here: this path is taken for a few matrices of the first steps, if ever.
-  Buffer<Real> gathered(elements);
+  Buffer<Real> gathered(elements, device_);
   if (group_->size() == 1) {
-    std::copy_n(block.scaled.data(), elements, gathered.data());
+    copy<Real>(block.scaled.line(), gathered.line());
   } else {
     group_->all_gather(std::as_const(block.scaled).span(), gathered.span(),
                        std::span<const Index>(block.elements_of), {Purpose::kFactor});
@@ -283,7 +333,7 @@ void Orthonormaliser<Real>::householder(Block& block) {
   // Rows come in the order of processes, not of the matrix: QR of permuted rows is the permuted factor.
   householder_orthonormalise<Real>(gathered.matrix(0, elements / r, r), kDeadColumnTolerance, block.dead);
   const Index before = std::reduce(block.elements_of.begin(), block.elements_of.begin() + group_->process());
-  std::copy_n(gathered.data() + before, block.p.elements(), block.p.data);
+  copy<Real>(gathered.matrix(before, block.p.rows, block.p.cols), block.p);
   block.factorisation = Factorisation::kHouseholder;
 }
 

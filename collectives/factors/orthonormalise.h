@@ -13,9 +13,15 @@ namespace lowband {
 enum class Factorisation : std::uint8_t {
   kCholesky,     // two passes of Cholesky QR
   kHouseholder,  // two passes were not accurate: gathered, and factorised by every process
+  kGramSchmidt,  // likewise, on a device that holds the whole matrix
   kZero,         // the matrix is zero and stays so; every column is dead
   kNonFinite,    // the input holds a NaN or an infinity and was left alone
 };
+
+/// Whether Cholesky QR was not accurate.
+inline bool fell_back(Factorisation factorisation) {
+  return factorisation == Factorisation::kHouseholder || factorisation == Factorisation::kGramSchmidt;
+}
 
 /// A column is dead when what remains of it after the columns before it is a smaller fraction than this: for
 /// float input that remainder is rounding noise, which would be blown up to a unit vector.
@@ -40,6 +46,7 @@ inline constexpr double kLargestAmplification = 16;
 /// another pass over B. Rounding of column i of F, relative to the norm d_i of column i of P_in, reaches
 /// column j multiplied by d_i |U^-1|_ij; the largest sum over i is the *amplification*, which does not depend
 /// on the scales of the columns, 1 for orthogonal ones and of the order of their condition number otherwise.
+/// On a device that holds whole matrices all of it is done there, without followers.
 /// Ownership: borrows the group, the blocks and the followers.
 /// Reference: CholeskyQR2 (Yamamoto et al. 2015) with a double-precision Gram matrix and a pivot test.
 template <class Real>
@@ -87,6 +94,8 @@ class Orthonormaliser {
   };
   const Block& at(Index i) const { return blocks_[static_cast<std::size_t>(i)]; }
 
+  void run_on_device(Index count);
+  void find_largest(std::span<const Block> blocks, std::span<double> largest);
   void run_together(std::span<Block> blocks);
   void scale_to_unit(std::span<Block> blocks);
   void sum_grams(std::span<Block> blocks);
@@ -94,6 +103,7 @@ class Orthonormaliser {
   void householder(Block& block);
 
   Communicator* group_;
+  Device* device_ = nullptr;  // where all blocks lie
   std::vector<Block> blocks_;
   Index next_ = 0;            // the first block that is not done
   Buffer<double> largest_;    // max |P| of each matrix, infinity when it is not finite

@@ -392,15 +392,15 @@ class CommBench {
       data.fill_left(0, exchange.left(0));
       Buffer<float> values(4099);
       for (Index t = 0; t < 2; ++t) {
-        const auto tensor = values.span(0, sizes[static_cast<std::size_t>(t)]);
-        data.fill(t, tensor);
+        const MatrixView<float> tensor = values.matrix(0, 1, sizes[static_cast<std::size_t>(t)]);
+        data.fill(t, tensor.flat());
         exchange.put_dense(t, tensor);
       }
       exchange.exchange_left();
       for (Index t = 0; t < 2; ++t) {
-        const auto tensor = values.span(0, sizes[static_cast<std::size_t>(t)]);
+        const MatrixView<float> tensor = values.matrix(0, 1, sizes[static_cast<std::size_t>(t)]);
         exchange.get_dense(t, tensor);
-        wrong += data.count_not_sum(t, std::span<const float>(tensor));
+        wrong += data.count_not_sum(t, std::span<const float>(tensor.flat()));
       }
     }
     return total(wrong);

@@ -100,10 +100,18 @@ class StreamDevice final : public Device {
     lowband::sums_of_squares_of_rows(on_device(x), found.data(), stream_);
     found.copy_to(sums);
   }
-  void sums_of_squares_of_columns(MatrixView<const float> x, std::span<double> sums) override {
+  void sums_of_squares_of_columns(std::span<const MatrixView<const float>> matrices,
+                                  std::span<double> sums) override {
     const std::lock_guard turn(mutex_);
-    DeviceBuffer<double> found(x.cols, stream_);
-    DeviceSums(x.cols, stream_).column_sums_of_squares(on_device(x), found.data());
+    Index widest = 1;
+    for (const MatrixView<const float>& matrix : matrices) widest = std::max(widest, matrix.cols);
+    DeviceSums columns(widest, stream_);
+    DeviceBuffer<double> found(std::ssize(sums), stream_);
+    double* of_matrix = found.data();
+    for (const MatrixView<const float>& matrix : matrices) {
+      columns.column_sums_of_squares(on_device(matrix), of_matrix);
+      of_matrix += matrix.cols;
+    }
     found.copy_to(sums);
   }
 

@@ -506,19 +506,19 @@ template <class Real>
 void check_dense(Mesh& mesh, const std::vector<Matrix>& list, const FactorExchangeOptions& options) {
   Run<Real> run(mesh, list, options, dense_tensors());
   for (std::size_t k = 0; k < dense_tensors().size(); ++k) {
-    std::vector<Real> values(at(dense_tensors()[k].elements));
+    Buffer<Real> values(dense_tensors()[k].elements);
     for (Index e = 0; e < dense_tensors()[k].elements; ++e)
-      values[at(e)] = static_cast<Real>(dense_entry(k, mesh.replica, e));
-    run.exchange.put_dense(static_cast<Index>(k), values);
+      values[e] = static_cast<Real>(dense_entry(k, mesh.replica, e));
+    run.exchange.put_dense(static_cast<Index>(k), values.line());
   }
   run.go(noise);
   for (std::size_t k = 0; k < dense_tensors().size(); ++k) {
-    std::vector<Real> values(at(dense_tensors()[k].elements));
-    run.exchange.get_dense(static_cast<Index>(k), values);
+    Buffer<Real> values(dense_tensors()[k].elements);
+    run.exchange.get_dense(static_cast<Index>(k), values.line());
     for (Index e = 0; e < dense_tensors()[k].elements; ++e) {
       double sum = 0;
       for (int replica = 0; replica < mesh.replicas; ++replica) sum += dense_entry(k, replica, e);
-      ASSERT_EQ(static_cast<double>(values[at(e)]), sum) << dense_tensors()[k].name << " element " << e;
+      ASSERT_EQ(static_cast<double>(values[e]), sum) << dense_tensors()[k].name << " element " << e;
     }
   }
   // The factors do not notice.
@@ -526,9 +526,9 @@ void check_dense(Mesh& mesh, const std::vector<Matrix>& list, const FactorExchan
   alone.go(noise);
   for (std::size_t i = 0; i < list.size(); ++i)
     EXPECT_EQ(bits_of(run.exchange, static_cast<Index>(i)), bits_of(alone.exchange, static_cast<Index>(i)));
-  std::vector<Real> wrong(3);
-  EXPECT_THROW(run.exchange.put_dense(0, wrong), InvalidArgument);
-  EXPECT_THROW(run.exchange.get_dense(0, wrong), InvalidArgument);
+  Buffer<Real> wrong(3);
+  EXPECT_THROW(run.exchange.put_dense(0, wrong.line()), InvalidArgument);
+  EXPECT_THROW(run.exchange.get_dense(0, wrong.line()), InvalidArgument);
 }
 
 void dense_tensors_are_summed_beside_the_factors(Communicator& world) {
