@@ -10,6 +10,7 @@
 #include "optimizers/power_sgd.h"
 #include "optimizers/spec_gd.h"
 #include "optimizers/spectra.h"
+#include "runtime/copy.h"
 #include "runtime/linalg.h"
 #include "runtime/passes.h"
 
@@ -229,8 +230,9 @@ void Bucket<Real>::add_to(GradientSketch& sketch) const {
   for (std::size_t l = 0; l < pieces_.size(); ++l) {
     const auto& [matrix, cut, factor_rank] = layer_matrices_[l];
     if (!pieces_[l].skipped)
-      sketch.add<Real>(matrix.name, pieces_[l].gradient, cut.rows_of(mesh_->position()).begin,
-                       cut.cols_of(mesh_->position()).begin);
+      // A hash and a signed sum for every element: the host does it, whatever place the gradient lies in.
+      sketch.add<Real>(matrix.name, OnHost<Real>(pieces_[l].gradient).view(),
+                       cut.rows_of(mesh_->position()).begin, cut.cols_of(mesh_->position()).begin);
   }
 }
 

@@ -10,6 +10,10 @@ namespace {
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
+bool runs_on_devices(OptimizerKind kind) {
+  return !has_matrix_optimizer(kind) || kind == OptimizerKind::kDion || kind == OptimizerKind::kPowerSgd;
+}
+
 }  // namespace
 
 template <class Real>
@@ -26,7 +30,17 @@ ShardedOptimizer<Real>::ShardedOptimizer(ProcessMesh& mesh, std::span<Parameter<
     LB_EXPECTS(info.blocks.empty() || (has_matrix_optimizer(options.kind) && is_layer_matrix(info.role)),
                "blocks of ", info.name, ": found ", info.blocks.ranges.size(),
                ", expected none of what is updated element by element");
+    for (const MatrixView<Real>& view : {parameter.weight, parameter.gradient})
+      LB_EXPECTS(view.device == mesh.world().device(), "optimizer: weight or gradient of ", info.name,
+                 ": found in the memory of ", place_name(view.device), ", expected ",
+                 place_name(mesh.world().device()), ", the device of its communicator");
   }
+  Device* const device = mesh.world().device();
+  LB_EXPECTS(device == nullptr || kOnDevices<Real>, "optimizer: found parameters of doubles on ",
+             place_name(device), ", expected float");
+  LB_EXPECTS(device == nullptr || runs_on_devices(options.kind),
+             "optimizer.kind: found one that does not run on ", place_name(device),
+             ", expected adamw, lion, sgd, dion or power_sgd");
   const Ranks ranks =
       exchanges_factors(options.kind) ? ranks_by_parameter(profile, infos) : Ranks(infos.size());
   const bool dion_factors =

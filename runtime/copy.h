@@ -1,5 +1,6 @@
 #pragma once
 
+#include "runtime/buffer.h"
 #include "runtime/device.h"
 #include "runtime/tensor.h"
 
@@ -27,5 +28,24 @@ void copy(std::type_identity_t<MatrixView<const T>> from, MatrixView<T> to) {
   }
   if (from.device == nullptr || to.device == nullptr) device->synchronize();
 }
+
+/// A matrix for what only the host can do: itself, or a copy of what lies on a device.
+template <class T>
+class OnHost {
+ public:
+  explicit OnHost(MatrixView<const T> a) : view_(a) {
+    if (a.device == nullptr) return;
+    copy_ = Buffer<T>(a.elements());
+    copy<T>(a, writable());
+    view_ = writable();
+  }
+  MatrixView<const T> view() const { return view_; }
+  /// The copy, where there is one.
+  MatrixView<T> writable() { return copy_.matrix(0, view_.rows, view_.cols); }
+
+ private:
+  Buffer<T> copy_;
+  MatrixView<const T> view_;
+};
 
 }  // namespace lowband

@@ -115,19 +115,23 @@ std::unique_ptr<Device> open_device(int index = 0);
 template <class Real>
 inline constexpr bool kOnDevices = std::is_same_v<Real, float>;
 
+/// For messages.
+inline std::string place_name(const Device* device) {
+  return device == nullptr ? "the host" : device->name();
+}
+
 /// The device whose memory all views lie in; null when it is the host's.
 /// Throws: InvalidArgument naming `function`, for views in different places and for a Real that devices do
 /// not compute in.
 template <class Real, class View, class... Views>
 Device* computing_device(const char* function, const View& view, const Views&... others) {
-  const auto place = [](const Device* device) { return device == nullptr ? "the host" : device->name(); };
   [[maybe_unused]] const auto expect_same = [&](const Device* other) {
-    LB_EXPECTS(other == view.device, function, ": found matrices on ", place(view.device), " and on ",
-               place(other), ", expected one place");
+    LB_EXPECTS(other == view.device, function, ": found matrices on ", place_name(view.device), " and on ",
+               place_name(other), ", expected one place");
   };
   (expect_same(others.device), ...);
   LB_EXPECTS(view.device == nullptr || kOnDevices<Real>, function, ": found a matrix of doubles on ",
-             place(view.device), ", expected float");
+             place_name(view.device), ", expected float");
   return view.device;
 }
 

@@ -161,25 +161,6 @@ Buffer<double> inverse_upper(MatrixView<const double> u) {
   return inverse;
 }
 
-// A matrix as LAPACK can read it: itself, or a copy of what lies on a device.
-template <class Real>
-class OnHost {
- public:
-  explicit OnHost(MatrixView<const Real> a) : view_(a) {
-    if (a.device == nullptr) return;
-    copy_ = Buffer<Real>(a.elements());
-    copy<Real>(a, copy_.matrix(0, a.rows, a.cols));
-    view_ = copy_.matrix(0, a.rows, a.cols);
-  }
-  MatrixView<const Real> view() const { return view_; }
-  // The copy, to be written to.
-  MatrixView<Real> writable() { return copy_.matrix(0, view_.rows, view_.cols); }
-
- private:
-  Buffer<Real> copy_;
-  MatrixView<const Real> view_;
-};
-
 }  // namespace
 
 template <class Real>

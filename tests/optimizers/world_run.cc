@@ -2,6 +2,8 @@
 
 #include "collectives/local/local_world.h"
 #include "optimizers/state_place.h"
+#include "runtime/copy.h"
+#include "runtime/passes.h"
 #include "runtime/random.h"
 
 #include <algorithm>
@@ -25,7 +27,8 @@ struct Assembly {
   std::map<std::string, std::vector<bool>> written;
 
   template <class Real>
-  void add(const std::string& name, Index rows, Index cols, MatrixView<Real> piece, Index row, Index col) {
+  void add(const std::string& name, Index rows, Index cols, MatrixView<const Real> piece, Index row,
+           Index col) {
     auto [place, fresh] = whole.try_emplace(name, rows, cols);
     std::vector<bool>& seen = written[name];
     if (fresh) seen.resize(place->second.a.size());
@@ -145,6 +148,8 @@ std::vector<Snapshot> run(const RunPlan& plan) {
       snapshots.size(), std::vector<Assembly>(static_cast<std::size_t>(plan.mesh.replica)));
   std::mutex mutex;
   run_world(plan.mesh.processes(), [&](Communicator& world) {
+    const std::unique_ptr<Device> device = plan.on_device ? open_device() : nullptr;
+    world.set_device(device.get());
     ProcessMesh mesh(world, plan.mesh);
     const MeshPosition position = mesh.position();
 
@@ -155,14 +160,16 @@ std::vector<Snapshot> run(const RunPlan& plan) {
       const MatrixLayout layout = layout_of(test.info, plan.mesh);
       const Range rows = layout.tensor_rows(position.tensor);
       const Range cols = layout.tensor_cols(position.tensor);
-      storage.emplace_back(2 * rows.size() * cols.size());
+      storage.emplace_back(2 * rows.size() * cols.size(), device.get());
       const MatrixView<Real> weight = storage.back().matrix(0, rows.size(), cols.size());
       const MatrixView<Real> gradient = storage.back().matrix(weight.elements(), rows.size(), cols.size());
       const Dense initial = initial_weight(test.info);
+      Buffer<Real> on_host(weight.elements());
       for (Index i = 0; i < rows.size(); ++i) {
         for (Index j = 0; j < cols.size(); ++j)
-          weight(i, j) = static_cast<Real>(initial(rows.begin + i, cols.begin + j));
+          on_host[i * cols.size() + j] = static_cast<Real>(initial(rows.begin + i, cols.begin + j));
       }
+      copy<Real>(on_host.line(), weight.line());
       parameters.push_back({test.info, weight, gradient});
       add_ranks(profile, test);
     }
@@ -176,17 +183,19 @@ std::vector<Snapshot> run(const RunPlan& plan) {
         const MatrixLayout layout = layout_of(parameter.info, plan.mesh);
         const Index row = layout.tensor_rows(position.tensor).begin;
         const Index col = layout.tensor_cols(position.tensor).begin;
+        Buffer<Real> on_host(parameter.gradient.elements());
         for (Index i = 0; i < parameter.gradient.rows; ++i) {
           for (Index j = 0; j < parameter.gradient.cols; ++j)
-            parameter.gradient(i, j) = static_cast<Real>(mean(row + i, col + j));
+            on_host[i * parameter.gradient.cols + j] = static_cast<Real>(mean(row + i, col + j));
         }
+        copy<Real>(on_host.line(), parameter.gradient.line());
       };
       world.ledger().begin_step();
       for (std::size_t i = 0; i < parameters.size(); ++i) {
         if (std::ranges::count(plan.announced, static_cast<Index>(i)) == 0) {
           fill_in(parameters[i]);
         } else {  // whoever reads too early finds this
-          std::ranges::fill(parameters[i].gradient.flat(), std::numeric_limits<Real>::quiet_NaN());
+          fill<Real>(std::numeric_limits<Real>::quiet_NaN(), parameters[i].gradient);
         }
       }
       for (const Index i : plan.announced) {
@@ -251,7 +260,7 @@ std::vector<Snapshot> run(const RunPlan& plan) {
       for (const Parameter<Real>& parameter : parameters) {
         const ParameterInfo& info = parameter.info;
         const MatrixLayout layout = layout_of(info, plan.mesh);
-        weights[s].add(info.name, info.rows, info.cols, parameter.weight,
+        weights[s].add(info.name, info.rows, info.cols, OnHost<Real>(parameter.weight).view(),
                        layout.tensor_rows(position.tensor).begin, layout.tensor_cols(position.tensor).begin);
       }
       for (const StateTensor<Real>& tensor : optimizer.state()) {
@@ -265,8 +274,8 @@ std::vector<Snapshot> run(const RunPlan& plan) {
         const PiecePlace place = state_place(parameter->info, letter, tensor.value.cols, plan.mesh, position);
         EXPECT_EQ(tensor.value.rows, place.block_rows.size()) << tensor.name;
         EXPECT_EQ(tensor.value.cols, place.block_cols.size()) << tensor.name;
-        state_of_replica.add(tensor.name, place.rows, place.cols, tensor.value, place.block_rows.begin,
-                             place.block_cols.begin);
+        state_of_replica.add(tensor.name, place.rows, place.cols, OnHost<Real>(tensor.value).view(),
+                             place.block_rows.begin, place.block_cols.begin);
       }
     }
   });

@@ -32,7 +32,8 @@ struct RunPlan {
   double scalar_learning_rate = 0.02;
   /// Announced in this order while gradients are filled in; those not among them are filled in before.
   std::vector<Index> announced = {};
-  bool diagnose = false;  // every step
+  bool diagnose = false;   // every step
+  bool on_device = false;  // parameters and states in the memory of CUDA device 0; groups go through the host
 };
 
 /// The whole model after a step, put together from the pieces of all processes.
