@@ -27,7 +27,8 @@ void Dion<Real>::apply(Index i, MatrixView<Real> weight, Real /*update_scale*/, 
   // Q_j <- R_j / (|R_j| + eps); 0 for a dead column
   const std::span<const double> norms = this->r_norms(i);
   std::vector<Real> to_unit;
-  for (const double norm : norms) to_unit.push_back(static_cast<Real>(1 / (norm + kColumnNormEpsilon)));
+  for (const double norm : norms)
+    to_unit.push_back(Real{1} / (static_cast<Real>(norm) + static_cast<Real>(kColumnNormEpsilon)));
   add<Real>(Real{1}, r, Real{0}, q);
   scale_columns<Real>(to_unit, q);
 
