@@ -27,7 +27,7 @@ DeviceMemory plan_device_memory(const ModelConfig& config, int processes, int pr
       .gradients = elements * 4,
       .activations = layers * layer + 4 * (config.layers + 1) * n * w + ends,
       .workspace = n * (32 + 8 * w + 4 * h + b * (ids + w + attention_cols + 3 * f)) +
-                   4 * w * ((n + 63) / 64) + 4 * config.sequence * d + 16,
+                   4 * w * ((n + 15) / 16) + 4 * config.sequence * d + 16,
   };
 }
 

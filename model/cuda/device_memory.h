@@ -30,7 +30,7 @@ struct DeviceMemory {
 ///   gradients    4 P
 ///   activations  l n [2 (b w + 4) + 4 w + 8 h + b (2 h + 2 k) d + 3 b f] + 4 (L + 1) n w
 ///                + n (b w + 4) + 4 n V + 12 n T
-///   workspace    n [12 + 12 + 8 + 8 w + 4 h + b (V + w + (2 h + 2 k) d + 3 f)] + 4 w ceil(n / 64)
+///   workspace    n [12 + 12 + 8 + 8 w + 4 h + b (V + w + (2 h + 2 k) d + 3 f)] + 4 w ceil(n / 16)
 ///                + 4 s d + 16
 ///
 /// Of the 12 n T gathered numbers of softmax; of the workspace's first terms tokens, targets and their order,

@@ -13,8 +13,8 @@ namespace {
 
 constexpr int kThreads = kElementThreads;
 constexpr int kWarps = kThreads / kWarp;
-// Rows per partial sum of a gain's gradient, as on the host.
-constexpr Index kRowBlock = 64;
+// Rows per partial sum of a gain's gradient.
+constexpr Index kRowBlock = 16;
 
 unsigned blocks_of(Index things, Index per_block) {
   return static_cast<unsigned>((things + per_block - 1) / per_block);
@@ -24,55 +24,6 @@ unsigned blocks_of(Index things, Index per_block) {
 __device__ Index own_row() { return Index{blockIdx.x} * kWarps + threadIdx.x / kWarp; }
 __device__ Index first_col() { return threadIdx.x % kWarp; }
 
-template <class T>
-__global__ void rms_norm_kernel(DeviceMatrix<const float> x, const float* gain, float epsilon, T* y,
-                                float* s) {
-  const Index t = own_row(), cols = x.cols;
-  if (t >= x.rows) return;
-  const float* const row = x.data + t * cols;
-  float squares = 0;
-  for (Index j = first_col(); j < cols; j += kWarp) squares = fmaf(row[j], row[j], squares);
-  const float scale = 1 / sqrtf(warp_sum(squares) / static_cast<float>(cols) + epsilon);
-  if (first_col() == 0) s[t] = scale;
-  for (Index j = first_col(); j < cols; j += kWarp) y[t * cols + j] = narrowed<T>(gain[j] * row[j] * scale);
-}
-
-// d_x <- d_x + s (gain d_y - x s^2 mean(gain d_y x))
-template <class T>
-__global__ void rms_norm_input_kernel(DeviceMatrix<const float> x, const float* gain, const float* s,
-                                      const float* d_y, float* d_x, T* rounded) {
-  const Index t = own_row(), cols = x.cols, begin = t * cols;
-  if (t >= x.rows) return;
-  float along = 0;
-  for (Index j = first_col(); j < cols; j += kWarp)
-    along = fmaf(gain[j] * d_y[begin + j], x.data[begin + j], along);
-  const float back = warp_sum(along) / static_cast<float>(cols) * s[t] * s[t];
-  for (Index j = first_col(); j < cols; j += kWarp) {
-    const float sum = d_x[begin + j] + s[t] * (gain[j] * d_y[begin + j] - x.data[begin + j] * back);
-    d_x[begin + j] = sum;
-    rounded[begin + j] = narrowed<T>(sum);
-  }
-}
-
-// scratch(block, j) <- sum over the rows of the block of d_y x s
-__global__ void partial_gain_kernel(DeviceMatrix<const float> x, const float* s, const float* d_y,
-                                    float* scratch) {
-  const Index j = first_element(), begin = Index{blockIdx.y} * kRowBlock;
-  if (j >= x.cols) return;
-  float sum = 0;
-  for (Index t = begin; t < x.rows && t < begin + kRowBlock; ++t)
-    sum = fmaf(d_y[t * x.cols + j] * s[t], x.data[t * x.cols + j], sum);
-  scratch[Index{blockIdx.y} * x.cols + j] = sum;
-}
-
-__global__ void add_gain_kernel(const float* scratch, Index blocks, Index cols, float* d_gain) {
-  const Index j = first_element();
-  if (j >= cols) return;
-  float sum = d_gain[j];
-  for (Index block = 0; block < blocks; ++block) sum += scratch[block * cols + j];
-  d_gain[j] = sum;
-}
-
 // Neighbours that a thread reads and writes at once.
 template <class T, int kWidth>
 struct alignas(sizeof(T) * kWidth) Pack {
@@ -81,9 +32,9 @@ struct alignas(sizeof(T) * kWidth) Pack {
 // work(their number): 16 bytes where rows of `cols` elements divide into them and begin with one, else one
 // element.
 template <class T, class Work>
-void for_packs(Index cols, std::initializer_list<const T*> begins, const Work& work) {
+void for_packs(Index cols, std::initializer_list<const void*> begins, const Work& work) {
   constexpr int kMost = 16 / static_cast<int>(sizeof(T));
-  const bool aligned = std::all_of(begins.begin(), begins.end(), [](const T* begin) {
+  const bool aligned = std::all_of(begins.begin(), begins.end(), [](const void* begin) {
     return reinterpret_cast<std::uintptr_t>(begin) % 16 == 0;
   });
   if (cols % kMost == 0 && aligned) return work(std::integral_constant<int, kMost>{});
@@ -92,6 +43,98 @@ void for_packs(Index cols, std::initializer_list<const T*> begins, const Work& w
 // Threads of a block that has `things` to do.
 unsigned threads_for(int things) {
   return static_cast<unsigned>(std::clamp((things + kWarp - 1) / kWarp * kWarp, kWarp, kThreads));
+}
+
+template <class T, int kWidth>
+__global__ void rms_norm_kernel(DeviceMatrix<const float> x, const float* gain, float epsilon, T* y,
+                                float* s) {
+  using Some = Pack<float, kWidth>;
+  const Index t = own_row();
+  if (t >= x.rows) return;
+  const int packs = static_cast<int>(x.cols) / kWidth, first = static_cast<int>(first_col());
+  const auto* const row = reinterpret_cast<const Some*>(x.data) + t * packs;
+  const auto* const gains = reinterpret_cast<const Some*>(gain);
+  auto* const to = reinterpret_cast<Pack<T, kWidth>*>(y) + t * packs;
+  float squares = 0;
+  for (int p = first; p < packs; p += kWarp) {
+    const Some some = row[p];
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) squares = fmaf(some.x[i], some.x[i], squares);
+  }
+  const float scale = 1 / sqrtf(warp_sum(squares) / static_cast<float>(x.cols) + epsilon);
+  if (first == 0) s[t] = scale;
+  for (int p = first; p < packs; p += kWarp) {
+    const Some some = row[p], factor = gains[p];
+    Pack<T, kWidth> result;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) result.x[i] = narrowed<T>(factor.x[i] * some.x[i] * scale);
+    to[p] = result;
+  }
+}
+
+// d_x <- d_x + s (gain d_y - x s^2 mean(gain d_y x)),  scratch(block, j) <- sum over the rows of the block of
+// d_y x s. A warp for a row; its lanes add up d_y x s of their columns in shared memory of the warp's own.
+template <class T, int kWidth>
+__global__ void rms_norm_backward_kernel(DeviceMatrix<const float> x, const float* gain, const float* s,
+                                         const float* d_y, float* d_x, T* rounded, float* scratch) {
+  using Some = Pack<float, kWidth>;
+  const int packs = static_cast<int>(x.cols) / kWidth, first = static_cast<int>(first_col());
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
+  const auto* const gains = reinterpret_cast<const Some*>(gain);
+  auto* const sums = dynamic_shared<Some>() + warp * packs;
+  for (int p = first; p < packs; p += kWarp) sums[p] = Some{};
+  const Index begin = Index{blockIdx.x} * kRowBlock;
+  for (Index t = begin + warp; t < x.rows && t < begin + kRowBlock; t += warps) {
+    const auto* const x_row = reinterpret_cast<const Some*>(x.data) + t * packs;
+    const auto* const d_y_row = reinterpret_cast<const Some*>(d_y) + t * packs;
+    auto* const d_x_row = reinterpret_cast<Some*>(d_x) + t * packs;
+    auto* const rounded_row = reinterpret_cast<Pack<T, kWidth>*>(rounded) + t * packs;
+    float along = 0;
+    for (int p = first; p < packs; p += kWarp) {
+      const Some own = x_row[p], d = d_y_row[p], factor = gains[p];
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) along = fmaf(factor.x[i] * d.x[i], own.x[i], along);
+    }
+    const float scale = s[t], back = warp_sum(along) / static_cast<float>(x.cols) * scale * scale;
+    for (int p = first; p < packs; p += kWarp) {
+      const Some own = x_row[p], d = d_y_row[p], factor = gains[p];
+      Some into = d_x_row[p], sum = sums[p];
+      Pack<T, kWidth> narrow;
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        into.x[i] += scale * (factor.x[i] * d.x[i] - own.x[i] * back);
+        narrow.x[i] = narrowed<T>(into.x[i]);
+        sum.x[i] = fmaf(d.x[i] * scale, own.x[i], sum.x[i]);
+      }
+      d_x_row[p] = into;
+      rounded_row[p] = narrow;
+      sums[p] = sum;
+    }
+  }
+  __syncthreads();
+  const auto cols = static_cast<int>(x.cols);
+  for (int j = static_cast<int>(threadIdx.x); j < cols; j += static_cast<int>(blockDim.x)) {
+    float sum = 0;
+    for (int w = 0; w < warps; ++w) sum += dynamic_shared<float>()[w * cols + j];
+    scratch[blockIdx.x * x.cols + j] = sum;
+  }
+}
+
+// A block for 32 columns: each of its 32 warps adds up every 32nd row of scratch, then the first these sums.
+__global__ void add_gain_kernel(const float* scratch, Index rows, Index cols, float* d_gain) {
+  __shared__ float of_warp[kWarp][kWarp];
+  const Index j = Index{blockIdx.x} * kWarp + first_col();
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(first_col());
+  float sum = 0;
+  if (j < cols) {
+    for (Index row = warp; row < rows; row += kWarp) sum += scratch[row * cols + j];
+  }
+  of_warp[warp][lane] = sum;
+  __syncthreads();
+  if (warp != 0 || j >= cols) return;
+  sum = d_gain[j];
+  for (int w = 0; w < kWarp; ++w) sum += of_warp[w][lane];
+  d_gain[j] = sum;
 }
 
 // A block for a row; packs are half / kWidth of each half of a head.
@@ -247,8 +290,10 @@ __global__ void sum_kernel(const double* x, Index count, double* sum) {
 template <class T>
 void device_rms_norm(DeviceMatrix<const float> x, const float* gain, float epsilon, DeviceMatrix<T> y,
                      float* s, const CudaStream& stream) {
-  launch("rms_norm", stream, {blocks_of(x.rows, kWarps), kThreads}, rms_norm_kernel<T>, x, gain, epsilon,
-         y.data, s);
+  for_packs<float>(x.cols, {x.data, gain, y.data}, [&](auto width) {
+    launch("rms_norm", stream, {blocks_of(x.rows, kWarps), kThreads},
+           rms_norm_kernel<T, decltype(width)::value>, x, gain, epsilon, y.data, s);
+  });
 }
 
 Index device_rms_norm_scratch(Index tokens, Index width) {
@@ -259,13 +304,18 @@ template <class T>
 void device_rms_norm_backward(DeviceMatrix<const float> x, const float* gain, const float* s,
                               DeviceMatrix<const float> d_y, float* d_gain, DeviceMatrix<float> d_x,
                               DeviceMatrix<T> rounded, float* scratch, const CudaStream& stream) {
-  launch("rms_norm_backward", stream, {blocks_of(x.rows, kWarps), kThreads}, rms_norm_input_kernel<T>, x,
-         gain, s, d_y.data, d_x.data, rounded.data);
-  const unsigned col_blocks = blocks_of(x.cols, kThreads), row_blocks = blocks_of(x.rows, kRowBlock);
-  launch("rms_norm_backward, parts of the gain", stream, {dim3(col_blocks, row_blocks), kThreads},
-         partial_gain_kernel, x, s, d_y.data, scratch);
-  launch("rms_norm_backward, gain", stream, {col_blocks, kThreads}, add_gain_kernel, scratch,
-         Index{row_blocks}, x.cols, d_gain);
+  // As many warps as have room for their sums in a third of a multiprocessor's shared memory.
+  int warps = kWarps;
+  while (warps > 1 && warps * x.cols * Index{sizeof(float)} > 64 * 1024) warps /= 2;
+  const unsigned blocks = blocks_of(x.rows, kRowBlock);
+  for_packs<float>(x.cols, {x.data, gain, d_y.data, d_x.data, rounded.data}, [&](auto width) {
+    launch("rms_norm_backward", stream,
+           {blocks, static_cast<unsigned>(warps * kWarp), warps * x.cols * Index{sizeof(float)}},
+           rms_norm_backward_kernel<T, decltype(width)::value>, x, gain, s, d_y.data, d_x.data, rounded.data,
+           scratch);
+  });
+  launch("rms_norm_backward, gain", stream, {blocks_of(x.cols, kWarp), kWarp * kWarp}, add_gain_kernel,
+         scratch, Index{blocks}, x.cols, d_gain);
 }
 
 template <class T>

@@ -68,8 +68,8 @@ def kernels(sequences):
     linear("head", VOCABULARY, w, times=1, out_bytes=FLOAT)
     rows.append(("softmax of logits", 1, 3 * n * VOCABULARY, FLOAT * n * VOCABULARY))
     rows.append(("loss and d_logits", 1, 3 * n * VOCABULARY, (FLOAT + HALF) * n * VOCABULARY))
-    rows.append(("rms_norm, d_x", norms, 10 * n * w, n * (4 * FLOAT * w + HALF * w + FLOAT)))
-    rows.append(("rms_norm, d_gain", norms, 3 * n * w, n * (2 * FLOAT * w + FLOAT)))
+    rows.append(("rms_norm, gradient", norms, 13 * n * w, n * (4 * FLOAT * w + HALF * w + FLOAT) + FLOAT * w * n // 16))
+    rows.append(("rms_norm, gain", norms, w * n // 16, FLOAT * w * (n // 16 + 2)))
     rows.append(("embed, d_W", 1, n * w, n * (4 + 3 * FLOAT * w)))
     rows.append(("AdamW", 1, 12 * PARAMETERS, 7 * FLOAT * PARAMETERS))
     return rows

@@ -48,8 +48,8 @@ void expect_close(const std::vector<T>& found, const Buffer<double>& expected, d
 // Sums of `width` terms of at most about 16 in float, of which errors beyond a factor sqrt(width) are as good
 // as impossible; then a rounding to T.
 template <class T>
-void check_rms_norm(const CudaStream& stream) {
-  const Index tokens = 131, width = 117, elements = tokens * width;
+void check_rms_norm_of(Index tokens, Index width, const CudaStream& stream) {
+  const Index elements = tokens * width;
   const float epsilon = 0.1F;  // large enough to matter
   const std::vector<float> x = noise(elements, 1), gain = noise(width, 3);
   Buffer<double> wide_x = in_double(x), y(elements), s(tokens), scratch(row_blocks(tokens) * width);
@@ -83,6 +83,15 @@ void check_rms_norm(const CudaStream& stream) {
   expect_close(on_host(device_d_x), wide_d_x, 64 * sum_error, 0, "d_x");
   expect_close(on_host(rounded), wide_d_x, 64 * sum_error, kRounding<T>, "d_x rounded");
   expect_close(on_host(device_d_gain), wide_d_gain, 64 * static_cast<double>(tokens) * kFloat, 0, "d_gain");
+}
+
+// Element by element; by packs of 16 bytes, more blocks of rows than a warp adds up at once; so wide that a
+// block has fewer warps.
+template <class T>
+void check_rms_norm(const CudaStream& stream) {
+  check_rms_norm_of<T>(131, 117, stream);
+  check_rms_norm_of<T>(530, 136, stream);
+  check_rms_norm_of<T>(19, 9000, stream);
 }
 
 // A product of two numbers of at most 4, twice: a few roundings of at most 32, and one of T.
