@@ -1,7 +1,9 @@
 #include "optimizers/acp_sgd.h"
 
 #include "optimizers/keyed_columns.h"
+#include "runtime/copy.h"
 #include "runtime/low_rank.h"
+#include "runtime/passes.h"
 
 #include <algorithm>
 #include <cmath>
@@ -23,7 +25,7 @@ AcpSgd<Real>::AcpSgd(ProcessMesh& mesh, const std::vector<LayerMatrix>& matrices
   Index largest = 0;
   for (const Matrix& matrix : matrices_)
     largest = std::max(largest, std::max(matrix.e.rows, matrix.e.cols) * matrix.definition.factor_rank);
-  scaled_ = Buffer<Real>(largest);
+  scaled_ = Buffer<Real>(largest, mesh.world().device());
 }
 
 template <class Real>
@@ -35,8 +37,8 @@ std::vector<typename AcpSgd<Real>::Matrix> AcpSgd<Real>::make_matrices(
     const Index cols = definition.cut.cols_of(mesh.position()).size();
     Matrix matrix;
     matrix.definition = definition;
-    matrix.error = Buffer<Real>(rows * cols);
-    matrix.momentum = Buffer<Real>(matrix.error.size());
+    matrix.error = Buffer<Real>(rows * cols, mesh.world().device());
+    matrix.momentum = Buffer<Real>(rows * cols, mesh.world().device());
     matrix.e = matrix.error.matrix(0, rows, cols);
     matrix.u = matrix.momentum.matrix(0, rows, cols);
     matrices.push_back(std::move(matrix));
@@ -58,11 +60,11 @@ std::vector<FactorShape> AcpSgd<Real>::factor_shapes(ProcessMesh& mesh, const st
 namespace {
 
 template <class Real>
-FactorRows<Real> factor_rows(const std::vector<FactorShape>& shapes) {
+FactorRows<Real> factor_rows(const std::vector<FactorShape>& shapes, Device* device) {
   std::vector<typename FactorRows<Real>::Shape> rows;
   rows.reserve(shapes.size());
   for (const FactorShape& shape : shapes) rows.push_back(right_rows<Real>(shape));
-  return FactorRows<Real>(std::move(rows));
+  return FactorRows<Real>(std::move(rows), {0}, device);
 }
 
 template <class Real>
@@ -78,7 +80,7 @@ template <class Real>
 AcpSgd<Real>::Factor::Factor(ProcessMesh& mesh, const std::vector<Matrix>& matrices, bool is_left,
                              const OptimizerOptions& options)
     : left(is_left),
-      rows(factor_rows<Real>(factor_shapes(mesh, matrices, is_left))),
+      rows(factor_rows<Real>(factor_shapes(mesh, matrices, is_left), mesh.world().device())),
       orthonormaliser(mesh.within_replica(), owned_of(rows, matrices.size())),
       exchange({.replica = &mesh.replica(), .within_replica = &mesh.within_replica()},
                factor_shapes(mesh, matrices, is_left), {},
@@ -88,11 +90,12 @@ AcpSgd<Real>::Factor::Factor(ProcessMesh& mesh, const std::vector<Matrix>& matri
     const MeshPosition& position = mesh.position();
     first_rows.push_back((is_left ? matrix.cut.rows_of(position) : matrix.cut.cols_of(position)).begin);
     kept_rows.push_back(matrix.cut.kept_rows(is_left, position));
-    kept.emplace_back(kept_rows.back().size() * matrix.factor_rank);
+    kept.emplace_back(kept_rows.back().size() * matrix.factor_rank, mesh.world().device());
     const RandomStream stream = random(matrix.info, options.seed, 0);
     const Index first = kept_rows.back().begin * matrix.factor_rank;
-    for (Index e = 0; e < kept.back().size(); ++e)
-      kept.back()[e] = static_cast<Real>(stream.normal(first + e));
+    Buffer<Real> drawn(kept.back().size());
+    for (Index e = 0; e < drawn.size(); ++e) drawn[e] = static_cast<Real>(stream.normal(first + e));
+    copy<Real>(drawn.line(), kept.back().line());
   }
 }
 
@@ -105,7 +108,7 @@ RandomStream AcpSgd<Real>::Factor::random(const ParameterInfo& info, std::uint64
 template <class Real>
 void AcpSgd<Real>::Factor::orthonormalise() {
   for (std::size_t i = 0; i < kept.size(); ++i)
-    std::ranges::copy(kept[i].span(), rows.owned(static_cast<Index>(i)).data);
+    copy<Real>(kept[i].line(), rows.owned(static_cast<Index>(i)).line());
   orthonormaliser.run();
   rows.all_gather();
 }
@@ -118,7 +121,7 @@ void AcpSgd<Real>::exchange(std::span<const Piece> pieces, Real gradient_scale, 
   for (Index i = 0; i < size(); ++i) {
     const MatrixView<Real> sum = factor.exchange.right(i);
     if (pieces[at(i)].skipped) {
-      std::ranges::fill(sum.flat(), Real{0});
+      fill<Real>(Real{0}, sum);
       continue;
     }
     // e <- e + G ; P <- e Q, or Q <- e^T P
@@ -183,7 +186,7 @@ void AcpSgd<Real>::apply(Index i, MatrixView<Real> weight, Real update_scale, co
     return received.left ? FactorPair<Real>{factor, basis} : FactorPair<Real>{basis, factor};
   };
   const MatrixView<Real> scaled = scaled_.matrix(0, mean.rows, mean.cols);
-  std::ranges::transform(mean.flat(), scaled.data, [=](Real x) { return update_scale * x; });
+  add<Real>(update_scale, mean, Real{0}, scaled);
   const double eta = info.learning_rate;
   decompress_and_update<Real>(pair(scaled), pair(own), static_cast<Real>(options_.lambda),
                               static_cast<Real>(eta), static_cast<Real>(1 - eta * options_.weight_decay),
@@ -197,15 +200,15 @@ void AcpSgd<Real>::keep(Index i, Index step) {
   const MatrixView<const Real> mean = received.exchange.right(i);
   Buffer<Real>& kept = received.kept[at(i)];
   const Index r = mean.cols, first = received.kept_rows[at(i)].begin;
-  std::copy_n(mean.data + (first - received.first_rows[at(i)]) * r, kept.size(), kept.data());
+  const MatrixView<Real> rows = kept.matrix(0, kept.size() / r, r);
+  copy<Real>(mean.row_block(first - received.first_rows[at(i)], rows.rows), rows);
   const std::span<const std::uint8_t> dead = orthonormal(step).orthonormaliser.dead(i);
   for (Index j = 0; j < r; ++j) {
     if (!dead[at(j)]) continue;
     const std::vector<double> column =
         keyed_unit_column(received.random(info, options_.seed, step + 1),  // stream 0 gave the first factor
                           received.left ? info.rows : info.cols, r, j);
-    for (Index row = 0; row < kept.size() / r; ++row)
-      kept[row * r + j] = static_cast<Real>(column[at(first + row)]);
+    copy_column(column, first, rows.block(0, rows.rows, j, 1));
   }
 }
 

@@ -1,6 +1,7 @@
 #include "optimizers/dion2.h"
 
 #include "optimizers/sign_descent.h"
+#include "runtime/passes.h"
 #include "runtime/random.h"
 
 #include <algorithm>
@@ -42,16 +43,6 @@ std::vector<Index> counts_in(const std::vector<Range>& pieces, const std::vector
     counts.push_back(std::ranges::lower_bound(indices, piece.end) -
                      std::ranges::lower_bound(indices, piece.begin));
   return counts;
-}
-
-/// Calls `visit(row, col, u)` for the elements of the selected slices: row and column of the block they are
-/// taken from, and their place in the matrix of those slices alone.
-template <class Element, class Visit>
-void for_each_selected(bool of_rows, const std::vector<Index>& places, MatrixView<Element> u, Visit visit) {
-  for (Index row = 0; row < u.rows; ++row) {
-    for (Index col = 0; col < u.cols; ++col)
-      visit(of_rows ? places[at(row)] : row, of_rows ? col : places[at(col)], u(row, col));
-  }
 }
 
 }  // namespace
@@ -96,7 +87,7 @@ Dion2<Real>::Dion2(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, const O
     const Range rows = definition.cut.rows_of(mesh.position()),
                 cols = definition.cut.cols_of(mesh.position());
     matrix.own = matrix.of_rows ? rows : cols;
-    matrix.momentum = Buffer<Real>(rows.size() * cols.size());
+    matrix.momentum = Buffer<Real>(rows.size() * cols.size(), mesh.world().device());
     matrix.m = matrix.momentum.matrix(0, rows.size(), cols.size());
     if (options.kind == OptimizerKind::kNorDion2) {
       const Range kept = definition.cut.kept_rows(true, mesh.position());
@@ -119,14 +110,13 @@ typename Dion2<Real>::Outcome Dion2<Real>::update(std::span<const Piece> pieces,
   // M <- M + G
   for (std::size_t i = 0; i < matrices_.size(); ++i) {
     if (pieces[i].skipped) continue;
-    const std::span<Real> m = matrices_[i].momentum.span();
-    for (std::size_t k = 0; k < m.size(); ++k) m[k] += scale * pieces[i].gradient.data[k];
+    add<Real>(scale, pieces[i].gradient, Real{1}, matrices_[i].m);
   }
   select(info.step);
   // U <- M_K ; M_K <- mu M_K. A skipped matrix takes part with zeros.
   for (Index i = 0; i < size(); ++i) {
     if (pieces[at(i)].skipped) {
-      std::ranges::fill(sign_.block(i).flat(), Real{0});
+      fill<Real>(Real{0}, sign_.block(i));
     } else {
       take(matrices_[at(i)], sign_.block(i));
     }
@@ -145,11 +135,8 @@ template <class Real>
 void Dion2<Real>::sum_norms() {
   norms_.fill(0);
   for (const Matrix& matrix : matrices_) {
-    double* const own = norms_.data() + matrix.norms_begin + matrix.own.begin;
-    for (Index row = 0; row < matrix.m.rows; ++row) {
-      for (Index col = 0; col < matrix.m.cols; ++col)
-        own[matrix.of_rows ? row : col] += std::abs(static_cast<double>(matrix.m(row, col)));
-    }
+    sums_of_magnitudes<Real>(matrix.of_rows, matrix.m,
+                             norms_.span(matrix.norms_begin + matrix.own.begin, matrix.own.size()));
   }
   if (group_->size() > 1 && size() > 0)
     group_->all_reduce(norms_.span(), Reduction::kSum, {Purpose::kUpdate, norm_shares_});
@@ -185,11 +172,8 @@ void Dion2<Real>::select(Index step) {
 
 template <class Real>
 void Dion2<Real>::take(const Matrix& matrix, MatrixView<Real> u) {
-  const auto mu = static_cast<Real>(options_.mu);
-  for_each_selected(matrix.of_rows, matrix.own_places, u, [&](Index row, Index col, Real& element) {
-    element = matrix.m(row, col);
-    matrix.m(row, col) = mu * element;
-  });
+  take_slices<Real>(matrix.of_rows, matrix.own_places, matrix.m, u);
+  add_to_slices<Real>(static_cast<Real>(options_.mu - 1), u, matrix.of_rows, matrix.own_places, matrix.m);
 }
 
 template <class Real>
@@ -205,15 +189,10 @@ void Dion2<Real>::scale_rows(std::span<const Piece> pieces) {
 template <class Real>
 void Dion2<Real>::move_weight(const Matrix& matrix, MatrixView<const Real> u, MatrixView<Real> weight,
                               double eta) const {
-  const auto decay = static_cast<Real>(1 - eta * options_.weight_decay);
-  for (Index row = 0; row < weight.rows; ++row) {
-    for (Index col = 0; col < weight.cols; ++col) weight(row, col) *= decay;
-  }
+  scale<Real>(static_cast<Real>(1 - eta * options_.weight_decay), weight);
   const double c =
       update_scale(options_.update_scale, matrix.definition.info.rows, matrix.definition.info.cols);
-  const auto step = static_cast<Real>(eta * c);
-  for_each_selected(matrix.of_rows, matrix.own_places, u,
-                    [&](Index row, Index col, Real element) { weight(row, col) -= step * element; });
+  add_to_slices<Real>(static_cast<Real>(-eta * c), u, matrix.of_rows, matrix.own_places, weight);
 }
 
 template <class Real>

@@ -3,6 +3,7 @@
 #include "collectives/factors/homes.h"
 #include "runtime/copy.h"
 #include "runtime/linalg.h"
+#include "runtime/passes.h"
 
 #include <algorithm>
 
@@ -70,7 +71,7 @@ DistributedSign<Real>::DistributedSign(ProcessMesh& mesh, std::vector<CutMatrix>
   Index gram_elements = 0;
   for (const PayloadShare& share : gram_shares_) gram_elements += share.elements;
   norms_ = Buffer<double>(static_cast<Index>(by_gram_.size()));
-  grams_ = Buffer<Real>(gram_elements);
+  grams_ = Buffer<Real>(gram_elements, mesh.world().device());
   arrange();
 }
 
@@ -105,7 +106,7 @@ void DistributedSign<Real>::reserve_workspace() {
     elements = std::max(elements, matrix(owned.matrix).elements());
   }
   if (sign_ && side == sign_side_ && elements == sign_elements_) return;
-  sign_.emplace(polynomial_, side, elements);
+  sign_.emplace(polynomial_, side, elements, mesh_->world().device());
   sign_side_ = side;
   sign_elements_ = elements;
 }
@@ -156,7 +157,7 @@ void DistributedSign<Real>::place_blocks() {
   }
   Index elements = 0;
   for (const Index i : order) elements += place(i, group_->process()).elements();
-  if (own_.size() < elements) own_ = Buffer<Real>(elements);
+  if (own_.size() < elements) own_ = Buffer<Real>(elements, mesh_->world().device());
   Index offset = 0;
   for (const Index i : order) {
     const Place own = place(i, group_->process());
@@ -183,8 +184,8 @@ void DistributedSign<Real>::place_parts() {
     part_elements += matrix(i).elements();
     largest = std::max(largest, matrix(i).elements());
   }
-  if (parts_.size() < part_elements) parts_ = Buffer<Real>(part_elements);
-  if (whole_.size() < largest) whole_ = Buffer<Real>(largest);
+  if (parts_.size() < part_elements) parts_ = Buffer<Real>(part_elements, mesh_->world().device());
+  if (whole_.size() < largest) whole_ = Buffer<Real>(largest, mesh_->world().device());
   Index offset = 0;
   for (int process = 0; process < n; ++process) {
     for (Owned& owned : owned_) {
@@ -246,7 +247,7 @@ void DistributedSign<Real>::compute_by_gram() {
       if (x.elements() > 0) {
         sign_->gram(x, wide, gram);
       } else {
-        std::ranges::fill(gram.flat(), Real{0});
+        fill<Real>(Real{0}, gram);
       }
     });
     group_->all_reduce(grams_.span(), Reduction::kSum, {Purpose::kUpdate, gram_shares_});

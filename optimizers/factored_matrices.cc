@@ -267,10 +267,7 @@ void FactoredMatrices<Real>::refill(Matrix& matrix, std::span<const std::uint8_t
   for (Index j = 0; j < r; ++j) {
     if (!dead[at(j)]) continue;
     const std::vector<double> column = keyed_unit_column(stream, b, r, j);
-    Buffer<Real> kept(matrix.q.rows);
-    for (Index row = 0; row < kept.size(); ++row)
-      kept[row] = static_cast<Real>(column[at(matrix.kept.begin + row)]);
-    copy<Real>(kept.matrix(0, kept.size(), 1), matrix.q.block(0, kept.size(), j, 1));
+    copy_column(column, matrix.kept.begin, matrix.q.block(0, matrix.q.rows, j, 1));
   }
 }
 

@@ -1,9 +1,10 @@
 #include "optimizers/galore.h"
 
+#include "runtime/copy.h"
 #include "runtime/linalg.h"
 #include "runtime/low_rank.h"
+#include "runtime/passes.h"
 #include "runtime/random.h"
-#include "runtime/vector_kernels.h"
 
 #include <algorithm>
 #include <cmath>
@@ -52,27 +53,29 @@ Galore<Real>::Galore(ProcessMesh& exchange_mesh, ProcessMesh& update_mesh,
     : mesh_(&exchange_mesh),
       options_(options),
       matrices_(make_matrices(exchange_mesh, matrices, options.galore_interval)),
-      basis_(shapes_of_basis(exchange_mesh, matrices_)),
-      h_(shapes_of_h(exchange_mesh, matrices_)),
-      n_(shapes_of_h(update_mesh, matrices_)),
+      basis_(shapes_of_basis(exchange_mesh, matrices_), {0}, exchange_mesh.world().device()),
+      h_(shapes_of_h(exchange_mesh, matrices_), {0}, exchange_mesh.world().device()),
+      n_(shapes_of_h(update_mesh, matrices_), {0}, exchange_mesh.world().device()),
       squares_(matrices_.size()) {
   LB_EXPECTS(options.wire == FactorWire::kAsComputed || (std::is_same_v<Real, float>),
              "optimizer.wire: found bf16 with numbers in ", dtype_name(dtype_of<Real>), ", expected f32");
   const auto owned = static_cast<Index>(h_.all_owned().size());
-  sums_ = Buffer<Real>(owned);
-  if (options.wire == FactorWire::kBF16) wire_ = Buffer<BFloat16>(owned);
+  Device* const device = exchange_mesh.world().device();
+  sums_ = Buffer<Real>(owned, device);
+  if (options.wire == FactorWire::kBF16) wire_ = Buffer<BFloat16>(owned, device);
   Index largest = 0;
   for (Index i = 0; i < size(); ++i) {
     Matrix& matrix = matrices_[at(i)];
-    matrix.m1 = Buffer<Real>(h_.owned(i).elements());
-    matrix.m2 = Buffer<Real>(h_.owned(i).elements());
+    matrix.m1 = Buffer<Real>(h_.owned(i).elements(), device);
+    matrix.m2 = Buffer<Real>(h_.owned(i).elements(), device);
     largest = std::max(largest, matrix.rows.size() * matrix.cols.size());
     const MatrixView<Real> basis = basis_.owned(i);
     for (Index row = 0; row < basis.rows; ++row) {
-      if (matrix.kept.begin + row < basis.cols) basis(row, matrix.kept.begin + row) = 1;
+      if (matrix.kept.begin + row < basis.cols)
+        fill<Real>(Real{1}, basis.block(row, 1, matrix.kept.begin + row, 1));
     }
   }
-  block_ = Buffer<Real>(largest);
+  block_ = Buffer<Real>(largest, device);
 }
 
 template <class Real>
@@ -131,10 +134,10 @@ void Galore<Real>::exchange(std::span<const Piece> pieces, Real gradient_scale, 
     if (from_means.back()) {
       project_mean(i, pieces[at(i)], gradient_scale);
     } else if (pieces[at(i)].skipped) {
-      std::ranges::fill(h.flat(), Real{0});
+      fill<Real>(Real{0}, h);
     } else {
       multiply<Real>(matrix.op(), pieces[at(i)].gradient, basis_.piece(i), h);
-      vector_kernels<Real>().scale(gradient_scale, h.data, h.elements());
+      scale<Real>(gradient_scale, h);
     }
   }
   h_.reduce_scatter();
@@ -151,13 +154,13 @@ void Galore<Real>::project_mean(Index i, const Piece& piece, Real gradient_scale
   const Matrix& matrix = matrices_[at(i)];
   const MatrixView<Real> block = block_.matrix(0, matrix.rows.size(), matrix.cols.size());
   if (piece.skipped) {
-    std::ranges::fill(block.flat(), Real{0});
+    fill<Real>(Real{0}, block);
   } else {
-    std::ranges::transform(piece.gradient.flat(), block.data, [=](Real x) { return gradient_scale * x; });
+    add<Real>(gradient_scale, piece.gradient, Real{0}, block);
   }
   const PayloadShare share{matrix.definition.cut.name, block.elements()};
   mesh_->replica().all_reduce(block.flat(), Reduction::kSum, {Purpose::kDense, {&share, 1}});
-  for (Real& x : block.flat()) x /= static_cast<Real>(mesh_->shape().replica);
+  scale<Real>(Real{1} / static_cast<Real>(mesh_->shape().replica), block);
   take_basis(i, block);
   multiply<Real>(matrix.op(), block, basis_.piece(i), h_.piece(i));
 }
@@ -190,8 +193,9 @@ void Galore<Real>::take_basis(Index i, MatrixView<const Real> block) {
   if (holds_whole) {
     Buffer<Real> storage(info.elements());
     const MatrixView<Real> whole = storage.matrix(0, info.rows, info.cols);
-    const Real* part = processes > 1 ? parts.data() : block.data;
-    for (int p = 0; p < processes; ++p) {
+    if (processes == 1) copy<Real>(block, whole);
+    const Real* part = parts.data();
+    for (int p = 0; p < processes && processes > 1; ++p) {
       const Range rows = cut.rows_of(mesh_position(shape, p)), cols = cut.cols_of(mesh_position(shape, p));
       for (Index row = rows.begin; row < rows.end; ++row, part += cols.size())
         std::copy_n(part, cols.size(), whole.row(row) + cols.begin);
@@ -209,8 +213,8 @@ void Galore<Real>::take_basis(Index i, MatrixView<const Real> block) {
   if (processes > 1) within.broadcast(basis.span(), owner, {Purpose::kPeriodic, {&share, 1}});
   if (std::ranges::all_of(basis.span(), [](Real x) { return x == 0; })) return;
   const MatrixView<Real> piece = basis_.piece(i), owned = basis_.owned(i);
-  std::copy_n(basis.data() + matrix.basis_rows().begin * r, piece.elements(), piece.data);
-  std::copy_n(basis.data() + matrix.kept.begin * r, owned.elements(), owned.data);
+  copy<Real>(basis.matrix(matrix.basis_rows().begin * r, piece.rows, r), piece);
+  copy<Real>(basis.matrix(matrix.kept.begin * r, owned.rows, r), owned);
 }
 
 template <class Real>
@@ -221,24 +225,27 @@ void Galore<Real>::average(const std::vector<bool>& from_means) {
     if (from_means[i]) continue;
     const MatrixView<Real> h = h_.owned(static_cast<Index>(i));
     shares.push_back({matrices_[i].definition.cut.name, h.elements()});
-    std::copy_n(h.data, h.elements(), sums_.data() + elements);
+    copy<Real>(h, sums_.matrix(elements, h.rows, h.cols));
     elements += h.elements();
   }
   if (shares.empty()) return;
   const Tag tag{Purpose::kFactor, shares};
   if (wire_.size() > 0) {
     const std::span<BFloat16> wire = wire_.span(0, elements);
-    vector_kernels<Real>().round_to_bf16(sums_.data(), wire.data(), elements);
+    const MatrixView<BFloat16> rounded = wire_.matrix(0, 1, elements);
+    round_to_bf16<Real>(sums_.matrix(0, 1, elements), rounded);
     mesh_->replica().all_reduce(wire, Reduction::kSum, tag);
-    vector_kernels<Real>().widen_bf16(wire.data(), sums_.data(), elements);
+    widen_bf16<Real>(rounded, sums_.matrix(0, 1, elements));
   } else {
     mesh_->replica().all_reduce(sums_.span(0, elements), Reduction::kSum, tag);
   }
-  const Real* sum = sums_.data();
+  const Real to_mean = Real{1} / static_cast<Real>(mesh_->shape().replica);
+  Index sum = 0;
   for (std::size_t i = 0; i < from_means.size(); ++i) {
     if (from_means[i]) continue;
-    for (Real& x : h_.owned(static_cast<Index>(i)).flat())
-      x = *sum++ / static_cast<Real>(mesh_->shape().replica);
+    const MatrixView<Real> h = h_.owned(static_cast<Index>(i));
+    add<Real>(to_mean, sums_.matrix(sum, h.rows, h.cols), Real{0}, h);
+    sum += h.elements();
   }
 }
 
@@ -256,21 +263,21 @@ typename Galore<Real>::Outcome Galore<Real>::update(std::span<const Piece> piece
     Matrix& matrix = matrices_[at(i)];
     const MatrixView<Real> n = n_.owned(i);
     if (pieces[at(i)].skipped) {
-      std::ranges::fill(n.flat(), Real{0});
+      fill<Real>(Real{0}, n);
       continue;
     }
     // N <- sqrt(1 - b2^t) / (1 - b1^t) m1 / (sqrt m2 + eps)
     matrix.t[0] += 1;
     const double t = static_cast<double>(matrix.t[0]);
-    const auto correction = static_cast<Real>(std::sqrt(1 - std::pow(kBeta2, t)) / (1 - std::pow(kBeta1, t)));
-    const MatrixView<const Real> h = h_.owned(i);
-    for (Index e = 0; e < h.elements(); ++e) {
-      const Real x = update_scale * h.data[e];
-      Real &m1 = matrix.m1[e], &m2 = matrix.m2[e];
-      m1 = static_cast<Real>(kBeta1) * m1 + static_cast<Real>(1 - kBeta1) * x;
-      m2 = static_cast<Real>(kBeta2) * m2 + static_cast<Real>(1 - kBeta2) * x * x;
-      n.data[e] = correction * m1 / (std::sqrt(m2) + static_cast<Real>(kEpsilon));
-    }
+    const double correction = std::sqrt(1 - std::pow(kBeta2, t)) / (1 - std::pow(kBeta1, t));
+    const AdamDirection<Real> direction{.beta1 = static_cast<Real>(kBeta1),
+                                        .new1 = static_cast<Real>(1 - kBeta1),
+                                        .beta2 = static_cast<Real>(kBeta2),
+                                        .new2 = static_cast<Real>(1 - kBeta2),
+                                        .correction = static_cast<Real>(correction),
+                                        .epsilon = static_cast<Real>(kEpsilon),
+                                        .gradient_scale = update_scale};
+    lowband::update<Real>(direction, h_.owned(i).line(), matrix.m1.line(), matrix.m2.line(), n.line());
   }
   n_.all_gather();
   const double eta = info.learning_rate;

@@ -1,7 +1,8 @@
 #include "optimizers/matrix_sign.h"
 
+#include "runtime/copy.h"
 #include "runtime/linalg.h"
-#include "runtime/vector_kernels.h"
+#include "runtime/passes.h"
 
 #include <algorithm>
 #include <array>
@@ -40,6 +41,9 @@ constexpr Index kSymmetricRows = 192;
 template <class Real>
 void symmetric_product(Op op_left, MatrixView<const Real> left, Op op_right, MatrixView<const Real> right,
                        MatrixView<Real> c) {
+  if (Device* const device = computing_device<Real>("symmetric product", left, right, c)) {
+    if constexpr (kOnDevices<Real>) return device->gemm(op_left, op_right, 1, left, right, 0, c, true);
+  }
   const auto rows_of = [](Op op, MatrixView<const Real> x, Index begin, Index count) {
     return op == Op::kNone ? x.row_block(begin, count) : x.block(0, x.rows, begin, count);
   };
@@ -64,11 +68,11 @@ const SignIteration& sign_iteration(SignPolynomial polynomial) {
 }
 
 template <class Real>
-MatrixSign<Real>::MatrixSign(SignPolynomial polynomial, Index short_side, Index elements)
+MatrixSign<Real>::MatrixSign(SignPolynomial polynomial, Index short_side, Index elements, Device* device)
     : iteration_(&sign_iteration(polynomial)),
-      gram_(short_side * short_side),
-      polynomial_(short_side * short_side),
-      next_(elements) {}
+      gram_(short_side * short_side, device),
+      polynomial_(short_side * short_side, device),
+      previous_(elements, device) {}
 
 template <class Real>
 void MatrixSign<Real>::compute(MatrixView<Real> x) {
@@ -85,7 +89,7 @@ void MatrixSign<Real>::compute(MatrixView<Real> x) {
 template <class Real>
 void MatrixSign<Real>::start(MatrixView<Real> x, double sum_of_squares) const {
   const double scale = 1 / (iteration_->safety * std::sqrt(sum_of_squares) + iteration_->epsilon);
-  vector_kernels<Real>().scale(static_cast<Real>(scale), x.data, x.elements());
+  lowband::scale<Real>(static_cast<Real>(scale), x);
 }
 
 template <class Real>
@@ -97,20 +101,16 @@ template <class Real>
 void MatrixSign<Real>::advance(Index k, bool wide, MatrixView<const Real> gram, MatrixView<Real> x) {
   const SignStep& step = iteration_->steps[static_cast<std::size_t>(k)];
   const Index side = gram.rows;
-  // p <- a I + b A + c A^2
+  // P <- b A + c A^2
   const MatrixView<Real> p = polynomial_.matrix(0, side, side);
   symmetric_product<Real>(Op::kNone, gram, Op::kNone, gram, p);
-  const auto b = static_cast<Real>(step.b), c = static_cast<Real>(step.c);
-  for (Index i = 0; i < p.elements(); ++i) p.data[i] = b * gram.data[i] + c * p.data[i];
-  for (Index i = 0; i < side; ++i) p(i, i) += static_cast<Real>(step.a);
-  // X <- p X, or X p
-  const MatrixView<Real> next = next_.matrix(0, x.rows, x.cols);
-  if (wide) {
-    gemm<Real>(Op::kNone, Op::kNone, Real{1}, p, x, Real{0}, next);
-  } else {
-    gemm<Real>(Op::kNone, Op::kNone, Real{1}, x, p, Real{0}, next);
-  }
-  std::ranges::copy(next.flat(), x.data);
+  add<Real>(static_cast<Real>(step.b), gram, static_cast<Real>(step.c), p);
+  // X <- P X + a X, or X P + a X: a I stays out of P, where it would take the digits of b A.
+  const MatrixView<Real> previous = previous_.matrix(0, x.rows, x.cols);
+  copy<Real>(x, previous);
+  const auto a = static_cast<Real>(step.a);
+  wide ? gemm<Real>(Op::kNone, Op::kNone, Real{1}, p, previous, a, x)
+       : gemm<Real>(Op::kNone, Op::kNone, Real{1}, previous, p, a, x);
 }
 
 template class MatrixSign<float>;

@@ -32,7 +32,8 @@ template <class Real>
 class MatrixSign {
  public:
   /// Workspace for matrices with min(m, n) <= `short_side` and m n <= `elements`.
-  MatrixSign(SignPolynomial polynomial, Index short_side, Index elements);
+  /// In the memory of `device`, null for the host's.
+  MatrixSign(SignPolynomial polynomial, Index short_side, Index elements, Device* device = nullptr);
 
   /// X <- sign X. Shapes: X is (m, n), contiguous. A zero matrix stays zero.
   void compute(MatrixView<Real> x);
@@ -48,7 +49,7 @@ class MatrixSign {
 
  private:
   const SignIteration* iteration_;
-  Buffer<Real> gram_, polynomial_, next_;
+  Buffer<Real> gram_, polynomial_, previous_;
 };
 
 }  // namespace lowband

@@ -1,8 +1,11 @@
 #include "optimizers/row_scaling.h"
 
+#include "runtime/passes.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 namespace lowband {
 namespace {
@@ -53,14 +56,12 @@ template <class Real>
 void RowScaling<Real>::average(Index i, const Rows& rows) {
   const MatrixView<const Real> u = sign_->block(i);
   const Index begin = rows_of_[at(i)] + sign_->first_row(i);
+  sums_of_squares_of_rows<Real>(u, own_sums_.span(begin, u.rows));
   for (Index row = 0; row < u.rows; ++row) {
-    double sum = 0;
-    for (Index col = 0; col < u.cols; ++col)
-      sum += static_cast<double>(u(row, col)) * static_cast<double>(u(row, col));
+    const double sum = own_sums_[begin + row];
     const Real* const v = rows.kept(at(row));
     v_[begin + row] = (v != nullptr ? beta2_ * static_cast<double>(*v) : 0) +
                       (1 - beta2_) * sum / static_cast<double>(sign_->matrix(i).cols());
-    own_sums_[begin + row] = sum;
     norms_[2 * i] += sum;
   }
 }
@@ -84,10 +85,10 @@ void RowScaling<Real>::scale(Index i) {
   const Index begin = rows_of_[at(i)] + sign_->first_row(i);
   const double factor =
       std::sqrt(norms_[2 * i]) / std::max(std::sqrt(norms_[2 * i + 1]), std::numeric_limits<double>::min());
-  for (Index row = 0; row < u.rows; ++row) {
-    const auto row_scale = static_cast<Real>(factor / (std::sqrt(v_[begin + row]) + kRowEpsilon));
-    for (Index col = 0; col < u.cols; ++col) u(row, col) *= row_scale;
-  }
+  std::vector<Real> of_rows;
+  for (const double v : v_.span(begin, u.rows))
+    of_rows.push_back(static_cast<Real>(factor / (std::sqrt(v) + kRowEpsilon)));
+  scale_rows<Real>(of_rows, u);
 }
 
 Index row_scaling_bytes(const CutMatrix& matrix) {

@@ -10,10 +10,6 @@ namespace {
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
-bool runs_on_devices(OptimizerKind kind) {
-  return !has_matrix_optimizer(kind) || kind == OptimizerKind::kDion || kind == OptimizerKind::kPowerSgd;
-}
-
 }  // namespace
 
 template <class Real>
@@ -38,9 +34,6 @@ ShardedOptimizer<Real>::ShardedOptimizer(ProcessMesh& mesh, std::span<Parameter<
   Device* const device = mesh.world().device();
   LB_EXPECTS(device == nullptr || kOnDevices<Real>, "optimizer: found parameters of doubles on ",
              place_name(device), ", expected float");
-  LB_EXPECTS(device == nullptr || runs_on_devices(options.kind),
-             "optimizer.kind: found one that does not run on ", place_name(device),
-             ", expected adamw, lion, sgd, dion or power_sgd");
   const Ranks ranks =
       exchanges_factors(options.kind) ? ranks_by_parameter(profile, infos) : Ranks(infos.size());
   const bool dion_factors =

@@ -1,5 +1,7 @@
 #include "optimizers/sign_descent.h"
 
+#include "runtime/passes.h"
+
 #include <algorithm>
 #include <cmath>
 
@@ -46,7 +48,7 @@ typename SignDescent<Real>::Outcome SignDescent<Real>::update(std::span<const Pi
                                                               Diagnosis<Real>* /*diagnosis*/) {
   for (Index i = 0; i < size(); ++i) {
     if (pieces[at(i)].skipped) {
-      std::ranges::fill(sign_.block(i).flat(), Real{0});
+      fill<Real>(Real{0}, sign_.block(i));
     } else {
       form_direction(i, pieces[at(i)], scale);
     }
@@ -57,12 +59,7 @@ typename SignDescent<Real>::Outcome SignDescent<Real>::update(std::span<const Pi
   for (Index i = 0; i < size(); ++i) {
     const MatrixView<const Real> u = sign_.block(i);
     if (pieces[at(i)].skipped || u.elements() == 0) continue;
-    const auto step = static_cast<Real>(step_size(i, info));
-    for (Index row = 0; row < u.rows; ++row) {
-      Real* const w = pieces[at(i)].weight.row(row);
-      const Real* const direction = u.row(row);
-      for (Index col = 0; col < u.cols; ++col) w[col] = decay * w[col] - step * direction[col];
-    }
+    add<Real>(static_cast<Real>(-step_size(i, info)), u, decay, pieces[at(i)].weight);
   }
   return {};
 }

@@ -1,6 +1,6 @@
 #include "optimizers/spec_gd.h"
 
-#include <algorithm>
+#include "runtime/passes.h"
 
 namespace lowband {
 
@@ -16,8 +16,7 @@ SpecGd<Real>::SpecGd(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, const
 template <class Real>
 void SpecGd<Real>::form_direction(Index i, const Piece& piece, Real scale) {
   scale_ = static_cast<double>(scale);
-  const std::span<const Real> gradient = piece.gradient.flat();
-  std::ranges::transform(gradient, this->sign().block(i).data, [=](Real g) { return scale * g; });
+  add<Real>(scale, piece.gradient, Real{0}, this->sign().block(i));
 }
 
 template <class Real>
@@ -27,10 +26,7 @@ void SpecGd<Real>::form_signs(std::span<const Piece> pieces, const StepInfo& /*i
   for (Index i = 0; i < this->size(); ++i) {
     const Piece& piece = pieces[static_cast<std::size_t>(i)];
     if (piece.skipped) continue;
-    const MatrixView<const Real> u = this->sign().block(i);
-    for (Index e = 0; e < u.elements(); ++e)
-      inner_products_[i] +=
-          scale_ * static_cast<double>(piece.gradient.data[e]) * static_cast<double>(u.data[e]);
+    inner_products_[i] = scale_ * inner_product<Real>(piece.gradient, this->sign().block(i));
   }
   if (group_->size() > 1 && this->size() > 0)
     group_->all_reduce(inner_products_.span(), Reduction::kSum, {Purpose::kUpdate, shares_});

@@ -1,11 +1,14 @@
 #include "optimizers/spectra.h"
 
 #include "optimizers/keyed_columns.h"
+#include "runtime/copy.h"
 #include "runtime/low_rank.h"
+#include "runtime/passes.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 namespace lowband {
 namespace {
@@ -38,14 +41,16 @@ Spectra<Real>::Spectra(ProcessMesh& mesh, Communicator& alone, const std::vector
       matrices_(make_matrices(mesh, matrices, options)),
       exchange_({.replica = &alone, .within_replica = &mesh.within_replica()}, factor_shapes(mesh, matrices_),
                 {}, {}),
-      cache_(v_shapes(factor_shapes(mesh, matrices_))),
+      cache_(v_shapes(factor_shapes(mesh, matrices_)), {0}, mesh.world().device()),
       squares_(static_cast<Index>(matrices_.size())) {
   for (Index i = 0; i < size(); ++i) {
     Matrix& matrix = matrices_[at(i)];
     const MatrixView<Real> v = cache_.owned(i);
     const RandomStream stream = random_of_v(matrix.info, options.seed, 0);
     const Index first = (matrix.cols.begin + matrix.owned_begin) * matrix.k;
-    for (Index e = 0; e < v.elements(); ++e) v.data[e] = static_cast<Real>(stream.normal(first + e));
+    Buffer<Real> drawn(v.elements());
+    for (Index e = 0; e < drawn.size(); ++e) drawn[e] = static_cast<Real>(stream.normal(first + e));
+    copy<Real>(drawn.line(), v.line());
     shares_.push_back({matrix.definition.cut.name, 1});
   }
 }
@@ -64,8 +69,10 @@ std::vector<typename Spectra<Real>::Matrix> Spectra<Real>::make_matrices(
                   .owned_begin = definition.cut.kept_rows(false, position).begin - cols.begin,
                   .momentum = {},
                   .m = {}};
-    matrix.one_pass = mesh.shape().tensor * mesh.shape().shard == 1 && matrix.k <= kOnePassColumns;
-    matrix.momentum = Buffer<Real>(rows.size() * cols.size());
+    Device* const device = mesh.world().device();
+    matrix.one_pass =
+        mesh.shape().tensor * mesh.shape().shard == 1 && matrix.k <= kOnePassColumns && device == nullptr;
+    matrix.momentum = Buffer<Real>(rows.size() * cols.size(), device);
     matrix.m = matrix.momentum.matrix(0, rows.size(), cols.size());
     matrices.push_back(std::move(matrix));
   }
@@ -115,7 +122,7 @@ typename Spectra<Real>::Outcome Spectra<Real>::update(std::span<const Piece> pie
   for (Index i = 0; i < size(); ++i) {
     if (pieces[at(i)].skipped) continue;
     const MatrixView<Real> cached = cache_.owned(i);
-    std::copy_n(exchange_.right(i).row(matrices_[at(i)].owned_begin), cached.elements(), cached.data);
+    copy<Real>(exchange_.right(i).row_block(matrices_[at(i)].owned_begin, cached.rows), cached);
     outcome.dead_columns += std::ranges::count(exchange_.dead(i), std::uint8_t{1});
     apply(i, pieces[at(i)].weight, info);
   }
@@ -140,8 +147,8 @@ void Spectra<Real>::iterate(std::span<const Piece> pieces, Real scale, bool firs
   for (Index i = 0; i < size(); ++i) {
     const MatrixView<Real> u = exchange_.left(i);
     if (pieces[at(i)].skipped) {
-      std::ranges::fill(u.flat(), Real{0});
-      std::ranges::fill(exchange_.right(i).flat(), Real{0});
+      fill<Real>(Real{0}, u);
+      fill<Real>(Real{0}, exchange_.right(i));
       continue;
     }
     const MatrixView<Real> m = matrices_[at(i)].m;
@@ -169,16 +176,16 @@ void Spectra<Real>::normalise(Index i, Index step) {
   const Matrix& matrix = matrices_[at(i)];
   const MatrixView<Real> v = exchange_.right(i);
   const std::span<const double> s = exchange_.right_norms(i);
+  constexpr auto kLargest = static_cast<double>(std::numeric_limits<Real>::max());
+  std::vector<Real> to_unit;
+  for (const double norm : s)
+    to_unit.push_back(norm > 0 ? static_cast<Real>(std::min(1 / norm, kLargest)) : Real{1});
+  scale_columns<Real>(to_unit, v);
   for (Index j = 0; j < v.cols; ++j) {
-    const double norm = s[at(j)];
-    if (norm > 0) {
-      for (Index row = 0; row < v.rows; ++row) v(row, j) = static_cast<Real>(v(row, j) / norm);
-      continue;
-    }
+    if (s[at(j)] > 0) continue;
     const RandomStream stream = random_of_v(matrix.info, options_.seed, step + 1);  // stream 0 gave the first
     const std::vector<double> column = keyed_unit_column(stream, matrix.info.cols, matrix.k, j);
-    for (Index row = 0; row < v.rows; ++row)
-      v(row, j) = static_cast<Real>(column[at(matrix.cols.begin + row)]);
+    copy_column(column, matrix.cols.begin, v.block(0, v.rows, j, 1));
   }
 }
 
@@ -206,15 +213,11 @@ void Spectra<Real>::apply(Index i, MatrixView<Real> weight, const StepInfo& info
   const double eta = info.learning_rate;
   const auto decay = static_cast<Real>(1 - eta * options_.weight_decay);
   const auto step = static_cast<Real>(kStepRms * eta / (rms + kRmsEpsilon));
-  for (Index row = 0; row < m.rows; ++row) {
-    Real* const w = weight.row(row);
-    for (Index col = 0; col < m.cols; ++col) w[col] = decay * w[col] - step * m(row, col);
-  }
+  add<Real>(-step, m, decay, weight);
   if (!has_tail) return;
-  for (Index j = 0; j < v.cols; ++j) {
-    const auto down = static_cast<Real>(s[at(j)] - sigma);
-    for (Index row = 0; row < v.rows; ++row) v(row, j) *= down;
-  }
+  std::vector<Real> down;
+  for (const double x : s) down.push_back(static_cast<Real>(x - sigma));
+  scale_columns<Real>(down, v);
   add_product<Real>(step, {exchange_.left(i), v}, Real{1}, weight);
 }
 

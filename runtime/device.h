@@ -71,12 +71,23 @@ class Device {
   virtual void widen(MatrixView<const BFloat16> x, MatrixView<float> y) = 0;
   virtual void update(const AdamWStep<float>& step, MatrixView<const float> g, MatrixView<float> m,
                       MatrixView<float> v, MatrixView<float> w) = 0;
+  virtual void update(const AdamDirection<float>& step, MatrixView<const float> g, MatrixView<float> m1,
+                      MatrixView<float> m2, MatrixView<float> n) = 0;
   virtual void update(const LionStep<float>& step, MatrixView<const float> g, MatrixView<float> m,
                       MatrixView<float> w) = 0;
   virtual void update(const SgdStep<float>& step, MatrixView<const float> g, MatrixView<float> v,
                       MatrixView<float> w) = 0;
 
+  /// U_k <- row or column places[k] of X ;  row or column places[k] of X += alpha U_k. `places` of the host,
+  /// copied before this returns.
+  virtual void take_slices(bool of_rows, std::span<const Index> places, MatrixView<const float> x,
+                           MatrixView<float> u) = 0;
+  virtual void add_to_slices(float alpha, MatrixView<const float> u, bool of_rows,
+                             std::span<const Index> places, MatrixView<float> x) = 0;
+
   // To the host: these wait.
+  virtual double inner_product(MatrixView<const float> x, MatrixView<const float> y) = 0;
+  virtual void sums_of_magnitudes(bool of_rows, MatrixView<const float> x, std::span<double> sums) = 0;
   /// The sum of squares of each matrix. `usable`: NaN where an element or its square is no finite float.
   virtual void sums_of_squares(std::span<const MatrixView<const float>> matrices, bool usable,
                                std::span<double> sums) = 0;

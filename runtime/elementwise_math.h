@@ -48,6 +48,23 @@ struct AdamWStep {
   }
 };
 
+/// m1 <- b1 m1 + (1 - b1) g' ;  m2 <- b2 m2 + (1 - b2) g'^2 ;  n <- correction m1 / (sqrt(m2) + epsilon)
+///
+/// Adam's direction, without a weight. correction = sqrt(1 - b2^t) / (1 - b1^t).
+/// Reference: GaLore (arXiv 2403.03507), algorithm 2.
+template <class Real>
+struct AdamDirection {
+  Real beta1, new1, beta2, new2, correction, epsilon, gradient_scale;
+
+  LB_HOST_DEVICE void operator()(Real gradient, Real& m1, Real& m2, Real& n) const {
+    using std::sqrt;
+    const Real g = gradient_scale * gradient;
+    m1 = beta1 * m1 + new1 * g;
+    m2 = beta2 * m2 + new2 * g * g;
+    n = correction * m1 / (sqrt(m2) + epsilon);
+  }
+};
+
 /// w <- decay w - eta sign(b1 m + (1 - b1) g') ;  m <- b2 m + (1 - b2) g'.  new1 = 1 - b1, new2 = 1 - b2.
 /// Reference: Chen et al., "Symbolic discovery of optimization algorithms", arXiv 2302.06675, algorithm 2.
 template <class Real>

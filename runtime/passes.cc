@@ -27,6 +27,19 @@ void expect_one_for_each(const char* function, std::size_t numbers, Index expect
              expected);
 }
 
+Index place(std::span<const Index> places, Index k) { return places[static_cast<std::size_t>(k)]; }
+
+template <class Real>
+void expect_slices(const char* function, bool of_rows, std::span<const Index> places,
+                   MatrixView<const Real> x, MatrixView<const Real> u) {
+  const Index count = std::ssize(places), slices = of_rows ? x.rows : x.cols;
+  LB_EXPECTS((of_rows ? u.rows : u.cols) == count && (of_rows ? u.cols == x.cols : u.rows == x.rows),
+             function, ": found ", count, of_rows ? " rows" : " columns", " of (", x.rows, ", ", x.cols,
+             ") and U (", u.rows, ", ", u.cols, ")");
+  for (const Index k : places)
+    LB_EXPECTS(k >= 0 && k < slices, function, ": found slice ", k, ", expected one of ", slices);
+}
+
 /// Calls visit(rows' first elements..., count) for as few stretches of elements as the strides allow.
 template <class Visit, class First, class... Rest>
 void for_each_stretch(Visit visit, const First& first, const Rest&... rest) {
@@ -182,6 +195,20 @@ void update(const AdamWStep<Real>& step, MatrixView<const Real> g, MatrixView<Re
 }
 
 template <class Real>
+void update(const AdamDirection<Real>& step, MatrixView<const Real> g, MatrixView<Real> m1,
+            MatrixView<Real> m2, MatrixView<Real> n) {
+  expect_equal_shapes("update", g, m1, m2, n);
+  if (Device* const device = computing_device<Real>("update", g, m1, m2, n)) {
+    if constexpr (kOnDevices<Real>) return device->update(step, g, m1, m2, n);
+  }
+  for_each_stretch(
+      [&](const Real* gradient, Real* first, Real* second, Real* direction, Index count) {
+        for (Index k = 0; k < count; ++k) step(gradient[k], first[k], second[k], direction[k]);
+      },
+      g, m1, m2, n);
+}
+
+template <class Real>
 void update(const LionStep<Real>& step, MatrixView<const Real> g, MatrixView<Real> m, MatrixView<Real> w) {
   expect_equal_shapes("update", g, m, w);
   if (Device* const device = computing_device<Real>("update", g, m, w)) {
@@ -197,6 +224,65 @@ void update(const SgdStep<Real>& step, MatrixView<const Real> g, MatrixView<Real
     if constexpr (kOnDevices<Real>) return device->update(step, g, v, w);
   }
   update_one_moment(step, g, v, w);
+}
+
+template <class Real>
+void take_slices(bool of_rows, std::span<const Index> places, MatrixView<const Real> x, MatrixView<Real> u) {
+  expect_slices("take_slices", of_rows, places, x, MatrixView<const Real>(u));
+  if (Device* const device = computing_device<Real>("take_slices", x, u)) {
+    if constexpr (kOnDevices<Real>) return device->take_slices(of_rows, places, x, u);
+  }
+  for (Index i = 0; i < u.rows; ++i) {
+    for (Index j = 0; j < u.cols; ++j)
+      u(i, j) = x(of_rows ? place(places, i) : i, of_rows ? j : place(places, j));
+  }
+}
+
+template <class Real>
+void add_to_slices(Real alpha, MatrixView<const Real> u, bool of_rows, std::span<const Index> places,
+                   MatrixView<Real> x) {
+  expect_slices("add_to_slices", of_rows, places, MatrixView<const Real>(x), u);
+  if (Device* const device = computing_device<Real>("add_to_slices", u, x)) {
+    if constexpr (kOnDevices<Real>) return device->add_to_slices(alpha, u, of_rows, places, x);
+  }
+  for (Index i = 0; i < u.rows; ++i) {
+    if (of_rows) {
+      vector_kernels<Real>().axpy(alpha, u.row(i), x.row(place(places, i)), u.cols);
+      continue;
+    }
+    for (Index j = 0; j < u.cols; ++j) {
+      Real& element = x(i, place(places, j));
+      element = std::fma(alpha, u(i, j), element);
+    }
+  }
+}
+
+template <class Real>
+double inner_product(MatrixView<const Real> x, MatrixView<const Real> y) {
+  expect_equal_shapes("inner_product", x, y);
+  if (Device* const device = computing_device<Real>("inner_product", x, y)) {
+    if constexpr (kOnDevices<Real>) return device->inner_product(x, y);
+  }
+  double sum = 0;
+  for_each_stretch(
+      [&](const Real* a, const Real* b, Index n) {
+        for (Index k = 0; k < n; ++k) sum += static_cast<double>(a[k]) * static_cast<double>(b[k]);
+      },
+      x, y);
+  return sum;
+}
+
+template <class Real>
+void sums_of_magnitudes(bool of_rows, MatrixView<const Real> x, std::span<double> sums) {
+  expect_one_for_each<Real>("sums_of_magnitudes", sums.size(), of_rows ? x.rows : x.cols);
+  if (Device* const device = computing_device<Real>("sums_of_magnitudes", x)) {
+    if constexpr (kOnDevices<Real>) return device->sums_of_magnitudes(of_rows, x, sums);
+  }
+  std::ranges::fill(sums, 0.0);
+  for (Index i = 0; i < x.rows; ++i) {
+    for (Index j = 0; j < x.cols; ++j)
+      sums[static_cast<std::size_t>(of_rows ? i : j)] += std::abs(static_cast<double>(x(i, j)));
+  }
 }
 
 template <class Real>
@@ -255,23 +341,30 @@ double sum_of_squares(MatrixView<const Real> a) {
   return sum;
 }
 
-#define LB_INSTANTIATE(Real)                                                                              \
-  template void fill<Real>(Real, MatrixView<Real>);                                                       \
-  template void add<Real>(Real, MatrixView<const Real>, Real, MatrixView<Real>);                          \
-  template void scale<Real>(Real, MatrixView<Real>);                                                      \
-  template void scale_rows<Real>(std::span<const Real>, MatrixView<Real>);                                \
-  template void scale_columns<Real>(std::span<const Real>, MatrixView<Real>);                             \
-  template void round_to_bf16<Real>(MatrixView<const Real>, MatrixView<BFloat16>);                        \
-  template void widen_bf16<Real>(MatrixView<const BFloat16>, MatrixView<Real>);                           \
-  template void update<Real>(const AdamWStep<Real>&, MatrixView<const Real>, MatrixView<Real>,            \
-                             MatrixView<Real>, MatrixView<Real>);                                         \
-  template void update<Real>(const LionStep<Real>&, MatrixView<const Real>, MatrixView<Real>,             \
-                             MatrixView<Real>);                                                           \
-  template void update<Real>(const SgdStep<Real>&, MatrixView<const Real>, MatrixView<Real>,              \
-                             MatrixView<Real>);                                                           \
-  template double sum_of_squares<Real>(MatrixView<const Real>);                                           \
-  template void usable_sums_of_squares<Real>(std::span<const MatrixView<const Real>>, std::span<double>); \
-  template void sums_of_squares_of_rows<Real>(MatrixView<const Real>, std::span<double>);                 \
+#define LB_INSTANTIATE(Real)                                                                               \
+  template void fill<Real>(Real, MatrixView<Real>);                                                        \
+  template void add<Real>(Real, MatrixView<const Real>, Real, MatrixView<Real>);                           \
+  template void scale<Real>(Real, MatrixView<Real>);                                                       \
+  template void scale_rows<Real>(std::span<const Real>, MatrixView<Real>);                                 \
+  template void scale_columns<Real>(std::span<const Real>, MatrixView<Real>);                              \
+  template void round_to_bf16<Real>(MatrixView<const Real>, MatrixView<BFloat16>);                         \
+  template void widen_bf16<Real>(MatrixView<const BFloat16>, MatrixView<Real>);                            \
+  template void update<Real>(const AdamWStep<Real>&, MatrixView<const Real>, MatrixView<Real>,             \
+                             MatrixView<Real>, MatrixView<Real>);                                          \
+  template void update<Real>(const AdamDirection<Real>&, MatrixView<const Real>, MatrixView<Real>,         \
+                             MatrixView<Real>, MatrixView<Real>);                                          \
+  template void take_slices<Real>(bool, std::span<const Index>, MatrixView<const Real>, MatrixView<Real>); \
+  template void add_to_slices<Real>(Real, MatrixView<const Real>, bool, std::span<const Index>,            \
+                                    MatrixView<Real>);                                                     \
+  template double inner_product<Real>(MatrixView<const Real>, MatrixView<const Real>);                     \
+  template void sums_of_magnitudes<Real>(bool, MatrixView<const Real>, std::span<double>);                 \
+  template void update<Real>(const LionStep<Real>&, MatrixView<const Real>, MatrixView<Real>,              \
+                             MatrixView<Real>);                                                            \
+  template void update<Real>(const SgdStep<Real>&, MatrixView<const Real>, MatrixView<Real>,               \
+                             MatrixView<Real>);                                                            \
+  template double sum_of_squares<Real>(MatrixView<const Real>);                                            \
+  template void usable_sums_of_squares<Real>(std::span<const MatrixView<const Real>>, std::span<double>);  \
+  template void sums_of_squares_of_rows<Real>(MatrixView<const Real>, std::span<double>);                  \
   template void sums_of_squares_of_columns<Real>(std::span<const MatrixView<const Real>>, std::span<double>);
 LB_INSTANTIATE(float)
 LB_INSTANTIATE(double)

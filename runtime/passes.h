@@ -45,15 +45,35 @@ template <class Real>
 void update(const AdamWStep<Real>& step, MatrixView<const Real> g, MatrixView<Real> m, MatrixView<Real> v,
             MatrixView<Real> w);
 template <class Real>
+void update(const AdamDirection<Real>& step, MatrixView<const Real> g, MatrixView<Real> m1,
+            MatrixView<Real> m2, MatrixView<Real> n);
+template <class Real>
 void update(const LionStep<Real>& step, MatrixView<const Real> g, MatrixView<Real> m, MatrixView<Real> w);
 template <class Real>
 void update(const SgdStep<Real>& step, MatrixView<const Real> g, MatrixView<Real> v, MatrixView<Real> w);
+
+/// U_k <- slice places[k] of X ;  slice places[k] of X += alpha U_k, by fma. Slices are rows or columns.
+///
+/// Shapes: U has places.size() slices, as long as those of X; `places` differ.
+template <class Real>
+void take_slices(bool of_rows, std::span<const Index> places, MatrixView<const Real> x, MatrixView<Real> u);
+template <class Real>
+void add_to_slices(Real alpha, MatrixView<const Real> u, bool of_rows, std::span<const Index> places,
+                   MatrixView<Real> x);
 
 // Sums, in double, for the host. On a Device they wait for it.
 
 /// sums[k] <- sum of squares of matrices[k]; NaN where an element or its square is no finite Real.
 template <class Real>
 void usable_sums_of_squares(std::span<const MatrixView<const Real>> matrices, std::span<double> sums);
+
+/// sum of X_ij Y_ij
+template <class Real>
+double inner_product(MatrixView<const Real> x, MatrixView<const Real> y);
+
+/// sums[i] <- sum over j of |X_ij|, or with columns sums[j] <- sum over i of |X_ij|
+template <class Real>
+void sums_of_magnitudes(bool of_rows, MatrixView<const Real> x, std::span<double> sums);
 
 /// sums[i] <- sum over j of X_ij^2
 template <class Real>

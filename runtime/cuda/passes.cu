@@ -89,8 +89,9 @@ struct Convert {
   }
 };
 
-struct AdamW {
-  AdamWStep<float> step;
+template <class Step>
+struct TwoMoments {
+  Step step;
   Elements<const float> g;
   Elements<float> m, v, w;
   __device__ void operator()(Index i, Index j) const { step(g(i, j), m(i, j), v(i, j), w(i, j)); }
@@ -102,6 +103,28 @@ struct OneMoment {
   Elements<const float> g;
   Elements<float> m, w;
   __device__ void operator()(Index i, Index j) const { step(g(i, j), m(i, j), w(i, j)); }
+};
+
+struct TakeSlices {
+  bool of_rows;
+  const Index* places;
+  Elements<const float> x;
+  Elements<float> u;
+  __device__ void operator()(Index i, Index j) const {
+    u(i, j) = x(of_rows ? places[i] : i, of_rows ? j : places[j]);
+  }
+};
+
+struct AddToSlices {
+  float alpha;
+  Elements<const float> u;
+  bool of_rows;
+  const Index* places;
+  Elements<float> x;
+  __device__ void operator()(Index i, Index j) const {
+    float& element = x(of_rows ? places[i] : i, of_rows ? j : places[j]);
+    element = fmaf(alpha, u(i, j), element);
+  }
 };
 
 __device__ double square(float x) {
@@ -116,6 +139,51 @@ __global__ void row_squares_kernel(DeviceMatrix<const float> x, double* sums) {
     sum = block_sum(sum);
     if (threadIdx.x == 0) sums[i] = sum;
   }
+}
+
+__global__ void row_magnitudes_kernel(DeviceMatrix<const float> x, double* sums) {
+  for (Index i = blockIdx.x; i < x.rows; i += gridDim.x) {
+    double sum = 0;
+    for (Index j = threadIdx.x; j < x.cols; j += blockDim.x)
+      sum += static_cast<double>(fabsf(x.data[i * x.row_stride + j]));
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) sums[i] = sum;
+  }
+}
+
+// A block for 32 columns, whose 8 rows of threads take every eighth row of X.
+__global__ void column_magnitudes_kernel(DeviceMatrix<const float> x, double* sums) {
+  __shared__ double of_row[8][kWarp];
+  const Index j = Index{blockIdx.x} * kWarp + threadIdx.x;
+  double sum = 0;
+  if (j < x.cols) {
+#pragma unroll 4
+    for (Index i = threadIdx.y; i < x.rows; i += 8)
+      sum += static_cast<double>(fabsf(x.data[i * x.row_stride + j]));
+  }
+  of_row[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y != 0 || j >= x.cols) return;
+  for (int y = 1; y < 8; ++y) sum += of_row[y][threadIdx.x];
+  sums[j] = sum;
+}
+
+// Block s takes rows s, s + kSumSlabs, ... or, of one row, that slab of its elements.
+__global__ void inner_product_kernel(DeviceMatrix<const float> x, DeviceMatrix<const float> y,
+                                     double* partial) {
+  const bool one_row = x.rows == 1;
+  double sum = 0;
+  for (Index i = one_row ? 0 : blockIdx.x; i < x.rows; i += gridDim.x) {
+    const float* const a = x.data + i * x.row_stride;
+    const float* const b = y.data + i * y.row_stride;
+    const Index begin = one_row ? first_element() : threadIdx.x;
+    const Index stride = one_row ? element_stride() : blockDim.x;
+#pragma unroll 4
+    for (Index j = begin; j < x.cols; j += stride)
+      sum += static_cast<double>(a[j]) * static_cast<double>(b[j]);
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
 // Block s takes rows s, s + kSumSlabs, ... or, of one row, that slab of its elements.
@@ -177,7 +245,15 @@ void update(const AdamWStep<float>& step, DeviceMatrix<const float> g, DeviceMat
             DeviceMatrix<float> v, DeviceMatrix<float> w, const CudaStream& stream) {
   const bool one_row = g.contiguous() && m.contiguous() && v.contiguous() && w.contiguous();
   for_each_element("adamw", w.rows, w.cols, one_row, stream,
-                   AdamW{step, elements(g), elements(m), elements(v), elements(w)});
+                   TwoMoments<AdamWStep<float>>{step, elements(g), elements(m), elements(v), elements(w)});
+}
+
+void update(const AdamDirection<float>& step, DeviceMatrix<const float> g, DeviceMatrix<float> m1,
+            DeviceMatrix<float> m2, DeviceMatrix<float> n, const CudaStream& stream) {
+  const bool one_row = g.contiguous() && m1.contiguous() && m2.contiguous() && n.contiguous();
+  for_each_element(
+      "adam_direction", n.rows, n.cols, one_row, stream,
+      TwoMoments<AdamDirection<float>>{step, elements(g), elements(m1), elements(m2), elements(n)});
 }
 
 void update(const LionStep<float>& step, DeviceMatrix<const float> g, DeviceMatrix<float> m,
@@ -205,6 +281,40 @@ void sum_of_squares(DeviceMatrix<const float> x, bool usable, double* partial, d
   const float largest = usable ? sqrtf(FLT_MAX) : INFINITY;
   launch("sum_of_squares", stream, {kSumSlabs, kThreads}, squares_kernel, x, largest, partial);
   launch("sum_of_squares, second pass", stream, {1, kThreads}, add_slabs_kernel, partial, sum);
+}
+
+void take_slices(bool of_rows, const Index* places, DeviceMatrix<const float> x, DeviceMatrix<float> u,
+                 const CudaStream& stream) {
+  for_each_element("take_slices", u.rows, u.cols, false, stream,
+                   TakeSlices{of_rows, places, elements(x), elements(u)});
+}
+
+void add_to_slices(float alpha, DeviceMatrix<const float> u, bool of_rows, const Index* places,
+                   DeviceMatrix<float> x, const CudaStream& stream) {
+  for_each_element("add_to_slices", u.rows, u.cols, false, stream,
+                   AddToSlices{alpha, elements(u), of_rows, places, elements(x)});
+}
+
+void sums_of_magnitudes(bool of_rows, DeviceMatrix<const float> x, double* sums, const CudaStream& stream) {
+  if ((of_rows ? x.rows : x.cols) == 0) return;
+  if (of_rows) {
+    const auto blocks = static_cast<unsigned>(std::min<Index>(x.rows, 65'535));
+    launch("sums_of_magnitudes of rows", stream, {blocks, kThreads}, row_magnitudes_kernel, x, sums);
+  } else {
+    const auto blocks = static_cast<unsigned>((x.cols + kWarp - 1) / kWarp);
+    launch("sums_of_magnitudes of columns", stream, {blocks, dim3(kWarp, 8)}, column_magnitudes_kernel, x,
+           sums);
+  }
+}
+
+void inner_product(DeviceMatrix<const float> x, DeviceMatrix<const float> y, double* partial, double* sum,
+                   const CudaStream& stream) {
+  if (x.contiguous() && y.contiguous()) {
+    x = {x.data, 1, x.rows * x.cols};
+    y = {y.data, 1, y.rows * y.cols};
+  }
+  launch("inner_product", stream, {kSumSlabs, kThreads}, inner_product_kernel, x, y, partial);
+  launch("inner_product, second pass", stream, {1, kThreads}, add_slabs_kernel, partial, sum);
 }
 
 template void convert<float, BFloat16>(DeviceMatrix<const float>, DeviceMatrix<BFloat16>, const CudaStream&);

@@ -33,6 +33,8 @@ void narrow(DeviceMatrix<const double> from, DeviceMatrix<float> to, const CudaS
 
 void update(const AdamWStep<float>& step, DeviceMatrix<const float> g, DeviceMatrix<float> m,
             DeviceMatrix<float> v, DeviceMatrix<float> w, const CudaStream& stream);
+void update(const AdamDirection<float>& step, DeviceMatrix<const float> g, DeviceMatrix<float> m1,
+            DeviceMatrix<float> m2, DeviceMatrix<float> n, const CudaStream& stream);
 void update(const LionStep<float>& step, DeviceMatrix<const float> g, DeviceMatrix<float> m,
             DeviceMatrix<float> w, const CudaStream& stream);
 void update(const SgdStep<float>& step, DeviceMatrix<const float> g, DeviceMatrix<float> v,
@@ -42,10 +44,23 @@ void update(const SgdStep<float>& step, DeviceMatrix<const float> g, DeviceMatri
 /// float. A block for each row, so few long rows are slow: see sum_of_squares.
 void sums_of_squares_of_rows(DeviceMatrix<const float> x, double* sums, const CudaStream& stream);
 
+/// U_k <- row or column places[k] of X ;  row or column places[k] of X += alpha U_k, `places` of the device.
+void take_slices(bool of_rows, const Index* places, DeviceMatrix<const float> x, DeviceMatrix<float> u,
+                 const CudaStream& stream);
+void add_to_slices(float alpha, DeviceMatrix<const float> u, bool of_rows, const Index* places,
+                   DeviceMatrix<float> x, const CudaStream& stream);
+
+/// sums[i] <- sum over j of |X_ij|, or of columns, in double.
+void sums_of_magnitudes(bool of_rows, DeviceMatrix<const float> x, double* sums, const CudaStream& stream);
+
 inline constexpr int kSumSlabs = 256;
 /// *sum <- sum of X_ij^2 in double, in an order that follows from the shape. `usable`: NaN where an element
 /// or its square is no finite float. `partial`: room for kSumSlabs.
 void sum_of_squares(DeviceMatrix<const float> x, bool usable, double* partial, double* sum,
                     const CudaStream& stream);
+
+/// *sum <- sum of X_ij Y_ij in double, in an order that follows from the shape; `partial` likewise.
+void inner_product(DeviceMatrix<const float> x, DeviceMatrix<const float> y, double* partial, double* sum,
+                   const CudaStream& stream);
 
 }  // namespace lowband

@@ -75,6 +75,11 @@ class StreamDevice final : public Device {
     const std::lock_guard turn(mutex_);
     lowband::update(step, on_device(g), on_device(m), on_device(v), on_device(w), stream_);
   }
+  void update(const AdamDirection<float>& step, MatrixView<const float> g, MatrixView<float> m1,
+              MatrixView<float> m2, MatrixView<float> n) override {
+    const std::lock_guard turn(mutex_);
+    lowband::update(step, on_device(g), on_device(m1), on_device(m2), on_device(n), stream_);
+  }
   void update(const LionStep<float>& step, MatrixView<const float> g, MatrixView<float> m,
               MatrixView<float> w) override {
     const std::lock_guard turn(mutex_);
@@ -86,6 +91,33 @@ class StreamDevice final : public Device {
     lowband::update(step, on_device(g), on_device(v), on_device(w), stream_);
   }
 
+  void take_slices(bool of_rows, std::span<const Index> places, MatrixView<const float> x,
+                   MatrixView<float> u) override {
+    const std::lock_guard turn(mutex_);
+    const DeviceBuffer<Index> there = copied(places);
+    lowband::take_slices(of_rows, there.data(), on_device(x), on_device(u), stream_);
+  }
+  void add_to_slices(float alpha, MatrixView<const float> u, bool of_rows, std::span<const Index> places,
+                     MatrixView<float> x) override {
+    const std::lock_guard turn(mutex_);
+    const DeviceBuffer<Index> there = copied(places);
+    lowband::add_to_slices(alpha, on_device(u), of_rows, there.data(), on_device(x), stream_);
+  }
+
+  double inner_product(MatrixView<const float> x, MatrixView<const float> y) override {
+    const std::lock_guard turn(mutex_);
+    DeviceBuffer<double> found(1, stream_);
+    lowband::inner_product(on_device(x), on_device(y), partial_.data(), found.data(), stream_);
+    double sum = 0;
+    found.copy_to({&sum, 1});
+    return sum;
+  }
+  void sums_of_magnitudes(bool of_rows, MatrixView<const float> x, std::span<double> sums) override {
+    const std::lock_guard turn(mutex_);
+    DeviceBuffer<double> found(std::ssize(sums), stream_);
+    lowband::sums_of_magnitudes(of_rows, on_device(x), found.data(), stream_);
+    found.copy_to(sums);
+  }
   void sums_of_squares(std::span<const MatrixView<const float>> matrices, bool usable,
                        std::span<double> sums) override {
     const std::lock_guard turn(mutex_);
@@ -178,9 +210,15 @@ class StreamDevice final : public Device {
 
   void scale_by(std::span<const float> factors, bool by_row, MatrixView<float> x) {
     const std::lock_guard turn(mutex_);
-    DeviceBuffer<float> there(std::ssize(factors), stream_);
-    there.fill_from(factors);
+    const DeviceBuffer<float> there = copied(factors);
     lowband::scale_by(there.data(), by_row, on_device(x), stream_);
+  }
+
+  template <class T>
+  DeviceBuffer<T> copied(std::span<const T> host) {
+    DeviceBuffer<T> there(std::ssize(host), stream_);
+    there.fill_from(host);
+    return there;
   }
 
   DeviceBuffer<double> widened(MatrixView<const float> p) {

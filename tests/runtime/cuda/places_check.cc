@@ -128,6 +128,17 @@ void check_steps(const CudaStream& /*stream*/) {
                                  .gradient_scale = 0.5F};
     update<float>(adamw, g.host(), m.host(), v.host(), w.host());
     update<float>(adamw, g.there(), m.there(), v.there(), w.there());
+    Both n(device, s.rows, s.cols, 5, s.spare);
+    const AdamDirection<float> direction{.beta1 = 0.9F,
+                                         .new1 = 0.1F,
+                                         .beta2 = 0.999F,
+                                         .new2 = 0.001F,
+                                         .correction = 0.3F,
+                                         .epsilon = 1e-6F,
+                                         .gradient_scale = 0.5F};
+    update<float>(direction, g.host(), m.host(), v.host(), n.host());
+    update<float>(direction, g.there(), m.there(), v.there(), n.there());
+    n.expect_equal("direction");
     const LionStep<float> lion{.beta1 = 0.9F,
                                .new1 = 0.1F,
                                .beta2 = 0.99F,
@@ -145,6 +156,21 @@ void check_steps(const CudaStream& /*stream*/) {
     v.expect_equal("second moment");
     w.expect_equal("weight");
   });
+}
+
+void check_slices(const CudaStream& /*stream*/) {
+  const std::unique_ptr<Device> device = open_device();
+  const std::vector<Index> places{6, 0, 3};
+  for (const bool of_rows : {true, false}) {
+    Both x(*device, 7, 9, 1, 2), u(*device, of_rows ? 3 : 7, of_rows ? 9 : 3, 2, 1);
+    take_slices<float>(of_rows, places, x.host(), u.host());
+    take_slices<float>(of_rows, places, x.there(), u.there());
+    u.expect_equal("slices taken");
+    expect(u.host()(2, 2) == (of_rows ? x.host()(3, 2) : x.host()(2, 3)), "the wrong slice");
+    add_to_slices<float>(-0.3F, u.host(), of_rows, places, x.host());
+    add_to_slices<float>(-0.3F, u.there(), of_rows, places, x.there());
+    x.expect_equal("slices added to");
+  }
 }
 
 // Sums of n squares in double, in two orders: each is off by at most n u of the sum.
@@ -179,6 +205,19 @@ void check_sums(const CudaStream& /*stream*/) {
     sums_of_squares_of_columns<float>(twice, columns);
     sums_of_squares_of_columns<float>(twice_there, columns_there);
     expect_close(columns_there, columns, s.rows + s.cols, "column");
+    for (const bool of_rows : {true, false}) {
+      std::vector<double> magnitudes(at(of_rows ? s.rows : s.cols)), magnitudes_there(magnitudes);
+      sums_of_magnitudes<float>(of_rows, x.host(), magnitudes);
+      sums_of_magnitudes<float>(of_rows, x.there(), magnitudes_there);
+      expect_close(magnitudes_there, magnitudes, s.rows + s.cols, "magnitudes");
+    }
+    Both z(device, s.rows, s.cols, 1);
+    // Terms of magnitude one or so, of either sign.
+    const double inner = inner_product<float>(x.host(), z.host()),
+                 inner_there = inner_product<float>(x.there(), z.there());
+    const auto terms = static_cast<double>(s.rows * s.cols);
+    expect(std::abs(inner - inner_there) <= terms * terms * 0x1p-52, "inner product: ", inner_there,
+           ", on the host ", inner);
     if (s.rows == 0) return;
     expect(all_finite<float>(x.there()), "finite");
     for (const float bad : {std::numeric_limits<float>::infinity(), -3e19F, std::nanf("")}) {
@@ -303,6 +342,7 @@ void check_places(const CudaStream& /*stream*/) {
 constexpr DeviceCheck kChecks[] = {
     {"passes over elements give the host's bits", check_elements},
     {"steps of elementwise optimizers give the host's bits", check_steps},
+    {"slices", check_slices},
     {"sums of squares, with what is not usable", check_sums},
     {"products with factors", check_products},
     {"factorisations", check_factorisations},
