@@ -29,8 +29,11 @@ class Layer(torch.nn.Module):
         self.down = torch.nn.Linear(FFN, WIDTH, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.o(torch.tanh(self.q(x)) * self.k(x) + self.v(x))
-        return x + self.down(torch.nn.functional.silu(self.gate(x)) * self.up(x))
+        # Products of what is not normalised grow from layer to layer, to gradients that are no numbers.
+        y = torch.nn.functional.rms_norm(x, (WIDTH,))
+        x = x + self.o(torch.tanh(self.q(y)) * self.k(y) + self.v(y))
+        y = torch.nn.functional.rms_norm(x, (WIDTH,))
+        return x + self.down(torch.nn.functional.silu(self.gate(y)) * self.up(y))
 
 
 def model() -> torch.nn.Module:
@@ -65,6 +68,7 @@ class Measured:
             self.bytes.append(sent_bytes(interface) - before)
 
     def replicas_are_equal(self) -> bool:
+        """Not when a weight is no number: that equals nothing."""
         own = torch.stack([p.detach().double().sum() for p in self.module.parameters()])
         everybody = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(everybody, own)
@@ -90,14 +94,16 @@ optimizer = lowband.torch.Optimizer(factored_module.named_parameters(), lr=0.01,
 lowband.torch.attach_ddp(factored_module, optimizer)
 factored = Measured(f"DDP with lowband, Dion at rank {arguments.factor_rank}", factored_module, optimizer)
 
+skipped = 0
 for number in range(arguments.steps + 1):  # the first of each is not recorded
     for measured in (plain, factored):
         measured.step(number, arguments.interface, recorded=number > 0)
+    skipped += optimizer.last_report.skipped_matrices
 planned, _ = optimizer.planned_bytes()
 counted = torch.tensor([optimizer.step_bytes("factor", "replica").payload_bytes])
 report = {
     "torch": torch.__version__, "processes": dist.get_world_size(), "tokens": arguments.tokens,
-    "planned_factor_bytes": planned, "counted_factor_bytes": counted.item(),
+    "planned_factor_bytes": planned, "counted_factor_bytes": counted.item(), "skipped_matrices": skipped,
     "lines": [{"name": m.name, "seconds": m.seconds, "interface_bytes": m.bytes,
                "replicas_equal": m.replicas_are_equal()} for m in (plain, factored)],
 }
