@@ -1,10 +1,9 @@
-// A Device on a CUDA stream of its own.
-#include "runtime/cuda/blas.h"
+#include "runtime/cuda/stream_device.h"
+
 #include "runtime/cuda/buffer.h"
 #include "runtime/cuda/kernels.h"
 #include "runtime/cuda/orthonormalise.h"
 #include "runtime/cuda/passes.h"
-#include "runtime/device.h"
 
 #include <algorithm>
 #include <map>
@@ -20,9 +19,10 @@ DeviceMatrix<T> on_device(MatrixView<T> view) {
   return {view.data, view.rows, view.cols, view.row_stride, 1, view.rows * view.row_stride};
 }
 
-class StreamDevice final : public Device {
+class StreamDevice : public Device {
  public:
-  explicit StreamDevice(int index) : stream_(index), blas_(stream_), partial_(kSumSlabs, stream_) {}
+  explicit StreamDevice(CudaBlas& blas)
+      : blas_(blas), stream_(blas.stream()), partial_(kSumSlabs, blas.stream()) {}
 
   std::string name() const override { return cat("cuda:", stream_.device()); }
 
@@ -260,14 +260,25 @@ class StreamDevice final : public Device {
   }
 
   std::mutex mutex_;
-  CudaStream stream_;
-  CudaBlas blas_;
+  CudaBlas& blas_;
+  const CudaStream& stream_;
   DeviceBuffer<double> partial_;
   std::map<std::tuple<Index, Index, Index, double>, std::unique_ptr<Batch>> batches_;
 };
 
+// What a StreamDevice borrows, made before it and destroyed after it.
+struct OwnStream {
+  explicit OwnStream(int index) : stream(index), blas(stream) {}
+  CudaStream stream;
+  CudaBlas blas;
+};
+struct OwnStreamDevice final : OwnStream, StreamDevice {
+  explicit OwnStreamDevice(int index) : OwnStream(index), StreamDevice(blas) {}
+};
+
 }  // namespace
 
-std::unique_ptr<Device> open_device(int index) { return std::make_unique<StreamDevice>(index); }
+std::unique_ptr<Device> device_on(CudaBlas& blas) { return std::make_unique<StreamDevice>(blas); }
+std::unique_ptr<Device> open_device(int index) { return std::make_unique<OwnStreamDevice>(index); }
 
 }  // namespace lowband
