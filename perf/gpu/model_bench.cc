@@ -1,16 +1,19 @@
 // lowband's side of the second part of run_all: training steps of the model of 166 million parameters on one
 // device.
 //
-//   model_bench SEQUENCES STEPS [WEIGHTS]
+//   model_bench SEQUENCES STEPS FACTOR_RANK [WEIGHTS]
 //
-// A step is everything between a batch on the host and new weights: forward, backward, AdamW; the loss is
-// waited for. Prints a JSON line: seconds of every step, by the wall clock; loss for a token and the sum of
-// squares of its gradient before the first of them; bytes of device memory. WEIGHTS: a file for the initial
-// weights, float, one parameter behind the other, with which torch is held to the same loss and gradient.
+// A step is everything between a batch on the host and new weights: forward, backward, and Dion at one rank,
+// or with rank 0 AdamW; the loss is waited for. Prints a JSON line: seconds of every step, by the wall clock;
+// loss for a token and the sum of squares of its gradient before the first of them; bytes of device memory.
+// WEIGHTS: a file for the initial weights, float, one parameter behind the other, with which torch is held to
+// the same loss and gradient.
 #include "collectives/local/local_world.h"
 #include "model/cuda/device_transformer.h"
+#include "optimizers/sharded_optimizer.h"
 #include "runtime/bfloat16.h"
 #include "runtime/cuda/kernels.h"
+#include "runtime/cuda/stream_device.h"
 #include "runtime/error.h"
 
 #include <chrono>
@@ -34,6 +37,7 @@ constexpr ModelConfig kConfig{.vocabulary = 50257,
                               .ffn_width = 2048,
                               .sequence = 1024};
 constexpr int kWarmUp = 3;  // called, recorded, replayed
+constexpr double kEta = 3e-4;
 
 // Token i of batch `which`: squares modulo the prime 2^31 - 1, twice over, modulo the vocabulary.
 std::int32_t token(Index i, Index which) {
@@ -43,44 +47,17 @@ std::int32_t token(Index i, Index which) {
   return static_cast<std::int32_t>(once * once % kPrime % kConfig.vocabulary);
 }
 
-// AdamW on every parameter, one launch each.
-class AdamW {
- public:
-  AdamW(const DeviceTransformer<BFloat16>& model, const CudaStream& stream) : stream_(stream) {
-    for (const DeviceParameter& p : model.parameters())
-      states_.push_back({p, DeviceBuffer<float>(p.weight.elements(), stream),
-                         DeviceBuffer<float>(p.weight.elements(), stream)});
+// The model's parameters as an optimizer takes them.
+std::vector<Parameter<float>> parameters_of(const DeviceTransformer<BFloat16>& model, Device& device) {
+  std::vector<Parameter<float>> parameters;
+  for (const DeviceParameter& p : model.parameters()) {
+    const auto view = [&](DeviceMatrix<float> a) {
+      return MatrixView<float>(a.data, a.rows, a.cols, a.row_stride, &device);
+    };
+    parameters.push_back({p.info, view(p.weight), view(p.gradient)});
   }
-  void step() {
-    constexpr double kEta = 3e-4;
-    t_ += 1;
-    const AdamWStep<float> now{
-        .beta1 = 0.9F,
-        .beta2 = 0.95F,
-        .step_size = static_cast<float>(kEta / (1 - std::pow(0.9, t_))),
-        .inv_sqrt_correction2 = static_cast<float>(1 / std::sqrt(1 - std::pow(0.95, t_))),
-        .epsilon = 1e-8F,
-        .decay = static_cast<float>(1 - kEta * 0.1),
-        .gradient_scale = 1};
-    for (State& s : states_)
-      update(now, s.parameter.gradient.data, s.m.data(), s.v.data(), s.parameter.weight.data, s.m.size(),
-             stream_);
-  }
-  Index bytes() const {
-    Index sum = 0;
-    for (const State& s : states_) sum += 2 * s.m.size() * Index{sizeof(float)};
-    return sum;
-  }
-
- private:
-  struct State {
-    DeviceParameter parameter;
-    DeviceBuffer<float> m, v;
-  };
-  const CudaStream& stream_;
-  std::vector<State> states_;
-  double t_ = 0;
-};
+  return parameters;
+}
 
 double sum_of_squares_of_gradients(const DeviceTransformer<BFloat16>& model, const CudaStream& stream) {
   DeviceSums sums(1, stream);
@@ -109,11 +86,31 @@ void write_weights(const DeviceTransformer<BFloat16>& model, const std::string& 
   if (!file) throw IoError(cat(path, ": cannot be written"));
 }
 
-void bench(Communicator& alone, Index sequences, int steps, const std::string& weights) {
+void bench(Communicator& alone, Index sequences, int steps, Index factor_rank, const std::string& weights) {
   const CudaStream stream;
   CudaBlas blas(stream);
   DeviceTransformer<BFloat16> model(kConfig, alone, 1, sequences, KeptActivations::kAll, blas);
-  AdamW optimizer(model, stream);
+  const std::unique_ptr<Device> device = device_on(blas);
+  alone.set_device(device.get());
+  ProcessMesh mesh(alone, {});
+  std::vector<Parameter<float>> parameters = parameters_of(model, *device);
+  OptimizerOptions options;
+  options.kind = factor_rank > 0 ? OptimizerKind::kDion : OptimizerKind::kAdamW;
+  options.clip_norm = 0;
+  options.adamw_beta1 = 0.9;
+  options.adamw_beta2 = 0.95;
+  options.adamw_epsilon = 1e-8;
+  options.weight_decay = 0.1;
+  RankProfile profile{.name = "uniform", .matrices = {}, .factor_ranks = {}};
+  for (const Parameter<float>& parameter : parameters) {
+    if (factor_rank == 0 || !is_layer_matrix(parameter.info.role)) continue;
+    profile.matrices.push_back(parameter.info);
+    profile.factor_ranks.push_back(factor_rank);
+  }
+  ShardedOptimizer<float> optimizer(mesh, parameters, profile, options);
+  Index state_bytes = 0;
+  for (const StateTensor<float>& tensor : optimizer.state())
+    state_bytes += tensor.value.elements() * Index{sizeof(float)};
   if (!weights.empty()) write_weights(model, weights, stream);
   const Index tokens = sequences * kConfig.sequence;
   std::vector<std::int32_t> inputs, targets;
@@ -135,7 +132,7 @@ void bench(Communicator& alone, Index sequences, int steps, const std::string& w
     stream.synchronize();
     const auto begin = std::chrono::steady_clock::now();
     last = forward_backward(i % 4);
-    optimizer.step();
+    optimizer.step({.step = i, .learning_rate = kEta, .scalar_learning_rate = kEta});
     stream.synchronize();
     const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
     if (i >= kWarmUp) seconds.push_back(passed.count());
@@ -150,16 +147,17 @@ void bench(Communicator& alone, Index sequences, int steps, const std::string& w
       static_cast<long long>(sequences), static_cast<long long>(tokens), loss, squares, last,
       static_cast<long long>(model.graphs()), static_cast<long long>(memory.weights),
       static_cast<long long>(memory.gradients), static_cast<long long>(memory.activations),
-      static_cast<long long>(memory.workspace), static_cast<long long>(optimizer.bytes()));
+      static_cast<long long>(memory.workspace), static_cast<long long>(state_bytes));
   for (std::size_t i = 0; i < seconds.size(); ++i) std::printf("%s%.9g", i == 0 ? "" : ", ", seconds[i]);
   std::printf("]}\n");
 }
 
 int run(const std::vector<std::string>& words) {
-  LB_EXPECTS(words.size() == 2 || words.size() == 3, "model_bench: found ", words.size(),
-             " words, expected SEQUENCES STEPS [WEIGHTS]");
+  LB_EXPECTS(words.size() == 3 || words.size() == 4, "model_bench: found ", words.size(),
+             " words, expected SEQUENCES STEPS FACTOR_RANK [WEIGHTS]");
   run_world(1, [&](Communicator& alone) {
-    bench(alone, std::stoll(words[0]), std::stoi(words[1]), words.size() == 3 ? words[2] : "");
+    bench(alone, std::stoll(words[0]), std::stoi(words[1]), std::stoll(words[2]),
+          words.size() == 4 ? words[3] : "");
   });
   return 0;
 }
