@@ -13,6 +13,10 @@ constexpr int kEliminationRows = 16;  // warps of the block that factorises, a r
 /// collectives/factors/orthonormalise.cc.
 constexpr double kLargestDeviation = 0.1;
 
+constexpr Index kStaticBytes = 1024;  // shared memory of block_max and what the compiler adds
+// What eliminate_kernel takes for a block of so many columns.
+constexpr Index shared_bytes(Index columns) { return (columns + 1) * columns * Index{sizeof(double)}; }
+
 constexpr auto kGramSchmidt = static_cast<std::int32_t>(DeviceFactorisation::kGramSchmidt);
 constexpr auto kNonFinite = static_cast<std::int32_t>(DeviceFactorisation::kNonFinite);
 
@@ -53,46 +57,51 @@ __device__ double block_max(double x) {
   return largest;
 }
 
-// G <- T with T G T^T = I on the live columns: T = L^-1 for G = L L^T, lower triangular, rows of dead columns
-// zero. So P T^T has orthonormal live columns, and dead ones are zero.
-//
-// One block per matrix; its threads are (32, kEliminationRows). Elimination of [G | I]: before column j, the
-// part of G right of and below (j, j) is the Schur complement of the live columns so far, and the part left
-// of column j is L^-1, its diagonal kept apart. Dead is a column whose pivot is at most tolerance^2 of its
-// own diagonal entry, or whose entry is 0 or not finite.
-//
-// In the second pass G should be I already. Where it is further away than the pass can repair, the matrix is
-// left to gram_schmidt_kernel.
-__global__ void eliminate_kernel(double* gram, int n, double tolerance, bool second, bool in_shared_memory,
-                                 std::uint8_t* dead, std::int32_t* factorisation) {
-  double* const shared = dynamic_shared<double>();
-  double* const own = gram + Index{blockIdx.x} * n * n;
-  std::uint8_t* const own_dead = dead + Index{blockIdx.x} * n;
-  double* const diagonal = shared;        // of G
-  double* const reciprocal = shared + n;  // diagonal of L^-1
-  double* const a = in_shared_memory ? shared + 2 * n : own;
-  const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
-
+// Keeps the diagonal of each G. In the second pass G should be I already: where it is further away than the
+// pass can repair, the matrix is left to gram_schmidt_kernel. One block per matrix, of (32,
+// kEliminationRows) threads.
+__global__ void inspect_kernel(const double* gram, int n, bool second, double* diagonal,
+                               const std::uint8_t* dead, std::int32_t* factorisation) {
+  const double* const own = gram + Index{blockIdx.x} * n * n;
+  const std::uint8_t* const own_dead = dead + Index{blockIdx.x} * n;
   double deviation = 0;
-  for (int i = y; i < n; i += kEliminationRows) {
-    for (int k = x; k < n; k += kWarp) {
-      const double entry = own[i * n + k];
-      if (in_shared_memory) a[i * n + k] = entry;
-      if (i == k) diagonal[i] = entry;
-      if (second && !own_dead[i] && !own_dead[k]) {
-        const double off = fabs(entry - (i == k ? 1.0 : 0.0));
-        if (!(off <= deviation)) deviation = isnan(off) ? INFINITY : off;
-      }
+  for (Index i = threadIdx.y; i < n; i += kEliminationRows) {
+    if (threadIdx.x == 0) diagonal[Index{blockIdx.x} * n + i] = own[i * n + i];
+    if (!second || own_dead[i]) continue;
+    for (Index k = threadIdx.x; k < n; k += kWarp) {
+      const double off = own_dead[k] ? 0 : fabs(own[i * n + k] - (i == k ? 1.0 : 0.0));
+      if (!(off <= deviation)) deviation = isnan(off) ? INFINITY : off;
     }
   }
-  if (second && block_max(deviation) > kLargestDeviation) {
-    if (x == 0 && y == 0) factorisation[blockIdx.x] = kGramSchmidt;
-    return;
+  if (second && block_max(deviation) > kLargestDeviation && threadIdx.x == 0 && threadIdx.y == 0)
+    factorisation[blockIdx.x] = kGramSchmidt;
+}
+
+// T with T S T^T = I on the live columns of the diagonal block S of G that begins at (begin, begin): T = L^-1
+// for S = L L^T, lower triangular, rows of dead columns zero.
+//
+// One block of threads per matrix, (32, kEliminationRows); S lies in shared memory. Elimination of [S | I]:
+// before column j, the part of S right of and below (j, j) is the Schur complement of the live columns so
+// far, and the part left of column j is L^-1, its diagonal kept apart. Dead is a column whose pivot is at
+// most tolerance^2 of its entry in `diagonal`, that of G before all elimination, or whose entry is 0 or not
+// finite.
+__global__ void eliminate_kernel(DeviceMatrix<const double> gram, Index begin, int n, double tolerance,
+                                 const double* diagonal, DeviceMatrix<double> inverse, std::uint8_t* dead) {
+  double* const reciprocal = dynamic_shared<double>();  // diagonal of L^-1
+  double* const a = reciprocal + n;
+  const Index place = begin * gram.row_stride + begin;
+  const double* const from = gram.data + Index{blockIdx.x} * gram.matrix_stride + place;
+  double* const to = inverse.data + Index{blockIdx.x} * inverse.matrix_stride + place;
+  const double* const own_diagonal = diagonal + Index{blockIdx.x} * gram.cols + begin;
+  std::uint8_t* const own_dead = dead + Index{blockIdx.x} * gram.cols + begin;
+  const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
+  for (int i = y; i < n; i += kEliminationRows) {
+    for (int k = x; k < n; k += kWarp) a[i * n + k] = from[i * gram.row_stride + k];
   }
   __syncthreads();
 
   for (int j = 0; j < n; ++j) {
-    const double pivot = a[j * n + j], entry = diagonal[j];
+    const double pivot = a[j * n + j], entry = own_diagonal[j];
     const bool is_dead = !(isfinite(entry) && entry > 0 && pivot > tolerance * tolerance * entry);
     const double scale = is_dead ? 0.0 : 1 / sqrt(pivot);
     if (y == 0) {  // nobody else reads row j now but for its pivot, which stays
@@ -119,7 +128,8 @@ __global__ void eliminate_kernel(double* gram, int n, double tolerance, bool sec
     __syncthreads();
   }
   for (int i = y; i < n; i += kEliminationRows) {
-    for (int k = x; k < n; k += kWarp) own[i * n + k] = k < i ? a[i * n + k] : k == i ? reciprocal[i] : 0.0;
+    for (int k = x; k < n; k += kWarp)
+      to[i * inverse.row_stride + k] = k < i ? a[i * n + k] : k == i ? reciprocal[i] : 0.0;
   }
 }
 
@@ -168,27 +178,66 @@ DeviceOrthonormaliser::DeviceOrthonormaliser(Index count, Index rows, Index cols
   const CudaStream& stream = blas.stream();
   wide_ = DeviceBuffer<double>(count * rows * cols, stream);
   other_ = DeviceBuffer<double>(count * rows * cols, stream);
-  gram_ = DeviceBuffer<double>(count * cols * cols, stream);
   dead_ = DeviceBuffer<std::uint8_t>(count * cols, stream);
   factorisation_ = DeviceBuffer<std::int32_t>(count, stream);
 
+  // As many columns at a time as leave their block of G in shared memory.
   int most_bytes = 0;
   check_cuda(cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device()),
              "cudaDeviceGetAttribute");
-  const Index static_bytes = 1024;  // block_max and what the compiler adds
-  in_shared_memory_ = (cols * cols + 2 * cols) * Index{sizeof(double)} + static_bytes <= most_bytes;
+  const auto fits = [&](Index columns) { return shared_bytes(columns) + kStaticBytes <= most_bytes; };
+  block_ = cols;
+  for (Index columns = 128; !fits(block_); columns -= kWarp) block_ = columns;
+
+  gram_ = DeviceBuffer<double>(count * cols * cols, stream);
+  inverse_ = DeviceBuffer<double>(count * cols * cols, stream);
+  diagonal_ = DeviceBuffer<double>(count * cols, stream);
+  if (block_ == cols) return;
+  lower_ = DeviceBuffer<double>(count * cols * cols, stream);
+  product_ = DeviceBuffer<double>(count * block_ * cols, stream);
 }
 
-// G <- from^T from ;  G <- T ;  to <- from T^T
+// G <- from^T from ;  T <- L^-1 ;  to <- from T^T
 void DeviceOrthonormaliser::pass(DeviceMatrix<const double> from, DeviceMatrix<double> to, bool second) {
   const DeviceMatrix<double> g = gram_.matrix(0, cols_, cols_, count_);
   blas_->gemm<double, double>(Op::kTranspose, Op::kNone, 1, from, from, 0, g, g);
-  const Index shared = 2 * cols_ + (in_shared_memory_ ? cols_ * cols_ : 0);
+  launch("orthonormalise, inspect", blas_->stream(),
+         {static_cast<unsigned>(count_), dim3(kWarp, kEliminationRows)}, inspect_kernel, gram_.data(),
+         static_cast<int>(cols_), second, diagonal_.data(), dead_.data(), factorisation_.data());
+  for (Index begin = 0; begin < cols_; begin += block_) eliminate(begin, std::min(block_, cols_ - begin));
+  blas_->gemm<double, double>(Op::kNone, Op::kTranspose, 1, from, inverse_.matrix(0, cols_, cols_, count_), 0,
+                              to, to);
+}
+
+// Columns [begin, end), with b for their block, before those of all blocks, after all that follow:
+//   T_bb <- L_bb^-1 of the Schur complement in G_bb
+//   T_b,before <- -T_bb (L_b,before T_before,before)
+//   L_after,b <- G_after,b T_bb^T ;  G_after,after <- G_after,after - L_after,b L_after,b^T
+// Rows of T and columns of L of dead columns are zero.
+void DeviceOrthonormaliser::eliminate(Index begin, Index columns) {
+  const DeviceMatrix<double> g = gram_.matrix(0, cols_, cols_, count_);
+  const DeviceMatrix<double> t = inverse_.matrix(0, cols_, cols_, count_);
   launch("orthonormalise, eliminate", blas_->stream(),
-         {static_cast<unsigned>(count_), dim3(kWarp, kEliminationRows), shared * Index{sizeof(double)}},
-         eliminate_kernel, gram_.data(), static_cast<int>(cols_), dead_tolerance_, second, in_shared_memory_,
-         dead_.data(), factorisation_.data());
-  blas_->gemm<double, double>(Op::kNone, Op::kTranspose, 1, from, g, 0, to, to);
+         {static_cast<unsigned>(count_), dim3(kWarp, kEliminationRows), shared_bytes(columns)},
+         eliminate_kernel, DeviceMatrix<const double>(g), begin, static_cast<int>(columns), dead_tolerance_,
+         diagonal_.data(), t, dead_.data());
+  if (block_ == cols_) return;
+  const DeviceMatrix<double> l = lower_.matrix(0, cols_, cols_, count_);
+  const DeviceMatrix<double> own = t.block(begin, columns, begin, columns);
+  if (begin > 0) {
+    const DeviceMatrix<double> product = product_.matrix(0, columns, begin, count_);
+    const DeviceMatrix<double> before = t.block(begin, columns, 0, begin);
+    blas_->gemm<double, double>(Op::kNone, Op::kNone, 1, l.block(begin, columns, 0, begin),
+                                t.block(0, begin, 0, begin), 0, product, product);
+    blas_->gemm<double, double>(Op::kNone, Op::kNone, -1, own, product, 0, before, before);
+  }
+  const Index end = begin + columns, left = cols_ - end;
+  if (left == 0) return;
+  const DeviceMatrix<double> below = l.block(end, left, begin, columns);
+  const DeviceMatrix<double> rest = g.block(end, left, end, left);
+  blas_->gemm<double, double>(Op::kNone, Op::kTranspose, 1, g.block(end, left, begin, columns), own, 0, below,
+                              below);
+  blas_->gemm<double, double>(Op::kNone, Op::kTranspose, -1, below, below, 1, rest, rest);
 }
 
 void DeviceOrthonormaliser::run(DeviceMatrix<float> p) {

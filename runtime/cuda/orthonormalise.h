@@ -21,7 +21,8 @@ enum class DeviceFactorisation : std::int32_t {
 ///
 /// Every decision is taken by the device from what it computed: nothing waits for the host. Everything
 /// between the input and the rounded result is in double, whose range takes the squares of all floats, so no
-/// power of two is taken out first.
+/// power of two is taken out first. Elimination goes by blocks of columns that fit into shared memory, one
+/// thread block for each matrix; between blocks it is products by `blas`.
 /// Ownership: borrows `blas`. Stream: that of `blas`.
 /// Reference: CholeskyQR2 (Yamamoto et al. 2015) with a pivot test.
 class DeviceOrthonormaliser {
@@ -39,13 +40,15 @@ class DeviceOrthonormaliser {
   const DeviceBuffer<std::int32_t>& factorisation() const { return factorisation_; }
 
  private:
+  void eliminate(Index begin, Index columns);
   void pass(DeviceMatrix<const double> from, DeviceMatrix<double> to, bool second);
 
   Index count_, rows_, cols_;
   double dead_tolerance_;
   CudaBlas* blas_;
-  bool in_shared_memory_ = false;  // the Gram matrix fits into that of a multiprocessor
-  DeviceBuffer<double> wide_, other_, gram_;
+  Index block_ = 0;  // columns that are eliminated at once, in shared memory
+  DeviceBuffer<double> wide_, other_, gram_, inverse_, diagonal_;
+  DeviceBuffer<double> lower_, product_;  // of several blocks
   DeviceBuffer<std::uint8_t> dead_;
   DeviceBuffer<std::int32_t> factorisation_;
 };
