@@ -6,7 +6,8 @@
 namespace lowband {
 
 // What a low-rank optimizer does with its large matrices. Each function passes over them once: for few
-// columns r that traffic is the cost, whatever the arithmetic. Real: float, double.
+// columns r that traffic is the cost, whatever the arithmetic. Real: float, double. Where the matrices lie on
+// a Device (Real = float), a function is its products and passes one after the other.
 //
 // Shapes: M, G, D, E, U, W are (rows, cols) with any row stride of at least cols; factors have r columns,
 // r >= 0. Arguments written to overlap no other argument.
