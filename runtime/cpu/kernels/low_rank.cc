@@ -1,13 +1,15 @@
 // The loops of runtime/cpu/kernels/low_rank_tables.h. Compiled for AVX2 and AVX-512; LB_KERNEL_SET names the
 // table.
 //
-// All three work on register tiles whose shape follows from the number of registers: it decides how often
+// They work on register tiles whose shape follows from the number of registers: it decides how often
 // an element is loaded, never the order in which it is added.
 
 #include "runtime/cpu/kernels/lanes.h"
 #include "runtime/cpu/kernels/low_rank_tables.h"
 
 #include <algorithm>
+
+#include <unistd.h>
 
 namespace lowband {
 namespace {
@@ -36,21 +38,35 @@ LB_INLINE Lanes<Real> loaded_once(Lanes<Real> value) {
   return value;
 }
 
-template <class Real>
-LB_INLINE void fetch(const Ahead<Real>& ahead, std::size_t rows, Index j) {
-  if (ahead.data == nullptr) return;
-  for (std::size_t i = 0; i < rows; ++i) __builtin_prefetch(at(ahead.data + j, i, ahead.stride), 0, 2);
-}
-
 // Packs of sums in the loops of `dot` and `add_outer`, where three quarters of the registers hold them.
 template <class Real>
 constexpr std::size_t kSkinnyPacks = (kNativeBytes == 64 ? 24 : 12) / Lanes<Real>::kParts;
 
-// out(i, k) <- sum(sums[k][i]) for up to `kCols` columns, the same bits.
-template <std::size_t kRows, std::size_t kCols, class Real>
-LB_INLINE void store_sums(const Lanes<Real> (&sums)[kCols][kRows], Index cols, Real* out, Index out_stride) {
+// body(k, count) for factor columns k .. k + count - 1: kMost at a time, then 8, 4, 2 and 1.
+template <std::size_t kMost, class Body>
+LB_INLINE void for_column_tiles(Index r, Body body) {
+  Index k = 0;
+  const auto tiles = [&](auto count) LB_INLINE_LAMBDA {
+    if constexpr (count <= kMost) {
+      for (; k + static_cast<Index>(count) <= r; k += static_cast<Index>(count)) body(k, count);
+    }
+  };
+  tiles(std::integral_constant<std::size_t, kMost>{});
+  tiles(std::integral_constant<std::size_t, 8>{});
+  tiles(std::integral_constant<std::size_t, 4>{});
+  tiles(std::integral_constant<std::size_t, 2>{});
+  tiles(std::integral_constant<std::size_t, 1>{});
+}
+
+// Rows whose sums are folded together, and columns of factors whose sums are kept for them.
+constexpr std::size_t kFoldedRows = 4;
+constexpr Index kSummedColumns = 16;
+
+// out(i, k) <- sum(sums[k * kFoldedRows + i]) of kFoldedRows rows, the same bits.
+template <class Real>
+LB_INLINE void fold_rows(const Lanes<Real>* sums, Index cols, Real* out, Index out_stride) {
 #if defined(__AVX512F__)
-  if constexpr (kRows % 4 == 0 && kCols % 4 == 0 && Lanes<Real>::kParts == 1) {
+  if constexpr (Lanes<Real>::kParts == 1) {
     // One addition folds two vectors: halves of 8, then of 4, 2 and 1 lanes, in the order of `fold`. The
     // masked forms are the same instructions; gcc 12 warns about the plain ones. Folding rows first and
     // columns last leaves row i in quarter i.
@@ -71,120 +87,133 @@ LB_INLINE void store_sums(const Lanes<Real> (&sums)[kCols][kRows], Index cols, R
                            _mm512_maskz_shuffle_ps(0xFFFF, a, b, 0xDD));
     };
     for (Index k = 0; k < cols; k += 4) {
-      for (std::size_t i = 0; i < kRows; i += 4) {
-        __m512
-            rows_of[4];  // of column k + c: four lanes for each row; of columns that are not there anything
-        unrolled<4>([&](auto c) LB_INLINE_LAMBDA {
-          const Lanes<Real>* const column = sums[k + static_cast<Index>(c)] + i;
-          rows_of[c] = fours(eights(column[0].part[0], column[1].part[0]),
-                             eights(column[2].part[0], column[3].part[0]));
-        });
-        const __m512 all = ones(twos(rows_of[0], rows_of[1]), twos(rows_of[2], rows_of[3]));
-        alignas(64) float in_order[16];
-        _mm512_store_ps(in_order, all);
-        for (std::size_t l = 0; l < 4; ++l) {
-          float* const to = at(out + k, i + l, out_stride);
-          if (cols - k >= 4) {
-            __builtin_memcpy(to, in_order + 4 * l, 4 * sizeof(float));
-          } else {
-            for (Index c = 0; c < cols - k; ++c) to[c] = in_order[4 * l + static_cast<std::size_t>(c)];
-          }
-        }
-      }
+      __m512 rows_of[4];  // of column k + c: four lanes for each row; of columns that are not there anything
+      unrolled<4>([&](auto c) LB_INLINE_LAMBDA {
+        const Lanes<Real>* const column = sums + (static_cast<std::size_t>(k) + c) * kFoldedRows;
+        rows_of[c] =
+            fours(eights(column[0].part[0], column[1].part[0]), eights(column[2].part[0], column[3].part[0]));
+      });
+      const __m512 all = ones(twos(rows_of[0], rows_of[1]), twos(rows_of[2], rows_of[3]));
+      const auto mask = static_cast<__mmask8>(cols - k >= 4 ? 0xF : (1 << (cols - k)) - 1);
+      unrolled<4>([&](auto i) LB_INLINE_LAMBDA {
+        _mm_mask_storeu_ps(at(out + k, i, out_stride), mask, _mm512_maskz_extractf32x4_ps(0xF, all, i));
+      });
     }
     return;
   }
 #endif
   for (Index k = 0; k < cols; ++k) {
-    for (std::size_t i = 0; i < kRows; ++i) at(out, i, out_stride)[k] = sum(sums[k][i]);
+    for (std::size_t i = 0; i < kFoldedRows; ++i) at(out, i, out_stride)[k] = sum(*sums++);
   }
 }
 
-// Tiles are not inlined: among the counters of the loops around them, gcc 12 runs out of registers.
+// Tiles are not inlined: among the counters of the loops around them, gcc 12 runs out of registers. Two steps
+// of their loops in one: of branches so far apart the processor otherwise mispredicts the last.
 
-// sums(k, i) <- sums(k, i) + all packs of `kRows` rows and `kCols` factor columns, from zero at `first`.
-// Element (k, i) lies at sums[k * kRows + i].
-template <std::size_t kRows, std::size_t kCols, std::size_t kFetched, class Real>
-__attribute__((noinline)) void dot_tile(bool first, const Real* m, Index stride, Index cols, const Real* qt,
-                                        Index qt_stride, Lanes<Real>* sums, Ahead<Real> ahead) {
+// sums[k * kFoldedRows + i] <- itself + all packs of `kRows` rows and `kCols` factor columns, from zero at
+// `first`.
+template <std::size_t kRows, std::size_t kCols, bool kFetches, class Real>
+__attribute__((noinline)) void dot_tile(bool first, const Real* m, Index stride, Index cols, const Real* q,
+                                        Index q_step, Lanes<Real>* sums, const Real* ahead) {
   Lanes<Real> tile[kRows][kCols];
   unrolled<kRows>([&](auto i) LB_INLINE_LAMBDA {
     unrolled<kCols>([&](auto k) LB_INLINE_LAMBDA { tile[i][k] = broadcast(Real{0}); });
   });
   if (!first) {
     unrolled<kRows>([&](auto i) LB_INLINE_LAMBDA {
-      unrolled<kCols>([&](auto k) LB_INLINE_LAMBDA { tile[i][k] = sums[k * kRows + i]; });
+      unrolled<kCols>([&](auto k) LB_INLINE_LAMBDA { tile[i][k] = sums[k * kFoldedRows + i]; });
     });
   }
-  for_packs(cols, [&](Index j, auto lanes) LB_INLINE_LAMBDA {
-    if constexpr (kFetched > 0) fetch(ahead, kFetched, j);
-    Lanes<Real> factor[kCols];
-    unrolled<kCols>([&](auto k) LB_INLINE_LAMBDA { factor[k] = load(at(qt + j, k, qt_stride), lanes); });
-    unrolled<kRows>([&](auto i) LB_INLINE_LAMBDA {
-      const Lanes<Real> row = loaded_once(load(at(m + j, i, stride), lanes));
-      unrolled<kCols>([&](auto k) LB_INLINE_LAMBDA { tile[i][k] = fma(row, factor[k], tile[i][k]); });
+  const auto add_pack = [&](Index j, auto lanes) LB_INLINE_LAMBDA {
+    if constexpr (kFetches) __builtin_prefetch(ahead, 0, 2), ahead += kLanes;
+    Lanes<Real> row[kRows];
+    unrolled<kRows>([&](auto i)
+                        LB_INLINE_LAMBDA { row[i] = loaded_once(load(at(m + j, i, stride), lanes)); });
+    unrolled<kCols>([&](auto k) LB_INLINE_LAMBDA {
+      const Lanes<Real> factor = loaded_once(load(at(q, k, kLanes), AllLanes{}));
+      unrolled<kRows>([&](auto i) LB_INLINE_LAMBDA { tile[i][k] = fma(row[i], factor, tile[i][k]); });
     });
-  });
+    q += q_step;
+  };
+  Index j = 0;
+  for (; j + 2 * kLanes <= cols; j += 2 * kLanes) {
+    add_pack(j, AllLanes{});
+    add_pack(j + kLanes, AllLanes{});
+  }
+  if (j + kLanes <= cols) {
+    add_pack(j, AllLanes{});
+    j += kLanes;
+  }
+  if (j < cols) add_pack(j, FirstLanes{cols - j});
   unrolled<kRows>([&](auto i) LB_INLINE_LAMBDA {
-    unrolled<kCols>([&](auto k) LB_INLINE_LAMBDA { sums[k * kRows + i] = tile[i][k]; });
+    unrolled<kCols>([&](auto k) LB_INLINE_LAMBDA { sums[k * kFoldedRows + i] = tile[i][k]; });
   });
 }
 
+// Columns of the matrix whose rows of 12 factor columns take three quarters of the first cache.
 template <class Real>
-LB_INLINE Ahead<Real> moved(const Ahead<Real>& ahead, Index elements) {
-  return ahead.data == nullptr ? ahead : Ahead<Real>{ahead.data + elements, ahead.stride};
+Index block_columns() {
+  static const Index columns = [] {
+    const long bytes = std::max(32L << 10, sysconf(_SC_LEVEL1_DCACHE_SIZE));
+    return bytes * 3 / 4 / (12 * static_cast<Index>(sizeof(Real))) / kLanes * kLanes;
+  }();
+  return columns;
 }
 
-// A block of columns of the rows and of up to 12 factor columns stays in the first cache: 8 x 512 and
-// 12 x 512 floats are 40 KiB.
-template <std::size_t kRows, class Real>
-LB_INLINE void dot_rows(const Real* m, Index stride, Index cols, const Real* qt, Index qt_stride, Index r,
-                        Real* out, Index out_stride, Ahead<Real> ahead) {
-  constexpr Index kMostColumns = 12, kTileColumns = 3, kBlock = 2048 / sizeof(Real);
-  Lanes<Real> sums[kMostColumns][kRows];
-  for (Index k = 0; k < r; k += kMostColumns) {
-    const Index columns = std::min(kMostColumns, r - k);
-    for (Index j = 0; j < cols || j == 0; j += kBlock) {
-      const Index width = std::min(kBlock, cols - j);
-      // The tiles share in asking for the rows ahead, so that memory works all the time.
-      const Index tiles = (columns + kTileColumns - 1) / kTileColumns;
-      Index fetched = k == 0 && ahead.data != nullptr ? 0 : static_cast<Index>(kRows);
-      const auto tile = [&](auto count, Index c) LB_INLINE_LAMBDA {
-        constexpr std::size_t kCols = decltype(count)::value;
-        const auto run = [&](auto rows) LB_INLINE_LAMBDA {
-          constexpr std::size_t kFetched = decltype(rows)::value;
-          dot_tile<kRows, kCols, kFetched>(j == 0, m + j, stride, width, qt + (k + c) * qt_stride + j,
-                                           qt_stride, sums[c], moved(ahead, fetched * ahead.stride + j));
-          fetched += static_cast<Index>(kFetched);
+// Up to kSummedColumns factor columns and kSummedRows rows. A block of columns of all rows comes before the
+// next, so that its rows of the factor stay in the first cache; sums wait until the last of them.
+template <class Real>
+constexpr Index kSummedRows = 256 / sizeof(Real);
+template <class Real>
+void dot_rows(const Real* m, Index stride, Index rows, Index cols, const Real* q, Index q_step, Index r,
+              Real* out, Index out_stride, const Real* ahead) {
+  constexpr std::size_t kTileRows = kSkinnyPacks<Real> >= 6 ? 2 : 1;
+  constexpr auto kStep = static_cast<Index>(kTileRows), kFolded = static_cast<Index>(kFoldedRows);
+  alignas(64) Lanes<Real> kept[kSummedRows<Real> / kFolded][kSummedColumns * kFolded];
+  const Index block = block_columns<Real>();
+  for (Index j = 0; j < cols || j == 0; j += block) {
+    const Index width = std::min(block, cols - j);
+    const bool first = j == 0, last = j + width == cols;
+    for (Index group = 0; group < rows; group += kFolded) {
+      Lanes<Real>* const sums = kept[first && last ? 0 : group / kFolded];
+      const Index count = std::min(kFolded, rows - group);
+      for_column_tiles<kSkinnyPacks<Real> / kTileRows>(r, [&](Index k, auto tile_cols) LB_INLINE_LAMBDA {
+        const auto run = [&](auto tile_rows, Index i) LB_INLINE_LAMBDA {
+          const Real* const from = m + (group + i) * stride + j;
+          const Real* const factor = q + j * q_step / kLanes + k * kLanes;
+          Lanes<Real>* const to = sums + k * kFolded + i;
+          if (ahead == nullptr || k > 0)
+            return dot_tile<tile_rows, tile_cols, false>(first, from, stride, width, factor, q_step, to,
+                                                         ahead);
+          dot_tile<tile_rows, tile_cols, true>(first, from, stride, width, factor, q_step, to, ahead);
+          ahead += width;
         };
-        if (fetched >= static_cast<Index>(kRows)) return run(std::integral_constant<std::size_t, 0>{});
-        if (tiles == 1) return run(std::integral_constant<std::size_t, kRows>{});
-        if (tiles == 2 || (tiles == 3 && c == 0))
-          return run(std::integral_constant<std::size_t, (kRows + 1) / 2>{});
-        run(std::integral_constant<std::size_t, (kRows + 3) / 4>{});
-      };
-      Index c = 0;
-      for (; c + kTileColumns <= columns; c += kTileColumns)
-        tile(std::integral_constant<std::size_t, kTileColumns>{}, c);
-      if (columns - c == 2) tile(std::integral_constant<std::size_t, 2>{}, c);
-      if (columns - c == 1) tile(std::integral_constant<std::size_t, 1>{}, c);
+        Index i = 0;
+        for (; i + kStep <= count; i += kStep) run(std::integral_constant<std::size_t, kTileRows>{}, i);
+        for (; i < count; ++i) run(std::integral_constant<std::size_t, 1>{}, i);
+      });
+      if (!last) continue;
+      Real* const to = out + group * out_stride;
+      if (count == kFolded) {
+        fold_rows(sums, r, to, out_stride);
+      } else {
+        for (Index i = 0; i < count; ++i) {
+          for (Index k = 0; k < r; ++k) to[i * out_stride + k] = sum(sums[k * kFolded + i]);
+        }
+      }
     }
-    store_sums(sums, columns, out + k, out_stride);
   }
 }
 
 template <class Real>
-void dot(const Real* m, Index stride, Index rows, Index cols, const Real* qt, Index qt_stride, Index r,
-         Real* out, Index out_stride, Ahead<Real> ahead) {
-  constexpr std::size_t kRows = kSkinnyPacks<Real> / 3;
-  constexpr auto kStep = static_cast<Index>(kRows);
-  Index i = 0;
-  for (; i + kStep <= rows; i += kStep)
-    dot_rows<kRows>(m + i * stride, stride, cols, qt, qt_stride, r, out + i * out_stride, out_stride,
-                    moved(ahead, i * ahead.stride));
-  for (; i < rows; ++i)
-    dot_rows<1>(m + i * stride, stride, cols, qt, qt_stride, r, out + i * out_stride, out_stride,
-                moved(ahead, i * ahead.stride));
+void dot(const Real* m, Index stride, Index rows, Index cols, const Real* q, Index r, Real* out,
+         Index out_stride, Ahead<Real> ahead) {
+  for (Index k = 0; k < r; k += kSummedColumns) {
+    for (Index i = 0; i < rows; i += kSummedRows<Real>)
+      dot_rows(m + i * stride, stride, std::min(kSummedRows<Real>, rows - i), cols, q + k * kLanes,
+               r * kLanes, std::min(kSummedColumns, r - k), out + i * out_stride + k, out_stride,
+               k == 0 && ahead.data != nullptr ? ahead.data + i * cols / 2 : nullptr);
+  }
 }
 
 // body(j, packs, lanes): kPacks packs at a time, then one at a time, then the rest of the row.
@@ -202,74 +231,59 @@ constexpr std::size_t tile_packs(std::size_t rows) {
   return kSumPacks<Real> > rows ? kSumPacks<Real> / rows : 1;
 }
 
-// Sums for kPacks packs of columns and kCols factor columns stay in registers while i runs over the rows, of
-// which there is at least one.
-template <std::size_t kPacks, std::size_t kCols, bool kFetches, class Real, class Accessed>
+// Sums for kPacks packs of columns and kCols factor columns stay in registers while i runs over the rows,
+// with each of which it fetches `kFetched` cache lines, 0, 1 or kPacks.
+template <std::size_t kPacks, std::size_t kCols, std::size_t kFetched, class Real, class Accessed>
 __attribute__((noinline)) void outer_tile(const Real* m, Index stride, Index rows, const Real* q,
-                                          Index q_stride, Real* out_t, Index out_stride, Ahead<Real> ahead,
+                                          Index q_stride, Real* out, Index out_step, Ahead<Real> ahead,
                                           Accessed lanes) {
   Lanes<Real> sums[kCols][kPacks];
+  const auto place = [&](std::size_t k, std::size_t t)
+                         LB_INLINE_LAMBDA { return at(at(out, t, out_step), k, kLanes); };
   unrolled<kCols>([&](auto k) LB_INLINE_LAMBDA {
-    unrolled<kPacks>(
-        [&](auto t) LB_INLINE_LAMBDA { sums[k][t] = load(at(at(out_t, t, kLanes), k, out_stride), lanes); });
+    unrolled<kPacks>([&](auto t) LB_INLINE_LAMBDA { sums[k][t] = load(place(k, t), AllLanes{}); });
   });
-  do {
+  const auto add_row = [&]() LB_INLINE_LAMBDA {
     Lanes<Real> row[kPacks];
     unrolled<kPacks>([&](auto t) LB_INLINE_LAMBDA {
-      if constexpr (kFetches) __builtin_prefetch(at(ahead.data, t, kLanes), 0, 2);
+      if constexpr (t < kFetched) __builtin_prefetch(at(ahead.data, t, kLanes), 0, 2);
       row[t] = loaded_once(load(at(m, t, kLanes), lanes));
     });
     unrolled<kCols>([&](auto k) LB_INLINE_LAMBDA {
-      const Lanes<Real> factor = broadcast(q[k]);
+      const Lanes<Real> factor = loaded_once(broadcast(q[k]));
       unrolled<kPacks>([&](auto t) LB_INLINE_LAMBDA { sums[k][t] = fma(factor, row[t], sums[k][t]); });
     });
     m += stride;
     q += q_stride;
-    if constexpr (kFetches) ahead.data += ahead.stride;
-  } while (--rows > 0);
+    if constexpr (kFetched > 0) ahead.data += ahead.stride;
+  };
+  for (; rows >= 2; rows -= 2) {
+    add_row();
+    add_row();
+  }
+  if (rows > 0) add_row();
   unrolled<kCols>([&](auto k) LB_INLINE_LAMBDA {
-    unrolled<kPacks>(
-        [&](auto t) LB_INLINE_LAMBDA { store(at(at(out_t, t, kLanes), k, out_stride), sums[k][t], lanes); });
-  });
-}
-
-// Factor columns in groups of kCols, then of 8, 4, 2 and 1: with 12, 8 or 4 of them M is read once.
-template <std::size_t kPacks, std::size_t kCols, class Real>
-LB_INLINE void outer_strips(const Real* m, Index stride, Index rows, Index cols, const Real* q,
-                            Index q_stride, Index r, Real* out_t, Index out_stride,
-                            const Ahead<Real>& ahead) {
-  for_pack_groups<kPacks>(cols, [&](Index j, auto packs, auto lanes) LB_INLINE_LAMBDA {
-    Index k = 0;
-    const auto tiles = [&](auto count) LB_INLINE_LAMBDA {
-      constexpr std::size_t kTilePacks = decltype(packs)::value, kTileCols = decltype(count)::value;
-      if constexpr (kTileCols <= kCols) {
-        for (; k + static_cast<Index>(kTileCols) <= r; k += static_cast<Index>(kTileCols)) {
-          Real* const to = out_t + k * out_stride + j;
-          if (k == 0 && ahead.data != nullptr) {
-            outer_tile<kTilePacks, kTileCols, true>(m + j, stride, rows, q + k, q_stride, to, out_stride,
-                                                    moved(ahead, j), lanes);
-          } else {
-            outer_tile<kTilePacks, kTileCols, false>(m + j, stride, rows, q + k, q_stride, to, out_stride,
-                                                     Ahead<Real>{}, lanes);
-          }
-        }
-      }
-    };
-    tiles(std::integral_constant<std::size_t, kCols>{});
-    tiles(std::integral_constant<std::size_t, 8>{});
-    tiles(std::integral_constant<std::size_t, 4>{});
-    tiles(std::integral_constant<std::size_t, 2>{});
-    tiles(std::integral_constant<std::size_t, 1>{});
+    unrolled<kPacks>([&](auto t) LB_INLINE_LAMBDA { store(place(k, t), sums[k][t], AllLanes{}); });
   });
 }
 
 template <class Real>
 void add_outer(const Real* m, Index stride, Index rows, Index cols, const Real* q, Index q_stride, Index r,
-               Real* out_t, Index out_stride, Ahead<Real> ahead) {
-  if (rows == 0) return;
+               Real* out, Ahead<Real> ahead) {
   constexpr std::size_t kPacks = kSkinnyPacks<Real> >= 12 ? 2 : 1;
   constexpr std::size_t kCols = std::max<std::size_t>(2, kSkinnyPacks<Real> / kPacks / 2 * 2);
-  outer_strips<kPacks, kCols>(m, stride, rows, cols, q, q_stride, r, out_t, out_stride, ahead);
+  for_pack_groups<kPacks>(cols, [&](Index j, auto packs, auto lanes) LB_INLINE_LAMBDA {
+    for_column_tiles<kCols>(r, [&](Index k, auto tile_cols) LB_INLINE_LAMBDA {
+      const auto run = [&](auto fetched, Ahead<Real> beside) LB_INLINE_LAMBDA {
+        outer_tile<packs, tile_cols, fetched>(m + j, stride, rows, q + k, q_stride, out + j * r + k * kLanes,
+                                              r * kLanes, beside, lanes);
+      };
+      if (ahead.data == nullptr || k > 0) return run(std::integral_constant<std::size_t, 0>{}, {});
+      if (ahead.stride == 0)
+        return run(std::integral_constant<std::size_t, 1>{}, {ahead.data + j * rows / 2, kLanes});
+      run(packs, {ahead.data + j, ahead.stride});
+    });
+  });
 }
 
 // Not inlined: among the counters of the loops around it, gcc 12 runs out of registers for the tile.
@@ -306,8 +320,13 @@ LB_INLINE void product_rows(Real beta, Real* m, Index stride, Index cols, const 
                             const Real* rt, Index rt_stride, const Ahead<Real>& ahead) {
   for_pack_groups<tile_packs<Real>(kRows)>(cols, [&](Index j, auto packs, auto lanes) LB_INLINE_LAMBDA {
     constexpr std::size_t kCount = decltype(packs)::value;
-    unrolled<kCount>([&](auto t)
-                         LB_INLINE_LAMBDA { fetch(ahead, kRows, j + static_cast<Index>(t) * kLanes); });
+    if (ahead.data != nullptr) {
+      unrolled<kRows>([&](auto i) LB_INLINE_LAMBDA {
+        unrolled<kCount>([&](auto t) LB_INLINE_LAMBDA {
+          __builtin_prefetch(at(at(ahead.data + j, t, kLanes), i, ahead.stride), 0, 2);
+        });
+      });
+    }
     product_tile<kRows, kCount, 1>(beta, m + j, stride, packed, kPanelRows, r, rt + j, rt_stride, lanes);
   });
 }
