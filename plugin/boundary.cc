@@ -3,6 +3,7 @@
 #include "collectives/mpi/mpi_world.h"
 #include "collectives/ucx/ucx_world.h"
 #include "runtime/cpu.h"
+#include "runtime/device.h"
 #include "runtime/version.h"
 
 #include <new>
@@ -19,6 +20,7 @@ std::string feature_names() {
   std::string names;
   if (mpi_available()) names += "mpi";
   if (ucx_available()) names += names.empty() ? "ucx" : ",ucx";
+  if (cuda_status().built_in) names += names.empty() ? "cuda" : ",cuda";
   return names;
 }
 

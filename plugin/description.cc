@@ -264,6 +264,7 @@ std::vector<std::string> facts(const lowband_options& options,
   add("scale", options.scale);
   add("fraction", cat(options.fraction_numerator, "/", options.fraction_denominator));
   add("budget_bytes", options.budget_bytes);
+  add("device", options.device >= 0 ? "a CUDA device" : "-1");
   add("sign", kSignNames[static_cast<std::size_t>(options.sign)]);
   add("update_scale", kScaleNames[static_cast<std::size_t>(options.update_scale)]);
   add("nesterov", options.nesterov != 0);
@@ -294,7 +295,7 @@ std::vector<std::string> facts(const lowband_options& options,
 template <class Real>
 std::vector<Parameter<Real>> bound_parameters(std::span<const lowband_parameter> parameters,
                                               std::span<const ParameterInfo> infos, const MeshShape& mesh,
-                                              const MeshPosition& position) {
+                                              const MeshPosition& position, Device* device) {
   std::vector<Parameter<Real>> bound;
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     const ParameterInfo& info = infos[i];
@@ -303,18 +304,25 @@ std::vector<Parameter<Real>> bound_parameters(std::span<const lowband_parameter>
     const MatrixLayout layout(info.rows, info.cols, info.cut, mesh.tensor, mesh.shard);
     const Index rows = layout.tensor_rows(position.tensor).size();
     const Index cols = layout.tensor_cols(position.tensor).size();
+    expect_place(parameters[i].weight, rows * cols, device, field_of(i, parameters[i].name) + ".weight");
+    expect_place(parameters[i].gradient, rows * cols, device, field_of(i, parameters[i].name) + ".gradient");
     bound.push_back({info,
-                     {static_cast<Real*>(parameters[i].weight), rows, cols},
-                     {static_cast<Real*>(parameters[i].gradient), rows, cols}});
+                     {static_cast<Real*>(parameters[i].weight), rows, cols, cols, device},
+                     {static_cast<Real*>(parameters[i].gradient), rows, cols, cols, device}});
   }
   return bound;
 }
 
 template std::vector<Parameter<float>> bound_parameters(std::span<const lowband_parameter>,
                                                         std::span<const ParameterInfo>, const MeshShape&,
-                                                        const MeshPosition&);
+                                                        const MeshPosition&, Device*);
 template std::vector<Parameter<double>> bound_parameters(std::span<const lowband_parameter>,
                                                          std::span<const ParameterInfo>, const MeshShape&,
-                                                         const MeshPosition&);
+                                                         const MeshPosition&, Device*);
+
+void expect_place(const void* memory, Index elements, const Device* device, std::string_view field) {
+  LB_EXPECTS(device == nullptr || elements == 0 || device->holds(memory), field,
+             ": found an address of other memory, expected one of ", place_name(device));
+}
 
 }  // namespace lowband::plugin

@@ -28,9 +28,13 @@ RankProfile rank_profile(const lowband_options& options, std::span<const lowband
 /// ...".
 std::vector<std::string> facts(const lowband_options& options, std::span<const lowband_parameter> parameters);
 
+/// `device`: where weights and gradients lie; null: on the host.
 template <class Real>
 std::vector<Parameter<Real>> bound_parameters(std::span<const lowband_parameter> parameters,
                                               std::span<const ParameterInfo> infos, const MeshShape& mesh,
-                                              const MeshPosition& position);
+                                              const MeshPosition& position, Device* device);
+
+/// An address of `device`, unless that is null or there are no elements.
+void expect_place(const void* memory, Index elements, const Device* device, std::string_view field);
 
 }  // namespace lowband::plugin

@@ -21,8 +21,9 @@
 extern "C" {
 #endif
 
-/* 2 added lowband_state_place_of, 3 more kinds of optimizers and their options, 4 blocks of parameters. */
-#define LOWBAND_ABI_VERSION 4
+/* 2 added lowband_state_place_of, 3 more kinds of optimizers and their options, 4 blocks of parameters, 5
+ * CUDA devices. */
+#define LOWBAND_ABI_VERSION 5
 
 typedef enum lowband_status {
   LOWBAND_OK = 0,
@@ -40,7 +41,7 @@ const char* lowband_last_error(void);
 int lowband_abi_version(void);
 /* "0.1.0" */
 const char* lowband_version(void);
-/* What is built in, of "mpi,ucx". */
+/* What is built in, of "mpi,ucx,cuda". */
 const char* lowband_features(void);
 /* Threads that lowband computes with when it is called on this thread. */
 lowband_status lowband_set_compute_threads(int threads);
@@ -130,8 +131,8 @@ typedef struct lowband_parameter {
   int32_t cut;      /* lowband_cut */
   int64_t rows;     /* of the whole matrix: fan-out; 1 for a vector */
   int64_t cols;     /* fan-in */
-  /* Host memory, row-major without gaps, of the tensor axis's piece. Borrowed until the optimizer is freed.
-   */
+  /* Memory of the host, or of options.device, row-major without gaps, of the tensor axis's piece. Borrowed
+   * until the optimizer is freed. */
   void* weight;
   void* gradient;
   int64_t factor_rank; /* LOWBAND_EXPLICIT: of a matrix; 0 for what is none, and in any other profile */
@@ -251,6 +252,10 @@ typedef struct lowband_options {
   int64_t galore_interval; /* steps from one basis to the next */
   /* Since version 4. */
   int64_t parameter_bytes; /* sizeof(lowband_parameter), which lowband_options_defaults fills in */
+  /* Since version 5. The CUDA device in whose memory all weights and gradients of this process lie, and where
+   * the optimizer computes and keeps its state; -1: the host. On all processes or on none; LOWBAND_F32, and
+   * without `overlap`. What replicas exchange passes through pinned host memory. */
+  int64_t device;
 } lowband_options;
 void lowband_options_defaults(lowband_options* options);
 
@@ -264,7 +269,7 @@ lowband_status lowband_optimizer_create(lowband_world* world, const lowband_para
 /* Before its world. NULL is legal. */
 void lowband_optimizer_free(lowband_optimizer* optimizer);
 
-/* Memory of parameter `parameter` (its position) from now on, between steps. */
+/* Memory of parameter `parameter` (its position) from now on, between steps, in the same place as before. */
 lowband_status lowband_rebind(lowband_optimizer* optimizer, int64_t parameter, void* weight, void* gradient);
 
 /* The gradient of a parameter is complete for this step and will not be touched until `lowband_step` has
@@ -277,6 +282,9 @@ typedef struct lowband_step_info {
   double learning_rate;        /* of matrices */
   double scalar_learning_rate; /* of everything else */
   int32_t diagnose;            /* see lowband_diagnosis_of */
+  /* Since version 5. On a device: the cudaStream_t of the program, NULL its default stream. The step begins
+   * when what is in it so far is over, and what comes to it afterwards begins when the step is over. */
+  void* stream;
 } lowband_step_info;
 void lowband_step_info_defaults(lowband_step_info* info);
 
@@ -357,7 +365,8 @@ lowband_status lowband_block_diagnosis(const lowband_optimizer* optimizer, int64
 
 /* One piece of what this process must keep to go on: read it to save, overwrite it to load. Every process has
  * the same names in the same order; shapes follow the mesh, values differ between processes, and pieces may
- * be empty. */
+ * be empty. With options.device some lie in its memory: copy them in the stream that the last step was given,
+ * or that the next one will be given. A state fits any place, saved on a device or not. */
 typedef struct lowband_state_piece {
   int64_t struct_bytes;
   const char* name; /* "<parameter>.<letter>", with "[i]" of block i; valid while the optimizer lives */
@@ -366,6 +375,7 @@ typedef struct lowband_state_piece {
   int64_t cols;
   int64_t row_stride; /* elements */
   void* data;
+  int64_t device; /* Since version 5. Where `data` lies: options.device, or -1 for the host. */
 } lowband_state_piece;
 void lowband_state_piece_defaults(lowband_state_piece* piece);
 int64_t lowband_state_count(const lowband_optimizer* optimizer);

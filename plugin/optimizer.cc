@@ -11,14 +11,22 @@
 #include <cstddef>
 #include <cstring>
 #include <deque>
+#include <limits>
 #include <map>
 
 using lowband::Index;
 
 /// What `lowband_optimizer` points at: ShardedOptimizer for either element type behind one face.
 struct lowband_optimizer {
-  explicit lowband_optimizer(lowband_world& world_) : world(world_) { world.has_optimizer = true; }
-  virtual ~lowband_optimizer() { world.has_optimizer = false; }
+  lowband_optimizer(lowband_world& world_, std::unique_ptr<lowband::Device> device_)
+      : world(world_), device(std::move(device_)) {
+    world.has_optimizer = true;
+    world.communicator->set_device(device.get());
+  }
+  virtual ~lowband_optimizer() {
+    world.communicator->set_device(nullptr);
+    world.has_optimizer = false;
+  }
   lowband_optimizer(const lowband_optimizer&) = delete;
   lowband_optimizer& operator=(const lowband_optimizer&) = delete;
 
@@ -34,6 +42,7 @@ struct lowband_optimizer {
   }
 
   lowband_world& world;
+  std::unique_ptr<lowband::Device> device;  // null: the host
   bool in_step = false;
   Index next_step = 0;
   std::vector<std::vector<Index>> factor_ranks;    // by parameter, and in each by matrix
@@ -73,12 +82,13 @@ lowband_state_place place_of(std::string_view piece, Index cols, std::span<const
 
 template <class Real>
 struct BoundOptimizer final : lowband_optimizer {
-  BoundOptimizer(lowband_world& world_, const MeshShape& shape, std::span<const lowband_parameter> described,
+  BoundOptimizer(lowband_world& world_, std::unique_ptr<Device> device_, Index options_device,
+                 const MeshShape& shape, std::span<const lowband_parameter> described,
                  std::span<const ParameterInfo> infos, const RankProfile& profile,
                  const OptimizerOptions& options)
-      : lowband_optimizer(world_),
+      : lowband_optimizer(world_, std::move(device_)),
         mesh(*world_.communicator, shape),
-        parameters(bound_parameters<Real>(described, infos, shape, mesh.position())),
+        parameters(bound_parameters<Real>(described, infos, shape, mesh.position(), device.get())),
         optimizer(mesh, parameters, profile, options) {
     for (const StateTensor<Real>& tensor : optimizer.state()) {
       piece_names.push_back(tensor.name);
@@ -90,12 +100,16 @@ struct BoundOptimizer final : lowband_optimizer {
       piece.cols = tensor.value.cols;
       piece.row_stride = tensor.value.row_stride;
       piece.data = tensor.value.data;
+      piece.device = tensor.value.device != nullptr ? options_device : -1;
       pieces.push_back(piece);
       places.push_back(place_of(tensor.name, tensor.value.cols, infos, mesh));
     }
   }
 
   void rebind(Index parameter, void* weight, void* gradient) override {
+    const Parameter<Real>& bound = parameters[at(parameter)];
+    expect_place(weight, bound.weight.elements(), device.get(), "weight");
+    expect_place(gradient, bound.gradient.elements(), device.get(), "gradient");
     optimizer.rebind(parameter, static_cast<Real*>(weight), static_cast<Real*>(gradient));
   }
   void gradient_ready(Index parameter) override { optimizer.gradient_ready(parameter); }
@@ -106,6 +120,25 @@ struct BoundOptimizer final : lowband_optimizer {
   std::vector<Parameter<Real>> parameters;
   ShardedOptimizer<Real> optimizer;
 };
+
+// Null for options.device = -1.
+std::unique_ptr<Device> opened(const lowband_options& options) {
+  LB_EXPECTS(options.device >= -1 && options.device <= std::numeric_limits<int>::max(),
+             "options.device: found ", options.device,
+             ", expected a CUDA device of this process, or -1 for the host");
+  if (options.device == -1) return nullptr;
+  LB_EXPECTS(options.dtype == LOWBAND_F32, "options.dtype: found float64 with options.device ",
+             options.device, ", expected float32, in which devices compute");
+  LB_EXPECTS(options.overlap == 0, "options.overlap: found ", options.overlap, " with options.device ",
+             options.device, ", expected 0: there an exchange begins in lowband_step");
+  try {
+    return open_device(static_cast<int>(options.device));
+  } catch (const CudaError& error) {
+    throw InvalidArgument(
+        cat("options.device: found ", options.device,
+            ", expected a CUDA device of this process, or -1 for the host: ", error.what()));
+  }
+}
 
 // The facts of process 0, line by line, are those of everybody.
 void expect_equal_everywhere(Communicator& world, const std::vector<std::string>& own) {
@@ -178,6 +211,7 @@ std::unique_ptr<lowband_optimizer> make_optimizer(lowband_world& world,
   std::vector<ParameterInfo> infos;
   RankProfile profile;
   std::vector<std::string> own_facts;
+  std::unique_ptr<Device> device;
   agree(everyone, [&] {
     LB_EXPECTS(!world.has_optimizer, "world: found one with an optimizer, expected that to be freed before");
     shape = mesh_shape(options, everyone.size());
@@ -185,16 +219,18 @@ std::unique_ptr<lowband_optimizer> make_optimizer(lowband_world& world,
     infos = parameter_infos(described);
     profile = rank_profile(options, described, infos);
     own_facts = facts(options, described);
-    bound_parameters<float>(described, infos, shape, mesh_position(shape, everyone.process()));
+    device = opened(options);
+    bound_parameters<float>(described, infos, shape, mesh_position(shape, everyone.process()), device.get());
   });
   expect_equal_everywhere(everyone, own_facts);
 
   std::unique_ptr<lowband_optimizer> optimizer;
   if (options.dtype == LOWBAND_F32) {
-    optimizer = std::make_unique<BoundOptimizer<float>>(world, shape, described, infos, profile, own_options);
+    optimizer = std::make_unique<BoundOptimizer<float>>(world, std::move(device), options.device, shape,
+                                                        described, infos, profile, own_options);
   } else {
-    optimizer =
-        std::make_unique<BoundOptimizer<double>>(world, shape, described, infos, profile, own_options);
+    optimizer = std::make_unique<BoundOptimizer<double>>(world, nullptr, -1, shape, described, infos, profile,
+                                                         own_options);
   }
   for (const ParameterInfo& info : infos) {
     optimizer->names.push_back(info.name);
@@ -285,6 +321,9 @@ void write_diagnosis(const lowband_optimizer& optimizer, Index parameter, Index 
 
 constexpr std::size_t kOptionsBytesOfVersion2 = offsetof(lowband_options, sign);
 constexpr std::size_t kOptionsBytesOfVersion3 = offsetof(lowband_options, parameter_bytes);
+constexpr std::size_t kOptionsBytesOfVersion4 = offsetof(lowband_options, device);
+constexpr std::size_t kStepInfoBytesOfVersion4 = offsetof(lowband_step_info, stream);
+constexpr std::size_t kPieceBytesOfVersion4 = offsetof(lowband_state_piece, device);
 constexpr std::size_t kParameterBytesOfVersion3 = offsetof(lowband_parameter, blocks);
 
 /// What an earlier version did not know has its default.
@@ -294,6 +333,13 @@ lowband_options complete_options(const lowband_options& options) {
   complete.parameter_bytes = kParameterBytesOfVersion3;  // of all versions before
   std::memcpy(&complete, &options, at(options.struct_bytes));
   complete.struct_bytes = static_cast<std::int64_t>(sizeof complete);
+  return complete;
+}
+
+lowband_step_info complete_step_info(const lowband_step_info& info) {
+  lowband_step_info complete;
+  clear(&complete);
+  std::memcpy(&complete, &info, at(info.struct_bytes));
   return complete;
 }
 
@@ -362,6 +408,7 @@ void lowband_options_defaults(lowband_options* options) {
   options->galore_scale = own.galore_scale;
   options->galore_interval = own.galore_interval;
   options->parameter_bytes = sizeof(lowband_parameter);
+  options->device = -1;
 }
 
 void lowband_step_info_defaults(lowband_step_info* info) { clear(info); }
@@ -378,7 +425,8 @@ lowband_status lowband_optimizer_create(lowband_world* world, const lowband_para
   return guarded_collective(*world, [&] {
     lowband::agree(*world->communicator, [&] {
       expect_pointer(optimizer, "optimizer");
-      expect_struct(options, "options", {kOptionsBytesOfVersion2, kOptionsBytesOfVersion3});
+      expect_struct(options, "options",
+                    {kOptionsBytesOfVersion2, kOptionsBytesOfVersion3, kOptionsBytesOfVersion4});
       expect_pointer(parameters, "parameters");
       LB_EXPECTS(parameter_count >= 1, "parameter_count: found ", parameter_count, ", expected at least 1");
       const Index bytes = complete_options(*options).parameter_bytes;
@@ -412,11 +460,13 @@ lowband_status lowband_gradient_ready(lowband_optimizer* optimizer, int64_t para
   });
 }
 
-lowband_status lowband_step(lowband_optimizer* optimizer, const lowband_step_info* info,
+lowband_status lowband_step(lowband_optimizer* optimizer, const lowband_step_info* given,
                             lowband_step_report* report) {
+  lowband_step_info info{};
   const lowband_status refused = guarded([&] {
     expect_pointer(optimizer, "optimizer");
-    expect_struct(info, "info");
+    expect_struct(given, "info", {kStepInfoBytesOfVersion4});
+    info = complete_step_info(*given);
     if (report != nullptr) expect_struct(report, "report");
   });
   if (refused != LOWBAND_OK) return refused;
@@ -424,18 +474,20 @@ lowband_status lowband_step(lowband_optimizer* optimizer, const lowband_step_inf
     // Its bytes count with the step before: the next one begins when its number is agreed. Its time is of
     // this one: here the processes wait for the last of them.
     const auto begin = std::chrono::steady_clock::now();
-    expect_equal_info(*optimizer->world.communicator, *info);
+    expect_equal_info(*optimizer->world.communicator, info);
     const double agreeing = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    if (!optimizer->in_step) optimizer->next_step = info->step;
+    if (!optimizer->in_step) optimizer->next_step = info.step;
     optimizer->begin_step();
-    lowband::StepReport found = optimizer->step({.step = info->step,
-                                                 .learning_rate = info->learning_rate,
-                                                 .scalar_learning_rate = info->scalar_learning_rate,
-                                                 .diagnose = info->diagnose != 0});
+    if (optimizer->device) optimizer->device->follow(info.stream);
+    lowband::StepReport found = optimizer->step({.step = info.step,
+                                                 .learning_rate = info.learning_rate,
+                                                 .scalar_learning_rate = info.scalar_learning_rate,
+                                                 .diagnose = info.diagnose != 0});
+    if (optimizer->device) optimizer->device->precede(info.stream);
     for (double* seconds : {&found.seconds, &found.communication_seconds, &found.exposed_seconds})
       *seconds += agreeing;
     optimizer->in_step = false;
-    optimizer->next_step = info->step + 1;
+    optimizer->next_step = info.step + 1;
     optimizer->diagnoses.clear();
     for (const lowband::MatrixDiagnostics& matrix : found.diagnostics)
       optimizer->diagnoses[matrix.name] = matrix;
@@ -515,8 +567,10 @@ lowband_status lowband_state_at(const lowband_optimizer* optimizer, int64_t inde
                                 lowband_state_piece* piece) {
   return guarded([&] {
     expect_piece(optimizer, index);
-    expect_struct(piece, "piece");
-    *piece = optimizer->pieces[at(index)];
+    expect_struct(piece, "piece", {kPieceBytesOfVersion4});
+    lowband_state_piece found = optimizer->pieces[at(index)];
+    found.struct_bytes = piece->struct_bytes;
+    std::memcpy(piece, &found, at(found.struct_bytes));
   });
 }
 

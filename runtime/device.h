@@ -52,13 +52,18 @@ class Device {
   /// Zeroed; freed in the order of the queue.
   virtual void* allocate(Index bytes) = 0;
   virtual void release(void* memory) noexcept = 0;
-  /// Whether this is an address of device memory.
+  /// Whether this is an address of its memory.
   virtual bool holds(const void* memory) const = 0;
   /// `rows` rows of `width` bytes, from and to anywhere; the strides are in bytes too.
   virtual void copy(const void* from, Index from_stride, void* to, Index to_stride, Index width,
                     Index rows) = 0;
   /// Waits until all work is over.
   virtual void synchronize() = 0;
+  /// `stream`: another queue of this device, a cudaStream_t; null is CUDA's default one. Work that is given
+  /// to this Device from now on begins when all that is in `stream` so far is over; or the other way round,
+  /// work that comes to `stream` from now on begins when all of this Device so far is over. Neither waits.
+  virtual void follow(void* stream) = 0;
+  virtual void precede(void* stream) = 0;
 
   /// x <- value
   virtual void fill(float value, MatrixView<float> x) = 0;

@@ -22,8 +22,8 @@ void cuda_copy(void* to, const void* from, Index bytes, const CudaStream& stream
 /// `rows` rows of `width` bytes; the strides are in bytes.
 void cuda_copy_rows(void* to, Index to_stride, const void* from, Index from_stride, Index width, Index rows,
                     const CudaStream& stream);
-/// Whether this is an address of device memory, of any device.
-bool cuda_holds(const void* address);
+/// The device to whose memory this address belongs; -1: to none.
+int cuda_device_of(const void* address);
 void* cuda_allocate_pinned(Index bytes);
 void cuda_free_pinned(void* bytes) noexcept;
 

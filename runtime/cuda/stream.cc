@@ -64,7 +64,7 @@ Index CudaStream::free_bytes() const {
 
 void CudaStream::wait_for(const CudaEvent& event) const {
   make_current();
-  check_cuda(cudaStreamWaitEvent(stream_, event.handle(), 0), "cudaStreamWaitEvent");
+  event.hold(stream_);
 }
 
 bool CudaStream::finished() const {
@@ -91,8 +91,12 @@ CudaEvent::CudaEvent(const CudaStream& stream) {
 
 CudaEvent::~CudaEvent() { cudaEventDestroy(event_); }
 
-void CudaEvent::record(const CudaStream& stream) {
-  check_cuda(cudaEventRecord(event_, stream.handle()), "cudaEventRecord");
+void CudaEvent::record(CUstream_st* stream) {
+  check_cuda(cudaEventRecord(event_, stream), "cudaEventRecord");
+}
+
+void CudaEvent::hold(CUstream_st* stream) const {
+  check_cuda(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent");
 }
 
 bool CudaEvent::over() const {
@@ -171,10 +175,10 @@ void cuda_copy_rows(void* to, Index to_stride, const void* from, Index from_stri
              cat("cudaMemcpy2DAsync of ", rows, " rows of ", width, " bytes"));
 }
 
-bool cuda_holds(const void* address) {
+int cuda_device_of(const void* address) {
   cudaPointerAttributes attributes{};
   check_cuda(cudaPointerGetAttributes(&attributes, address), "cudaPointerGetAttributes");
-  return attributes.type == cudaMemoryTypeDevice;
+  return attributes.type == cudaMemoryTypeDevice ? attributes.device : -1;
 }
 
 void* cuda_allocate_pinned(Index bytes) {

@@ -67,7 +67,10 @@ class CudaEvent {
 
   CUevent_st* handle() const { return event_; }
   /// After all work enqueued on `stream` so far.
-  void record(const CudaStream& stream);
+  void record(const CudaStream& stream) { record(stream.handle()); }
+  void record(CUstream_st* stream);
+  /// Later work of `stream` starts when this event is over. Does not wait.
+  void hold(CUstream_st* stream) const;
   bool over() const;
   /// Waits.
   void synchronize() const;

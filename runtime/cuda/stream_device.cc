@@ -22,7 +22,7 @@ DeviceMatrix<T> on_device(MatrixView<T> view) {
 class StreamDevice : public Device {
  public:
   explicit StreamDevice(CudaBlas& blas)
-      : blas_(blas), stream_(blas.stream()), partial_(kSumSlabs, blas.stream()) {}
+      : blas_(blas), stream_(blas.stream()), partial_(kSumSlabs, blas.stream()), handover_(blas.stream()) {}
 
   std::string name() const override { return cat("cuda:", stream_.device()); }
 
@@ -36,7 +36,7 @@ class StreamDevice : public Device {
     const std::lock_guard turn(mutex_);
     cuda_free(memory, stream_);
   }
-  bool holds(const void* memory) const override { return cuda_holds(memory); }
+  bool holds(const void* memory) const override { return cuda_device_of(memory) == stream_.device(); }
   void copy(const void* from, Index from_stride, void* to, Index to_stride, Index width,
             Index rows) override {
     const std::lock_guard turn(mutex_);
@@ -47,6 +47,8 @@ class StreamDevice : public Device {
     const std::lock_guard turn(mutex_);
     stream_.synchronize();
   }
+  void follow(void* stream) override { order(static_cast<CUstream_st*>(stream), stream_.handle()); }
+  void precede(void* stream) override { order(stream_.handle(), static_cast<CUstream_st*>(stream)); }
 
   void fill(float value, MatrixView<float> x) override {
     const std::lock_guard turn(mutex_);
@@ -208,6 +210,14 @@ class StreamDevice : public Device {
     DeviceOrthonormaliser orthonormaliser;
   };
 
+  // What comes to `later` from now on begins when all of `earlier` so far is over.
+  void order(CUstream_st* earlier, CUstream_st* later) {
+    const std::lock_guard turn(mutex_);
+    stream_.make_current();
+    handover_.record(earlier);
+    handover_.hold(later);
+  }
+
   void scale_by(std::span<const float> factors, bool by_row, MatrixView<float> x) {
     const std::lock_guard turn(mutex_);
     const DeviceBuffer<float> there = copied(factors);
@@ -263,6 +273,7 @@ class StreamDevice : public Device {
   CudaBlas& blas_;
   const CudaStream& stream_;
   DeviceBuffer<double> partial_;
+  CudaEvent handover_;
   std::map<std::tuple<Index, Index, Index, double>, std::unique_ptr<Batch>> batches_;
 };
 

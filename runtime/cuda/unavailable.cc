@@ -31,7 +31,8 @@ void CudaStream::synchronize() const { unavailable(); }
 
 CudaEvent::CudaEvent(const CudaStream& /*stream*/) { unavailable(); }
 CudaEvent::~CudaEvent() {}
-void CudaEvent::record(const CudaStream& /*stream*/) { unavailable(); }
+void CudaEvent::record(CUstream_st* /*stream*/) { unavailable(); }
+void CudaEvent::hold(CUstream_st* /*stream*/) const { unavailable(); }
 bool CudaEvent::over() const { unavailable(); }
 void CudaEvent::synchronize() const { unavailable(); }
 double CudaEvent::seconds_since(const CudaEvent& /*earlier*/) const { unavailable(); }
@@ -50,7 +51,7 @@ void cuda_copy_rows(void* /*to*/, Index /*to_stride*/, const void* /*from*/, Ind
                     Index /*width*/, Index /*rows*/, const CudaStream& /*stream*/) {
   unavailable();
 }
-bool cuda_holds(const void* /*address*/) { unavailable(); }
+int cuda_device_of(const void* /*address*/) { unavailable(); }
 void* cuda_allocate_pinned(Index /*bytes*/) { unavailable(); }
 void cuda_free_pinned(void* /*bytes*/) noexcept {}
 

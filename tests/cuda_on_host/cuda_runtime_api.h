@@ -82,6 +82,7 @@ cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream);
 enum cudaMemoryType { cudaMemoryTypeUnregistered = 0, cudaMemoryTypeDevice = 2 };
 struct cudaPointerAttributes {
   cudaMemoryType type;
+  int device;
 };
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory);
 enum cudaMemcpyKind { cudaMemcpyDefault = 4 };

@@ -2,8 +2,10 @@
 #include "runtime/device.h"
 #include "runtime/error.h"
 #include "tests/cuda_on_host/block.h"
+#include "tests/cuda_on_host/waits.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -28,6 +30,7 @@ struct CUstream_st {
 struct CUmemPoolHandle_st {};
 struct CUevent_st {
   std::chrono::steady_clock::time_point time;
+  cudaStream_t recorded_in = nullptr;
 };
 
 namespace lowband {
@@ -39,6 +42,10 @@ constexpr std::size_t kAlignment = 16;
 constexpr int kUntouched = 0xff;  // a NaN in every type
 // Larger buffers stay open to the host: closing their pages for every call takes longer than the tests.
 constexpr std::size_t kMostClosedBytes = std::size_t{1} << 20;
+
+std::atomic<long> waits = 0;
+thread_local bool logs_order = false;
+thread_local std::vector<cuda_on_host::StreamOrder> order_log;
 
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local std::string last_reason;
@@ -182,6 +189,13 @@ void forget_results() {
   hash = 0;
 }
 
+long host_waits() { return waits; }
+
+std::vector<StreamOrder> log_stream_order(bool on) {
+  logs_order = on;
+  return std::exchange(order_log, {});
+}
+
 }  // namespace cuda_on_host
 
 CudaStatus cuda_status() {
@@ -247,11 +261,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamWaitEvent(cudaStream_t /*stream*/, cudaEvent_t /*event*/, unsigned /*flags*/) {
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned /*flags*/) {
+  if (lowband::logs_order) lowband::order_log.push_back({event->recorded_in, stream});
   return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t /*stream*/) { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  ++lowband::waits;
   if (stream->recording == nullptr) return cudaSuccess;
   return set_error(cudaErrorStreamCaptureUnsupported, "a wait for a stream that records");
 }
@@ -264,12 +280,16 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t /*stream*/) {
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  event->recorded_in = stream;
   event->time = std::chrono::steady_clock::now();
   return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t /*event*/) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t /*event*/) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t /*event*/) {
+  ++lowband::waits;
+  return cudaSuccess;
+}
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   *milliseconds = std::chrono::duration<float, std::milli>(end->time - begin->time).count();
   return cudaSuccess;
@@ -334,6 +354,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory) {
   const bool device = device_memory().place_of(memory, 0) == lowband::DeviceMemory::Place::kDevice;
   attributes->type = device ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
+  attributes->device = device ? 0 : -2;  // as CUDA leaves it for memory that it does not know
   return cudaSuccess;
 }
 

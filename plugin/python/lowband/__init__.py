@@ -21,7 +21,7 @@ __version__: str = _abi.call("version").decode()
 
 
 def features() -> dict[str, bool]:
-    """Which ways to move bytes are built into the library."""
+    """What is built into the library: ways to move bytes, and CUDA devices."""
     built_in = _abi.call("features").decode().split(",")
     return {name: name in built_in for name in ("mpi", "ucx", "cuda")}
 

@@ -5,7 +5,7 @@ import os
 import pathlib
 from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_int32, c_int64, c_uint64, c_void_p
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 
 class Meeting(Structure):
@@ -37,12 +37,12 @@ class Options(Structure):
                 ("nesterov", c_int32), ("dion2_random", c_int32), ("normuon_beta2", c_double), ("muonbp_period", c_int64),
                 ("muonbp_block_rate", c_double), ("dion2_numerator", c_int64), ("dion2_denominator", c_int64),
                 ("spectra_fraction", c_double), ("spectra_iterations", c_int64), ("galore_scale", c_double),
-                ("galore_interval", c_int64), ("parameter_bytes", c_int64)]
+                ("galore_interval", c_int64), ("parameter_bytes", c_int64), ("device", c_int64)]
 
 
 class StepInfo(Structure):
     _fields_ = [("struct_bytes", c_int64), ("step", c_int64), ("learning_rate", c_double),
-                ("scalar_learning_rate", c_double), ("diagnose", c_int32)]
+                ("scalar_learning_rate", c_double), ("diagnose", c_int32), ("stream", c_void_p)]
 
 
 class StepReport(Structure):
@@ -64,7 +64,7 @@ class Diagnosis(Structure):
 
 class StatePiece(Structure):
     _fields_ = [("struct_bytes", c_int64), ("name", c_char_p), ("dtype", c_int32), ("rows", c_int64),
-                ("cols", c_int64), ("row_stride", c_int64), ("data", c_void_p)]
+                ("cols", c_int64), ("row_stride", c_int64), ("data", c_void_p), ("device", c_int64)]
 
 
 class StatePlace(Structure):

@@ -96,6 +96,6 @@ def _sharded_tensors(piece: StatePiece, inner: lowband.torch.Optimizer, replicas
         if place.differs_between_replicas:
             shape, copy = (replicas, *shape), (0, copy[1])
             begin = (replica if replicas == now else 0, *begin)
-            part = part.unsqueeze(0) if replicas == now else torch.empty((replicas, *part.shape), dtype=part.dtype)
+            part = part.unsqueeze(0) if replicas == now else part.new_empty((replicas, *part.shape))
         yield str(i), ShardedTensor(f"{_PREFIX}.{piece.name}", part, part.dtype, tuple(part.shape), shape, begin,
                                     axis_fragmentations=None, replica_id=copy)

@@ -86,7 +86,7 @@ class State:
             return _Pieces(size, parts, memory.dtype)
         of_all = []
         for begin, part in parts:
-            replicas = torch.empty((self._saved_replicas, *part.shape), dtype=part.dtype)
+            replicas = part.new_empty((self._saved_replicas, *part.shape))
             self._means.append((replicas, part))
             of_all.append(((0, *begin), replicas))
         return _Pieces(size, of_all, memory.dtype)

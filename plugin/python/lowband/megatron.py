@@ -131,7 +131,7 @@ class Optimizer(MegatronOptimizer):
             if name in {*settings, "process_group"}:
                 raise lowband.InvalidArgument(f"{name}: found it as an argument, expected it to be left to Megatron")
         self._masters: dict[torch.nn.Parameter, torch.Tensor] = {}
-        mesh = DeviceMesh.from_group(processes.tp, "cpu")
+        mesh = DeviceMesh.from_group(processes.tp, next(model.parameters()).device.type)
         qkv_blocks = _qkv_blocks(model.config, processes.tp.size()) if split_qkv else ()
         self._described = {parameter: _described(name, parameter, self._master(parameter), mesh, qkv_blocks)
                            for name, parameter in _named(model)}
@@ -191,7 +191,7 @@ class Optimizer(MegatronOptimizer):
                 parameter.grad.zero_()
 
     def get_loss_scale(self) -> torch.Tensor:
-        return torch.ones(1)
+        return torch.ones(1, device=self.optimizer.device)
 
     @torch.no_grad()
     def reload_model_params(self, state_dict: Any = None) -> None:

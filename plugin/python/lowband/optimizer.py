@@ -148,6 +148,7 @@ class Options:
     spectra_iterations: int = 1
     galore_scale: float = 0.25
     galore_interval: int = 200
+    device: int = -1  # the CUDA device of all weights and gradients of this process; -1: the host
 
     def _as_struct(self) -> _abi.Options:
         struct = _abi.defaults(_abi.Options, "options")
@@ -165,7 +166,7 @@ class Options:
         for field in ("mu", "weight_decay", "adamw_epsilon", "sgd_momentum", "sgd_nesterov", "clip_norm",
                       "clip_by_true_norm", "aggregated_residual", "bf16_factors", "overlap", "bucket_elements", "seed",
                       "nesterov", "normuon_beta2", "muonbp_period", "muonbp_block_rate", "dion2_random", "spectra_fraction",
-                      "spectra_iterations", "galore_scale", "galore_interval"):
+                      "spectra_iterations", "galore_scale", "galore_interval", "device"):
             setattr(struct, field, getattr(self, field))
         if self.budget_bytes is not None:
             if self.budget_bytes < 0:
@@ -241,6 +242,7 @@ class StatePiece:
     row_stride: int
     data: int | None  # None when it is empty
     place: StatePlace
+    device: int = -1  # in whose memory: Options.device, or -1 for the host
 
 
 def _plain(struct, into):
@@ -297,15 +299,16 @@ class Optimizer:
         _abi.call("gradient_ready", self.handle, parameter)
 
     def step(self, step: int, learning_rate: float, scalar_learning_rate: float,
-             diagnose: bool = False) -> StepReport:
+             diagnose: bool = False, stream: int = 0) -> StepReport:
         """Weights <- their update from the gradients, each the mean over this process's own data.
 
         `learning_rate` is that of matrices, `scalar_learning_rate` of everything else. Leaves anything in the
-        gradients. Collective, equal arguments.
+        gradients. Collective, equal arguments. On a device the step begins when what is in `stream` so far (a
+        cudaStream_t, 0 is the default one) is over, and what comes to it afterwards begins when the step is over.
         """
         info = _abi.defaults(_abi.StepInfo, "step_info")
         info.step, info.learning_rate, info.scalar_learning_rate = step, learning_rate, scalar_learning_rate
-        info.diagnose = diagnose
+        info.diagnose, info.stream = diagnose, stream
         report = _abi.defaults(_abi.StepReport, "step_report")
         _abi.call("step", self.handle, ctypes.byref(info), ctypes.byref(report))
         return _plain(report, StepReport)
@@ -351,7 +354,7 @@ class Optimizer:
             place = _abi.defaults(_abi.StatePlace, "state_place")
             _abi.call("state_place_of", self.handle, i, ctypes.byref(place))
             pieces.append(StatePiece(piece.name.decode(), DTYPES[piece.dtype], piece.rows, piece.cols,
-                                     piece.row_stride, piece.data, _plain(place, StatePlace)))
+                                     piece.row_stride, piece.data, _plain(place, StatePlace), piece.device))
         return pieces
 
     def close(self) -> None:

@@ -85,7 +85,8 @@ class Optimizer(torch.optim.Optimizer):
     matrices that one cuts by rows and the other by columns, moves within the replica for every step, gradient and weight
     there, weight back, by torch's own process group; it is exchanged in `step`, whatever `overlap` says.
 
-    Shapes: dense CPU tensors without gaps, all float32 or all float64.
+    Shapes: dense tensors without gaps, all on the CPU, float32 or float64, or all on one CUDA device, float32. There the
+    update is computed and its state kept, in the order of torch's current stream, and `overlap` is refused.
     Collective: all processes of `process_group` construct it, and call `step`, together.
     Raises: lowband.InvalidArgument naming the field, on all processes.
     """
@@ -109,6 +110,7 @@ class Optimizer(torch.optim.Optimizer):
         self._names = _names(self.param_groups)
         team = self._team = _pieces.team_of(self._parameters, self._names)
         dtype = self._checked_dtype()
+        self.device = self._parameters[0].device
         self._held = [_pieces.held_by_each(p, name, team) for p, name in zip(self._parameters, self._names)]
         of_matrices = kind not in ELEMENTWISE_KINDS
         cuts, updated = zip(*(_pieces.cut_of(parameter, held, of_matrices and is_matrix(role))
@@ -119,9 +121,9 @@ class Optimizer(torch.optim.Optimizer):
             raise lowband.InvalidArgument(f"mesh.tensor: found {mesh.tensor}, expected {team.size}, the processes that "
                                           "hold one replica of the parameters together")
         mesh = dataclasses.replace(mesh, tensor=team.size)
-        known = {field.name for field in dataclasses.fields(lowband.Options)}
+        known = {field.name for field in dataclasses.fields(lowband.Options)} - {"dtype", "device"}
         for name in options:
-            if name not in known - {"dtype"}:
+            if name not in known:
                 raise lowband.InvalidArgument(f"{name}: found it as an argument, expected one of {sorted(known)}")
         self._weight_decay = self._checked_weight_decay()
         self._zeros: dict[torch.Tensor, torch.Tensor] = {}
@@ -141,7 +143,7 @@ class Optimizer(torch.optim.Optimizer):
             weight, gradient = (_pieces.address(tensor) for tensor in self._moved.get(parameter, (own, own)))
             described.append(lowband.Parameter(name, role, rows, cols, weight, gradient, *cuts_and_blocks))
         chosen = lowband.Options(kind=kind, profile=profile, mesh=mesh, dtype=dtype, weight_decay=self._weight_decay,
-                                 budget_bytes=budget, **options)
+                                 budget_bytes=budget, device=_index(self.device), **options)
         self._group = _initialised(process_group)
         self.world = _world_of(self._group, _pieces.order_of(self._group, team))
         try:
@@ -193,7 +195,8 @@ class Optimizer(torch.optim.Optimizer):
             held = [_pieces.local(parameter) for parameter in self._moved]
             self._moves.gather([*held, *(gradients[self._position[parameter]] for parameter in self._moved)],
                                [tensor for pair in zip(*self._moved.values()) for tensor in pair])
-        self.last_report = self.exchange.step(self._steps, learning_rate, scalar_learning_rate)
+        stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
+        self.last_report = self.exchange.step(self._steps, learning_rate, scalar_learning_rate, stream=stream)
         if self._moves is not None:
             self._moves.scatter([weight for weight, _ in self._moved.values()], held)
         self._steps += 1
@@ -260,7 +263,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _updated_there(self, i: int, updated: list[_pieces.Rectangle]) -> tuple[torch.Tensor, torch.Tensor]:
         own = updated[self._team.ranks.index(dist.get_rank())]
-        return torch.zeros(own.shape, dtype=self._parameters[i].dtype), torch.zeros(own.shape, dtype=self._parameters[i].dtype)
+        weight, gradient = (torch.zeros(own.shape, dtype=self._parameters[i].dtype, device=self.device) for _ in range(2))
+        return weight, gradient
 
     def _rebind(self, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
         if parameter in self._moved:
@@ -291,7 +295,7 @@ class Optimizer(torch.optim.Optimizer):
     def _expect_equal_weights(self) -> None:
         """Replicas stay equal only if they begin so, and neither FSDP2 nor plain processes see to that; nor do processes of one
         replica that hold the same."""
-        own = [hashlib.blake2b(_pieces.local(parameter.detach()).numpy(), digest_size=8).digest()
+        own = [hashlib.blake2b(_pieces.local(parameter.detach()).cpu().numpy(), digest_size=8).digest()
                for parameter in self._parameters]
         gathered: list[Any] = [None] * self.world.processes
         dist.all_gather_object(gathered, (self.world.process, own), group=self._group)
@@ -319,8 +323,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _checked_dtype(self) -> str:
         for parameter, name in zip(self._parameters, self._names):
-            if parameter.device.type != "cpu":
-                raise lowband.InvalidArgument(f"device of {name}: found {parameter.device}, expected cpu")
+            if parameter.device.type not in ("cpu", "cuda") or parameter.device != self._parameters[0].device:
+                raise lowband.InvalidArgument(f"device of {name}: found {parameter.device}, expected cpu or a CUDA device, the "
+                                              "same for all")
             if parameter.dtype not in _DTYPES or parameter.dtype != self._parameters[0].dtype:
                 raise lowband.InvalidArgument(f"dtype of {name}: found {parameter.dtype}, expected float32 or float64, "
                                               "the same for all; keep float32 weights under autocast")
@@ -440,11 +445,28 @@ def expect_names(where: str, found: list[str], expected: list[str]) -> None:
                                           f"{other[0] if other else 'nothing'}")
 
 
+class _OnDevice:
+    """The memory of a piece, as torch and others take it from each other (the CUDA array interface)."""
+
+    def __init__(self, piece: lowband.StatePiece, element_bytes: int) -> None:
+        self.__cuda_array_interface__ = {"shape": (piece.rows, piece.cols), "typestr": f"<f{element_bytes}",
+                                         "data": (piece.data, False), "version": 3,
+                                         "strides": (piece.row_stride * element_bytes, element_bytes)}
+
+
+def _index(device: torch.device) -> int:
+    """-1 for the CPU."""
+    return device.index if device.type == "cuda" else -1
+
+
 def tensor_over(piece: lowband.StatePiece) -> torch.Tensor:
     """A tensor over the memory of `piece`."""
     dtype, element_bytes = _SCALAR_TYPES[piece.dtype]
+    device = torch.device("cuda", piece.device) if piece.device >= 0 else torch.device("cpu")
     if piece.data is None or piece.rows * piece.cols == 0:
-        return torch.empty(piece.rows, piece.cols, dtype=dtype)
+        return torch.empty(piece.rows, piece.cols, dtype=dtype, device=device)
+    if device.type == "cuda":
+        return torch.as_tensor(_OnDevice(piece, element_bytes), device=device)
     elements = (piece.rows - 1) * piece.row_stride + piece.cols
     memory = (ctypes.c_char * (elements * element_bytes)).from_address(piece.data)
     return torch.frombuffer(memory, dtype=dtype).as_strided((piece.rows, piece.cols), (piece.row_stride, 1))
@@ -471,7 +493,8 @@ def attach_ddp(model: torch.nn.parallel.DistributedDataParallel, optimizer: Opti
         if overlaps:
             for parameter, gradient in zip(bucket.parameters(), bucket.gradients()):
                 optimizer.announce(parameter, gradient)
-        kept: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        device = bucket.buffer().device
+        kept: torch.futures.Future[torch.Tensor] = torch.futures.Future(devices=[device] if device.type == "cuda" else None)
         kept.set_result(bucket.buffer())
         return kept
 

@@ -20,6 +20,11 @@ job 2 tests/plugin/python/all_jobs.py
 job 4 tests/plugin/python/all_jobs.py
 job 8 tests/plugin/python/all_jobs.py
 python tests/plugin/python/torch_failures_test.py
+if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  job 2 tests/plugin/python/cuda_job.py
+else
+  echo "skipped: cuda_job.py, torch has no CUDA device"
+fi
 # Rank 8 of two layers of seven matrices; the embedding and five gains.
 learns() {
   output=$(job "$@")

@@ -1,0 +1,18 @@
+#pragma once
+
+#include <vector>
+
+namespace lowband::cuda_on_host {
+
+/// How often the host has waited for a stream or an event.
+long host_waits();
+
+/// Work of `later` that is enqueued after this waits for that of `earlier` before it.
+struct StreamOrder {
+  const void* earlier;
+  const void* later;
+};
+/// What a stream was told to wait for since logging began, which ends it or begins anew.
+std::vector<StreamOrder> log_stream_order(bool on);
+
+}  // namespace lowband::cuda_on_host
