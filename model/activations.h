@@ -24,7 +24,7 @@ class Activations {
   Id plan(std::string name, Index rows, Index cols) {
     table_.push_back({std::move(name), rows, cols, elements_});
     // Each matrix starts on a cache line.
-    constexpr Index kLine = static_cast<Index>(kCacheLineBytes / sizeof(Real));
+    constexpr Index kLine = static_cast<Index>(Buffer<Real>::kAlignmentBytes / sizeof(Real));
     elements_ += (rows * cols + kLine - 1) / kLine * kLine;
     return table_.size() - 1;
   }

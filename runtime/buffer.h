@@ -2,11 +2,12 @@
 
 #include "runtime/device.h"
 #include "runtime/error.h"
-#include "runtime/host_memory.h"
 #include "runtime/tensor.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
+#include <new>
 #include <span>
 #include <type_traits>
 
@@ -19,6 +20,8 @@ class Buffer {
   static_assert(std::is_trivially_copyable_v<T>);
 
  public:
+  static constexpr std::size_t kAlignmentBytes = 64;
+
   Buffer() = default;
   explicit Buffer(Index size, Device* device = nullptr) : data_(nullptr, Release{device}), size_(size) {
     LB_EXPECTS(size >= 0, "Buffer: size is ", size, ", expected a non-negative element count");
@@ -27,7 +30,9 @@ class Buffer {
       data_.reset(static_cast<T*>(device->allocate(size * static_cast<Index>(sizeof(T)))));
       return;
     }
-    data_.reset(static_cast<T*>(allocate_host(static_cast<std::size_t>(size) * sizeof(T))));
+    void* memory =
+        ::operator new (static_cast<std::size_t>(size) * sizeof(T), std::align_val_t{kAlignmentBytes});
+    data_.reset(static_cast<T*>(memory));
     std::fill_n(data_.get(), size, T{});
   }
 
@@ -63,7 +68,7 @@ class Buffer {
     Device* device = nullptr;
     void operator()(T* memory) const {
       if (device != nullptr) return device->release(memory);
-      release_host(memory);
+      ::operator delete (memory, std::align_val_t{kAlignmentBytes});
     }
   };
   std::unique_ptr<T, Release> data_;
