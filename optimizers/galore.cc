@@ -193,12 +193,15 @@ void Galore<Real>::take_basis(Index i, MatrixView<const Real> block) {
   if (holds_whole) {
     Buffer<Real> storage(info.elements());
     const MatrixView<Real> whole = storage.matrix(0, info.rows, info.cols);
-    if (processes == 1) copy<Real>(block, whole);
-    const Real* part = parts.data();
-    for (int p = 0; p < processes && processes > 1; ++p) {
-      const Range rows = cut.rows_of(mesh_position(shape, p)), cols = cut.cols_of(mesh_position(shape, p));
-      for (Index row = rows.begin; row < rows.end; ++row, part += cols.size())
-        std::copy_n(part, cols.size(), whole.row(row) + cols.begin);
+    if (processes == 1) {
+      copy<Real>(block, whole);
+    } else {
+      const Real* part = parts.data();
+      for (int p = 0; p < processes; ++p) {
+        const Range rows = cut.rows_of(mesh_position(shape, p)), cols = cut.cols_of(mesh_position(shape, p));
+        for (Index row = rows.begin; row < rows.end; ++row, part += cols.size())
+          std::copy_n(part, cols.size(), whole.row(row) + cols.begin);
+      }
     }
     if (lowband::sum_of_squares<Real>(whole) > 0) {
       const MatrixView<Real> vectors = basis.matrix(0, std::min(info.rows, info.cols), r);

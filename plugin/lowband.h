@@ -9,8 +9,9 @@
  * the world, in the same order; a mistake of one process is then reported by all. Threads: one at a time for
  * each world; `lowband_last_error` is that of the calling thread.
  *
- * Enumerations are passed as int32_t. Structs begin with their size, which `*_defaults` fills in. Later
- * versions append fields only and accept the sizes of earlier ones.
+ * Enumerations are passed as int32_t. Structs begin with their size, which `*_defaults` fills in: those of
+ * the library's version, so a program runs with the library whose header it was compiled with, as the soname
+ * sees to. Later versions append fields only, and accept the sizes of earlier ones where structs come in.
  */
 #ifndef LOWBAND_PLUGIN_LOWBAND_H
 #define LOWBAND_PLUGIN_LOWBAND_H
@@ -254,7 +255,8 @@ typedef struct lowband_options {
   int64_t parameter_bytes; /* sizeof(lowband_parameter), which lowband_options_defaults fills in */
   /* Since version 5. The CUDA device in whose memory all weights and gradients of this process lie, and where
    * the optimizer computes and keeps its state; -1: the host. On all processes or on none; LOWBAND_F32, and
-   * without `overlap`. What replicas exchange passes through pinned host memory. */
+   * without `overlap`. What replicas exchange passes through pinned host memory. Calls leave it the calling
+   * thread's current CUDA device. */
   int64_t device;
 } lowband_options;
 void lowband_options_defaults(lowband_options* options);
@@ -266,7 +268,7 @@ typedef struct lowband_optimizer lowband_optimizer;
 lowband_status lowband_optimizer_create(lowband_world* world, const lowband_parameter* parameters,
                                         int64_t parameter_count, const lowband_options* options,
                                         lowband_optimizer** optimizer);
-/* Before its world. NULL is legal. */
+/* Before its world. NULL is legal. On a device: when the program's own work on the state is over. */
 void lowband_optimizer_free(lowband_optimizer* optimizer);
 
 /* Memory of parameter `parameter` (its position) from now on, between steps, in the same place as before. */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import dataclasses
 import hashlib
@@ -148,7 +149,8 @@ class Optimizer(torch.optim.Optimizer):
         self.world = _world_of(self._group, _pieces.order_of(self._group, team))
         try:
             self.world.set_deadline(deadline_seconds)
-            self.exchange = lowband.Optimizer(self.world, described, chosen)
+            with self._current_device():
+                self.exchange = lowband.Optimizer(self.world, described, chosen)
         except lowband.Error:  # the same on all processes
             self.world.close()
             raise
@@ -195,8 +197,9 @@ class Optimizer(torch.optim.Optimizer):
             held = [_pieces.local(parameter) for parameter in self._moved]
             self._moves.gather([*held, *(gradients[self._position[parameter]] for parameter in self._moved)],
                                [tensor for pair in zip(*self._moved.values()) for tensor in pair])
-        stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
-        self.last_report = self.exchange.step(self._steps, learning_rate, scalar_learning_rate, stream=stream)
+        with self._current_device():
+            stream = torch.cuda.current_stream().cuda_stream if self.device.type == "cuda" else 0
+            self.last_report = self.exchange.step(self._steps, learning_rate, scalar_learning_rate, stream=stream)
         if self._moves is not None:
             self._moves.scatter([weight for weight, _ in self._moved.values()], held)
         self._steps += 1
@@ -242,7 +245,10 @@ class Optimizer(torch.optim.Optimizer):
             self.state[parameter] = {}  # they show memory that is about to go
         self._is_closed = True
         _open_optimizers.pop(id(self), None)
-        self.exchange.close()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # what reads the state
+        with self._current_device():
+            self.exchange.close()
         self.world.close()
 
     # ---- The rest is its own ----
@@ -255,6 +261,10 @@ class Optimizer(torch.optim.Optimizer):
         i = self._position[parameter]
         self.exchange.gradient_ready(i)
         self._announced[i] = gradient
+
+    def _current_device(self) -> contextlib.AbstractContextManager[Any]:
+        """lowband makes the device of its work the thread's; torch's is another perhaps, and stays."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
     def _announce_own(self, parameter: torch.Tensor) -> None:
         if not self._is_closed:
