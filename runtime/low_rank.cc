@@ -67,6 +67,12 @@ Index panel_rows(Index cols, Index matrices) {
   return std::max<Index>(kPanelRows, 256 * 1024 / row_bytes / kPanelRows * kPanelRows);
 }
 
+// Rows of a panel that the second cache holds together with what comes next.
+template <class Real>
+Index cached_rows(Index cols) {
+  return std::min(8 * kPanelRows, panel_rows<Real>(cols, 1));
+}
+
 // A factor in the packs of the kernels: of every kFactorLanes rows the transposed. There is one of each kind
 // at a time; their memory stays with the thread, since allocators give it back to the system after every
 // call.
@@ -75,6 +81,8 @@ class Packed {
  public:
   // Q
   explicit Packed(MatrixView<const Real> a) : r_(a.cols), elements_(memory(kOperand, a.rows)) {
+    if (a.rows % kFactorLanes != 0)
+      std::fill_n(from_row(a.rows - a.rows % kFactorLanes), kFactorLanes * r_, Real{0});
     for_rows(a.rows, [&](Index i, Real* to) {
       const Real* const from = a.row(i);
 #pragma GCC unroll 4
@@ -82,7 +90,9 @@ class Packed {
     });
   }
   // Zeros, for a result.
-  Packed(Index rows, Index r) : r_(r), elements_(memory(kResult, rows)) {}
+  Packed(Index rows, Index r) : r_(r), elements_(memory(kResult, rows)) {
+    std::fill_n(elements_, elements(rows), Real{0});
+  }
 
   void copy_to(MatrixView<Real> a) {
     for_rows(a.rows, [&](Index i, const Real* from) {
@@ -97,11 +107,10 @@ class Packed {
 
  private:
   enum Kind : std::uint8_t { kOperand, kResult };
+  Index elements(Index rows) const { return (rows + kFactorLanes - 1) / kFactorLanes * kFactorLanes * r_; }
   Real* memory(Kind kind, Index rows) const {
     thread_local Buffer<Real> kept[2];
-    const Index elements = (rows + kFactorLanes - 1) / kFactorLanes * kFactorLanes * r_;
-    if (kept[kind].size() < elements) kept[kind] = Buffer<Real>(elements);
-    std::fill_n(kept[kind].data(), elements, Real{0});
+    if (kept[kind].size() < elements(rows)) kept[kind] = Buffer<Real>(elements(rows));
     return kept[kind].data();
   }
   template <class Body>
@@ -191,12 +200,13 @@ void skinny_multiply(const LowRankKernels<Real>& kernels, Real alpha, const Matr
                      MatrixView<Real> out) {
   const Packed<Real> packed(q);
   const VectorKernels<Real>& vectors = vector_kernels<Real>();
-  for_panels(m.rows, g != nullptr ? kPanelRows : 8 * kPanelRows, [&](Index begin, Index rows) {
+  for_panels(m.rows, g != nullptr ? kPanelRows : cached_rows<Real>(m.cols), [&](Index begin, Index rows) {
     if (g != nullptr) {
       for (Index i = begin; i < begin + rows; ++i)
         vectors.axpy(alpha, g->row(i), writable + i * m.row_stride, m.cols);
+    } else {  // the first half was asked for beside the last panel
+      read_ahead(m.row_block(begin + rows / 2, rows - rows / 2));
     }
-    if (g == nullptr) read_ahead(m.row_block(begin + rows / 2, rows - rows / 2));
     kernels.dot(m.row(begin), m.row_stride, rows, m.cols, packed.data(), q.cols, out.row(begin),
                 out.row_stride, g == nullptr ? line_from(m, begin + rows) : Ahead<Real>{});
   });
@@ -212,8 +222,8 @@ void skinny_multiply_transposed(const LowRankKernels<Real>& kernels, Real alpha,
   const Index r = q.cols;
   // The strip of out is read and written once for so many rows of M. Few columns wait for memory, which
   // delivers eight rows at a time better than sixteen; the rows ahead have to fit in beside the others.
-  const Index cached_rows = g != nullptr ? kMostRows : std::min(kMostRows, panel_rows<Real>(m.cols, 2));
-  const Index panel = r <= 8 ? 8 : cached_rows;
+  const Index most = g != nullptr ? kMostRows : std::min(kMostRows, panel_rows<Real>(m.cols, 2));
+  const Index panel = r <= 8 ? 8 : most;
   Packed<Real> packed(m.cols, r);
   const VectorKernels<Real>& vectors = vector_kernels<Real>();
   const Index cached_cols = kStripBytes / (r * static_cast<Index>(sizeof(Real)));
@@ -236,12 +246,6 @@ void skinny_multiply_transposed(const LowRankKernels<Real>& kernels, Real alpha,
     }
   }
   packed.copy_to(out);
-}
-
-// Rows of a panel that the second cache holds together with what comes next.
-template <class Real>
-Index cached_rows(Index cols) {
-  return std::min(8 * kPanelRows, panel_rows<Real>(cols, 1));
 }
 
 // P <- M Q ; R <- M^T P. Each product of a panel asks for half of the next one.

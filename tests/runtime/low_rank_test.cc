@@ -259,6 +259,36 @@ TYPED_TEST(LowRank, DecompressesWithFeedback) {
   }
 }
 
+// More rows than sums are kept for, and more columns than the first cache holds of the factor.
+TYPED_TEST(LowRank, ProductsOfALargePanelHaveTheBitsOfItsRows) {
+  using Real = TypeParam;
+  constexpr Index kRows = 71, kCols = 1100, kColumns = 13, kPacks = (kCols + kFactorLanes - 1) / kFactorLanes;
+  Padded<Real> m("m", kRows, kCols), factor("q", kPacks * kFactorLanes, kColumns), left("l", kRows, kColumns);
+  Buffer<Real> q(kPacks * kFactorLanes * kColumns);
+  for (Index j = 0; j < kCols; ++j) {
+    for (Index k = 0; k < kColumns; ++k)
+      q[(j / kFactorLanes * kColumns + k) * kFactorLanes + j % kFactorLanes] = factor.view()(j, k);
+  }
+  const auto results = [&](const LowRankKernels<Real>& kernels, Index step) {
+    Buffer<Real> dots(kRows * kColumns), outer(q.size());
+    for (Index i = 0; i < kRows; i += step) {
+      const Index rows = std::min(step, kRows - i);
+      kernels.dot(m.view().row(i), kCols + 2, rows, kCols, q.data(), kColumns, dots.data() + i * kColumns,
+                  kColumns, {});
+      kernels.add_outer(m.view().row(i), kCols + 2, rows, kCols, left.view().row(i), kColumns + 2, kColumns,
+                        outer.data(), {});
+    }
+    std::vector<Real> all(dots.span().begin(), dots.span().end());
+    all.insert(all.end(), outer.span().begin(), outer.span().end());
+    return all;
+  };
+  const auto sets = runnable_low_rank_kernels<Real>();
+  for (const auto& set : sets) {
+    EXPECT_EQ(results(*set.kernels, kRows), results(*sets.back().kernels, 1)) << set.name;
+    EXPECT_EQ(results(*set.kernels, 1), results(*set.kernels, kRows)) << set.name;
+  }
+}
+
 TYPED_TEST(LowRank, BitsDependOnNeitherInstructionSetNorPanelsNorThreads) {
   using Real = TypeParam;
   for (const Shape shape : {Shape{8, 100, 13}, Shape{5, 37, 4}, Shape{8, 64, 32}}) {

@@ -156,14 +156,11 @@ __attribute__((noinline)) void dot_tile(bool first, const Real* m, Index stride,
   });
 }
 
-// Columns of the matrix whose rows of 12 factor columns take three quarters of the first cache.
+// Columns of the matrix whose rows of the factor take half of the first cache.
 template <class Real>
-Index block_columns() {
-  static const Index columns = [] {
-    const long bytes = std::max(32L << 10, sysconf(_SC_LEVEL1_DCACHE_SIZE));
-    return bytes * 3 / 4 / (12 * static_cast<Index>(sizeof(Real))) / kLanes * kLanes;
-  }();
-  return columns;
+Index block_columns(Index r) {
+  static const Index bytes = std::max(32L << 10, sysconf(_SC_LEVEL1_DCACHE_SIZE)) / 2;
+  return bytes / (r * static_cast<Index>(sizeof(Real))) / kLanes * kLanes;
 }
 
 // Up to kSummedColumns factor columns and kSummedRows rows. A block of columns of all rows comes before the
@@ -176,7 +173,7 @@ void dot_rows(const Real* m, Index stride, Index rows, Index cols, const Real* q
   constexpr std::size_t kTileRows = kSkinnyPacks<Real> >= 6 ? 2 : 1;
   constexpr auto kStep = static_cast<Index>(kTileRows), kFolded = static_cast<Index>(kFoldedRows);
   alignas(64) Lanes<Real> kept[kSummedRows<Real> / kFolded][kSummedColumns * kFolded];
-  const Index block = block_columns<Real>();
+  const Index block = block_columns<Real>(r);
   for (Index j = 0; j < cols || j == 0; j += block) {
     const Index width = std::min(block, cols - j);
     const bool first = j == 0, last = j + width == cols;
