@@ -82,12 +82,15 @@ class Optimizer {
 
   void gradient_ready(std::int64_t parameter) { check(lowband_gradient_ready(handle_.get(), parameter)); }
 
-  lowband_step_report step(std::int64_t step, double learning_rate, double scalar_learning_rate) {
+  /// `stream`: the program's, where the optimizer is on a device.
+  lowband_step_report step(std::int64_t step, double learning_rate, double scalar_learning_rate,
+                           void* stream = nullptr) {
     auto info = defaults(lowband_step_info_defaults);
     auto report = defaults(lowband_step_report_defaults);
     info.step = step;
     info.learning_rate = learning_rate;
     info.scalar_learning_rate = scalar_learning_rate;
+    info.stream = stream;
     check(lowband_step(handle_.get(), &info, &report));
     return report;
   }

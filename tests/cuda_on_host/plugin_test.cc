@@ -23,8 +23,10 @@ namespace lowband {
 namespace {
 
 using ::testing::AllOf;
+using testing::COptimizer;
 using testing::expect_ok;
 using ::testing::HasSubstr;
+using testing::payload;
 using testing::run_c_world;
 
 struct Shape {
@@ -83,46 +85,34 @@ lowband_options options_of(lowband_optimizer_kind kind, const Memory& memory) {
   return options;
 }
 
-/// An optimizer that frees itself.
-struct COptimizer {
-  COptimizer(lowband_world* world, Memory& memory, const lowband_options& options) {
-    const std::vector<lowband_parameter> parameters = memory.described();
-    expect_ok(lowband_optimizer_create(world, parameters.data(), std::ssize(parameters), &options, &handle));
-  }
-  ~COptimizer() { lowband_optimizer_free(handle); }
-  COptimizer(const COptimizer&) = delete;
-  COptimizer& operator=(const COptimizer&) = delete;
+lowband_step_info step_info(Index step) {
+  lowband_step_info info;
+  lowband_step_info_defaults(&info);
+  info.step = step;
+  info.learning_rate = 0.02;
+  info.scalar_learning_rate = 0.003;
+  return info;
+}
 
-  void step(Index number, lowband_world* world, Memory& memory) {
-    memory.write(1 + 10 * number + lowband_world_process(world), memory.gradients);
-    lowband_step_info info;
-    lowband_step_info_defaults(&info);
-    info.step = number;
-    info.learning_rate = 0.02;
-    info.scalar_learning_rate = 0.003;
-    expect_ok(lowband_step(handle, &info, nullptr));
+void take_step(const COptimizer& optimizer, Index step, lowband_world* world, Memory& memory) {
+  memory.write(1 + 10 * step + lowband_world_process(world), memory.gradients);
+  const lowband_step_info info = step_info(step);
+  expect_ok(lowband_step(optimizer.handle, &info, nullptr));
+}
+
+/// Each piece of the state, by name.
+std::map<std::string, MatrixView<float>> state_of(const COptimizer& optimizer, Device* device) {
+  std::map<std::string, MatrixView<float>> pieces;
+  for (Index i = 0; i < lowband_state_count(optimizer.handle); ++i) {
+    lowband_state_piece piece;
+    lowband_state_piece_defaults(&piece);
+    expect_ok(lowband_state_at(optimizer.handle, i, &piece));
+    EXPECT_EQ(piece.device, device != nullptr && device->holds(piece.data) ? 0 : -1) << piece.name;
+    pieces[piece.name] = {static_cast<float*>(piece.data), piece.rows, piece.cols, piece.row_stride,
+                          piece.device == 0 ? device : nullptr};
   }
-  Index payload(lowband_purpose purpose) const {
-    lowband_bytes bytes;
-    lowband_bytes_defaults(&bytes);
-    expect_ok(lowband_step_bytes(handle, "replica", purpose, &bytes));
-    return bytes.payload_bytes;
-  }
-  /// Each piece of the state, by name.
-  std::map<std::string, MatrixView<float>> state(Device* device) const {
-    std::map<std::string, MatrixView<float>> pieces;
-    for (Index i = 0; i < lowband_state_count(handle); ++i) {
-      lowband_state_piece piece;
-      lowband_state_piece_defaults(&piece);
-      expect_ok(lowband_state_at(handle, i, &piece));
-      EXPECT_EQ(piece.device, device != nullptr && device->holds(piece.data) ? 0 : -1) << piece.name;
-      pieces[piece.name] = {static_cast<float*>(piece.data), piece.rows, piece.cols, piece.row_stride,
-                            piece.device == 0 ? device : nullptr};
-    }
-    return pieces;
-  }
-  lowband_optimizer* handle = nullptr;
-};
+  return pieces;
+}
 
 constexpr Index kSteps = 3;
 
@@ -136,12 +126,13 @@ Outcome trained(lowband_optimizer_kind kind, bool on_device) {
   std::mutex mutex;
   run_c_world(2, [&](lowband_world* world) {
     Memory memory(on_device);
-    COptimizer optimizer(world, memory, options_of(kind, memory));
-    for (Index step = 0; step < kSteps; ++step) optimizer.step(step, world, memory);
+    const COptimizer optimizer(world, memory.described(), options_of(kind, memory));
+    for (Index step = 0; step < kSteps; ++step) take_step(optimizer, step, world, memory);
     const std::vector<float> weights = memory.read_weights();
     const std::lock_guard lock(mutex);
     if (lowband_world_process(world) == 0) {
-      outcome = {weights, optimizer.payload(LOWBAND_FACTOR), optimizer.payload(LOWBAND_DENSE)};
+      outcome = {weights, payload(optimizer.handle, LOWBAND_FACTOR),
+                 payload(optimizer.handle, LOWBAND_DENSE)};
     } else {
       outcome.weights = outcome.weights.empty() ? weights : outcome.weights;
     }
@@ -173,15 +164,15 @@ TEST(PluginOnDevice, StateGoesFromDeviceToHostAndBack) {
       for (Index step = 0; step < 4;
            ++step) {  // a new optimizer for every step, which goes on with the last state
         Memory memory(!changes_place || step % 2 == 0);
-        COptimizer optimizer(world, memory, options_of(LOWBAND_DION, memory));
-        const auto state = optimizer.state(memory.device.get());
+        const COptimizer optimizer(world, memory.described(), options_of(LOWBAND_DION, memory));
+        const auto state = state_of(optimizer, memory.device.get());
         EXPECT_EQ(state.at("wq.M").device, memory.device.get());
         if (step > 0) {
           copy<float>(weights.line(), memory.weights.line());
           for (const auto& [name, piece] : state)
             copy<float>(MatrixView<const float>(saved.at(name).data(), piece.rows, piece.cols), piece);
         }
-        optimizer.step(step, world, memory);
+        take_step(optimizer, step, world, memory);
         for (const auto& [name, piece] : state) {
           saved[name].resize(static_cast<std::size_t>(piece.elements()));
           copy<float>(piece, MatrixView<float>(saved[name].data(), piece.rows, piece.cols));
@@ -198,9 +189,8 @@ TEST(PluginOnDevice, AddsNoWaitToTheStep) {
   long waits = 0, own_waits = 0;
   run_c_world(1, [&](lowband_world* world) {
     Memory memory(true);
-    COptimizer optimizer(world, memory, options_of(LOWBAND_ADAMW, memory));
-    lowband_step_info info;
-    lowband_step_info_defaults(&info);
+    const COptimizer optimizer(world, memory.described(), options_of(LOWBAND_ADAMW, memory));
+    lowband_step_info info = step_info(0);
     const long before = cuda_on_host::host_waits();
     expect_ok(lowband_step(optimizer.handle, &info, nullptr));
     waits = cuda_on_host::host_waits() - before;
@@ -235,9 +225,8 @@ TEST(PluginOnDevice, AddsNoWaitToTheStep) {
 TEST(PluginOnDevice, BeginsAfterTheStreamOfTheProgramAndThatGoesOnAfterIt) {
   run_c_world(1, [](lowband_world* world) {
     Memory memory(true);
-    COptimizer optimizer(world, memory, options_of(LOWBAND_ADAMW, memory));
-    lowband_step_info info;
-    lowband_step_info_defaults(&info);
+    const COptimizer optimizer(world, memory.described(), options_of(LOWBAND_ADAMW, memory));
+    lowband_step_info info = step_info(0);
     int place = 0;
     info.stream = &place;  // an address that is no stream: only events meet it
     cuda_on_host::log_stream_order(true);
@@ -254,9 +243,8 @@ TEST(PluginOnDevice, BeginsAfterTheStreamOfTheProgramAndThatGoesOnAfterIt) {
 TEST(PluginOnDevice, TakesTheStepInfoOfAnEarlierVersion) {
   run_c_world(1, [](lowband_world* world) {
     Memory memory(true);
-    COptimizer optimizer(world, memory, options_of(LOWBAND_ADAMW, memory));
-    lowband_step_info info;
-    lowband_step_info_defaults(&info);
+    const COptimizer optimizer(world, memory.described(), options_of(LOWBAND_ADAMW, memory));
+    lowband_step_info info = step_info(0);
     info.struct_bytes = offsetof(lowband_step_info, stream);
     info.stream = &info;
     cuda_on_host::log_stream_order(true);
@@ -290,7 +278,7 @@ TEST(PluginOnDevice, RefusesByName) {
     refused(memory, [&](auto&, auto& p) { p[1].gradient = on_host.gradients.data(); },
             {"embed", "gradient: found an address of other memory", "expected one of cuda:0"});
 
-    COptimizer optimizer(world, memory, options_of(LOWBAND_DION, memory));
+    const COptimizer optimizer(world, memory.described(), options_of(LOWBAND_DION, memory));
     EXPECT_EQ(lowband_rebind(optimizer.handle, 0, memory.weights.data(), on_host.gradients.data()),
               LOWBAND_INVALID_ARGUMENT);
     EXPECT_THAT(lowband_last_error(), AllOf(HasSubstr("gradient"), HasSubstr("expected one of cuda:0")));

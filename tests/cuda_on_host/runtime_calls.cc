@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <string>
@@ -44,6 +45,14 @@ constexpr int kUntouched = 0xff;  // a NaN in every type
 constexpr std::size_t kMostClosedBytes = std::size_t{1} << 20;
 
 std::atomic<long> waits = 0;
+std::mutex pinned_mutex;
+std::map<const unsigned char*, std::size_t> pinned;  // bytes by address
+bool is_pinned(const void* memory) {
+  const std::lock_guard lock(pinned_mutex);
+  const auto* const address = static_cast<const unsigned char*>(memory);
+  const auto after = pinned.upper_bound(address);
+  return after != pinned.begin() && address < std::prev(after)->first + std::prev(after)->second;
+}
 thread_local bool logs_order = false;
 thread_local std::vector<cuda_on_host::StreamOrder> order_log;
 
@@ -343,6 +352,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
   const Place target = device_memory().place_of(to, bytes), source = device_memory().place_of(from, bytes);
   if (target == Place::kBeside || source == Place::kBeside)
     return set_error(cudaErrorInvalidValue, "beyond a device buffer");
+  if (source == Place::kDevice && target == Place::kHost && !lowband::is_pinned(to)) ++lowband::waits;
   return enqueue(stream, [=] {
     const DeviceAccess access;
     std::memcpy(to, from, bytes);
@@ -373,9 +383,14 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
 
 cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned /*flags*/) {
   *memory = std::malloc(bytes);
-  return *memory != nullptr ? cudaSuccess : set_error(cudaErrorMemoryAllocation, "no memory");
+  if (*memory == nullptr) return set_error(cudaErrorMemoryAllocation, "no memory");
+  const std::lock_guard lock(lowband::pinned_mutex);
+  lowband::pinned[static_cast<const unsigned char*>(*memory)] = bytes;
+  return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* memory) {
+  const std::lock_guard lock(lowband::pinned_mutex);
+  lowband::pinned.erase(static_cast<const unsigned char*>(memory));
   std::free(memory);
   return cudaSuccess;
 }

@@ -4,7 +4,8 @@
 
 namespace lowband::cuda_on_host {
 
-/// How often the host has waited for a stream or an event.
+/// How often the host has waited: for a stream, for an event, or for a copy from a device to memory that is
+/// not pinned, which ends before the call does.
 long host_waits();
 
 /// Work of `later` that is enqueued after this waits for that of `earlier` before it.

@@ -41,6 +41,19 @@ void expect_ok(lowband_status status) {
   if (status != LOWBAND_OK) throw std::runtime_error(lowband_last_error());
 }
 
+COptimizer::COptimizer(lowband_world* world, const std::vector<lowband_parameter>& parameters,
+                       const lowband_options& options) {
+  expect_ok(lowband_optimizer_create(world, parameters.data(), static_cast<std::int64_t>(parameters.size()),
+                                     &options, &handle));
+}
+
+std::int64_t payload(const lowband_optimizer* optimizer, lowband_purpose purpose) {
+  lowband_bytes bytes;
+  lowband_bytes_defaults(&bytes);
+  expect_ok(lowband_step_bytes(optimizer, "replica", purpose, &bytes));
+  return bytes.payload_bytes;
+}
+
 void run_c_world(int processes, const std::function<void(lowband_world*)>& body) {
   ThreadGather gather(processes);
   std::vector<std::exception_ptr> failures(static_cast<std::size_t>(processes));

@@ -18,7 +18,9 @@
 namespace lowband {
 namespace {
 
+using testing::COptimizer;
 using testing::expect_ok;
+using testing::payload;
 using testing::run_c_world;
 
 constexpr int kReplicas = 2;
@@ -115,26 +117,6 @@ lowband_step_info step_info(Index step) {
   return info;
 }
 
-/// An optimizer that frees itself.
-struct COptimizer {
-  template <class Real>
-  COptimizer(lowband_world* world, Memory<Real>& memory, const lowband_options& options) {
-    const std::vector<lowband_parameter> parameters = memory.described();
-    expect_ok(lowband_optimizer_create(world, parameters.data(), std::ssize(parameters), &options, &handle));
-  }
-  ~COptimizer() { lowband_optimizer_free(handle); }
-  COptimizer(const COptimizer&) = delete;
-  COptimizer& operator=(const COptimizer&) = delete;
-  lowband_optimizer* handle = nullptr;
-};
-
-Index payload(lowband_optimizer* optimizer, lowband_purpose purpose) {
-  lowband_bytes bytes;
-  lowband_bytes_defaults(&bytes);
-  expect_ok(lowband_step_bytes(optimizer, "replica", purpose, &bytes));
-  return bytes.payload_bytes;
-}
-
 template <class Real>
 std::vector<std::vector<Real>> weights_from_cpp(lowband_optimizer_kind kind, bool overlap = false) {
   std::vector<std::vector<Real>> weights;
@@ -190,7 +172,7 @@ TYPED_TEST(PluginOptimizer, gives_the_bits_of_the_optimizer_behind_it_and_sends_
     const auto expected = weights_from_cpp<Real>(kind);
     run_c_world(kReplicas, [&](lowband_world* world) {
       Memory<Real> memory;
-      const COptimizer optimizer(world, memory, options_of(kind, kDType<Real>));
+      const COptimizer optimizer(world, memory.described(), options_of(kind, kDType<Real>));
       for (Index step = 0; step < kSteps; ++step) {
         Index factor_bytes = 0;
         Index dense_bytes = 0;
@@ -246,7 +228,7 @@ TYPED_TEST(PluginOptimizer, goes_on_bit_by_bit_from_saved_state) {
         }
       };
       {
-        const COptimizer first(world, memory, options);
+        const COptimizer first(world, memory.described(), options);
         for (Index step = 0; step < kSteps / 2; ++step) {
           memory.fill(process, step);
           const lowband_step_info info = step_info(step);
@@ -256,7 +238,7 @@ TYPED_TEST(PluginOptimizer, goes_on_bit_by_bit_from_saved_state) {
           saved[name] = std::vector<Real>(row.begin(), row.end());
         });
       }
-      const COptimizer second(world, memory, options);
+      const COptimizer second(world, memory.described(), options);
       each_piece(second, [&](const std::string& name, std::span<Real> row) {
         std::ranges::copy(saved.at(name), row.begin());
       });
@@ -279,7 +261,7 @@ TYPED_TEST(PluginOptimizer, follows_memory_that_moves_and_overlaps) {
     options.overlap = 1;
     options.bucket_elements = kBucketElements;
     Memory<Real> memory;
-    const COptimizer optimizer(world, memory, options);
+    const COptimizer optimizer(world, memory.described(), options);
     std::vector<Memory<Real>> elsewhere(kSteps);
     for (Index step = 0; step < kSteps; ++step) {
       Memory<Real>& here = elsewhere[static_cast<std::size_t>(step)];
@@ -446,7 +428,7 @@ TEST(PluginOptimizerOptions, of_version_3_are_completed) {
 TEST(PluginOptimizerReport, diagnoses_matrices_when_asked) {
   run_c_world(kReplicas, [&](lowband_world* world) {
     Memory<float> memory;
-    const COptimizer optimizer(world, memory, options_of(LOWBAND_DION, LOWBAND_F32));
+    const COptimizer optimizer(world, memory.described(), options_of(LOWBAND_DION, LOWBAND_F32));
     lowband_step_info info = step_info(0);
     info.diagnose = 1;
     memory.fill(lowband_world_process(world), 0);
