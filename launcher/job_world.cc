@@ -5,6 +5,7 @@
 #include "collectives/mpi/mpi_world.h"
 #include "collectives/nccl/nccl_group.h"
 #include "collectives/nccl/nccl_status.h"
+#include "collectives/process_device.h"
 #include "collectives/rendezvous/communicator_rendezvous.h"
 #include "collectives/rendezvous/tcp_rendezvous.h"
 #include "collectives/ucx/ucx_world.h"
@@ -57,7 +58,7 @@ std::string take_backend(Arguments& arguments, const std::string& fallback) {
 
 // The same processes over NCCL, which share the devices of their hosts in turns.
 std::unique_ptr<Communicator> on_devices(Communicator& world) {
-  return make_nccl_group(world, world.process() % static_cast<int>(cuda_status().devices.size()));
+  return make_nccl_group(world, device_index_of(world, static_cast<int>(cuda_status().devices.size())));
 }
 
 void print_failure(const Communicator& world, const std::exception& error) {

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "model/transformer.h"
+#include "model/model.h"
 
 #include <vector>
 

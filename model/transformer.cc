@@ -302,8 +302,6 @@ Transformer<Real>::Transformer(const ModelConfig& config, Communicator& tensor, 
     : state_(std::make_unique<State>(config, tensor, seed, max_sequences)) {}
 template <class Real>
 Transformer<Real>::~Transformer() = default;
-template <class Real>
-Transformer<Real>::Transformer(Transformer&&) noexcept = default;
 
 template <class Real>
 const ModelConfig& Transformer<Real>::config() const {
@@ -343,7 +341,7 @@ double Transformer<Real>::loss(std::span<const std::int32_t> tokens, std::span<c
 
 template <class Real>
 Index Transformer<Real>::parameter_bytes() const {
-  return state_->weights.size() * static_cast<Index>(sizeof(Real));
+  return 2 * state_->weights.size() * static_cast<Index>(sizeof(Real));
 }
 
 template <class Real>

@@ -25,9 +25,10 @@ CheckpointIdentity Trainer<Real>::State::identity() const {
 }
 
 template <class Real>
-std::vector<NamedTensor> Trainer<Real>::State::tensors() {
-  auto all = checkpoint_tensors<Real>(std::span<const Parameter<Real>>(model->parameters()));
-  const auto state = optimizer->state();
+std::vector<NamedTensor> Trainer<Real>::State::tensors(HostCopies<Real>& copies) {
+  const auto weights = copies.weights_of(model->parameters());
+  auto all = checkpoint_tensors<Real>(std::span<const Parameter<Real>>(weights));
+  const auto state = copies.of(optimizer->state());
   const auto rest = checkpoint_tensors<Real>(std::span<const StateTensor<Real>>(state));
   all.insert(all.end(), rest.begin(), rest.end());
   return all;
@@ -56,7 +57,9 @@ void Trainer<Real>::State::resume() {
   if (from == "none" || (from == "auto" && chosen.empty())) return;
   const std::filesystem::path checkpoint =
       from == "auto" ? checkpoints() / chosen : std::filesystem::path(from);
-  const CheckpointProgress reached = load_checkpoint(world, checkpoint, identity(), tensors());
+  HostCopies<Real> copies;
+  const CheckpointProgress reached = load_checkpoint(world, checkpoint, identity(), tensors(copies));
+  copies.put_back();
   agree(world, [&] {
     LB_EXPECTS(reached.step <= steps(), "schedule.steps: found ", steps(), ", expected at least ",
                reached.step, ", the steps of the checkpoint ", checkpoint.string());
@@ -93,7 +96,8 @@ void Trainer<Real>::State::save() {
   }
   std::string config_text;
   google::protobuf::TextFormat::PrintToString(config, &config_text);
-  lowband::save_checkpoint(world, checkpoints(), identity(), config_text, reached, tensors());
+  HostCopies<Real> copies;
+  lowband::save_checkpoint(world, checkpoints(), identity(), config_text, reached, tensors(copies));
   agree(world, [&] {
     if (first_process()) keep_latest(checkpoints(), config.checkpoint().keep());
   });

@@ -63,9 +63,11 @@ Trainer<Real>::State::State(const RunConfig& config_, Communicator& world_, cons
     world.set_timeline(&timeline);
   }
   agree(world, [&] { world.set_determinism(determinism(config)); });
+  if (config.device() == RunConfig::CUDA) open_device();
   mesh.emplace(world, mesh_shape(config));
   allow_planned(world.budget(), config, mesh->position());
-  model.emplace(model_shape, mesh->tensor(), config.seed(), sequences_per_micro_batch(config));
+  model = make_model<Real>(model_shape, mesh->tensor(), config.seed(), sequences_per_micro_batch(config),
+                           device_model_options(config));
   for (Parameter<Real>& parameter : model->parameters())
     parameter.info = with_blocks(config, std::move(parameter.info));
   optimizer.emplace(*mesh, model->parameters(), profile, optimizer_options(config));
@@ -80,6 +82,19 @@ Trainer<Real>::State::State(const RunConfig& config_, Communicator& world_, cons
     dump->prepare(step);
   }
   open_record();
+}
+
+template <class Real>
+void Trainer<Real>::State::open_device() {
+  int devices = 0;
+  agree(world, [&] {
+    const CudaStatus cuda = cuda_status();
+    LB_EXPECTS(!cuda.devices.empty(), "device: found CUDA, expected CPU: ", cuda.reason);
+    devices = static_cast<int>(cuda.devices.size());
+  });
+  device_index = device_index_of(world, devices);
+  device = lowband::open_device(device_index);
+  device_of_world.emplace(world, *device);
 }
 
 template <class Real>

@@ -1,10 +1,12 @@
 #pragma once
 
-#include "model/transformer.h"
+#include "collectives/process_device.h"
+#include "model/model.h"
 #include "optimizers/sharded_optimizer.h"
 #include "sharding/process_mesh.h"
 #include "trainer/checkpoint.h"
 #include "trainer/data/token_shards.h"
+#include "trainer/host_copies.h"
 #include "trainer/progress.h"
 #include "trainer/replay/gradient_dump.h"
 #include "trainer/run_record.h"
@@ -12,6 +14,7 @@
 
 #include <chrono>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -51,6 +54,8 @@ struct Trainer<Real>::State {
     double seconds = 0;
   };
 
+  // trainer.cc
+  void open_device();
   // training_step.cc
   StepSums take_step();
   double accumulate_gradients();
@@ -63,7 +68,7 @@ struct Trainer<Real>::State {
   void resume();
   void save();
   CheckpointIdentity identity() const;
-  std::vector<NamedTensor> tensors();
+  std::vector<NamedTensor> tensors(HostCopies<Real>& copies);
   // recording.cc
   void open_record();
   void record_start();
@@ -75,6 +80,7 @@ struct Trainer<Real>::State {
   RunSummary summary() const;
 
   Index state_bytes();
+  std::string device_name() const;  // "cuda:0, NVIDIA H200 (9.0)"; empty on the host
   bool first_process() const { return world.process() == 0; }
   Index steps() const { return config.schedule().steps(); }
   Index sequences_per_process() const {
@@ -99,8 +105,11 @@ struct Trainer<Real>::State {
   std::filesystem::path directory;
   Timeline timeline;
   std::optional<TokenSet> train_set, validation_set;
+  int device_index = 0;
+  std::unique_ptr<Device> device;  // where the configuration asks for one
+  std::optional<DeviceScope> device_of_world;
   std::optional<ProcessMesh> mesh;
-  std::optional<Transformer<Real>> model;
+  std::unique_ptr<Model<Real>> model;
   std::optional<ShardedOptimizer<Real>> optimizer;
   std::optional<GradientDump<Real>> dump;
   std::optional<RunRecorder> record;          // on process 0

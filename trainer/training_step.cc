@@ -1,4 +1,5 @@
 #include "collectives/agreement.h"
+#include "runtime/copy.h"
 #include "trainer/byte_plan.h"
 #include "trainer/config/schedule.h"
 #include "trainer/data/content_hash.h"
@@ -20,7 +21,8 @@ constexpr Index kNonFiniteStepsAllowed = 5;
 }  // namespace
 
 // With the last micro-batch gradients are complete, and nothing here touches them again: from the moment that
-// the optimizer is told they are its own. A step that is recorded tells it only when they have been written.
+// the optimizer is told they are its own. It is told where it can begin with them: not in a step that is
+// recorded, which writes them first.
 template <class Real>
 double Trainer<Real>::State::accumulate_gradients() {
   const Timeline::Range range(&timeline, "forward_backward", 0);
@@ -38,7 +40,7 @@ double Trainer<Real>::State::accumulate_gradients() {
                         std::span(targets).subspan(offset, count));
     }
     std::function<void(Index)> gradient_ready;
-    if (micro_batch + 1 == micro_batches_per_step(config) && !dumps_step())
+    if (config.optimizer().overlap() && micro_batch + 1 == micro_batches_per_step(config) && !dumps_step())
       gradient_ready = [this](Index parameter) { optimizer->gradient_ready(parameter); };
     loss_sum += model->forward_backward(tokens, targets, per_micro_batch, gradient_scale, gradient_ready);
   }
@@ -142,7 +144,7 @@ template <class Real>
 void Trainer<Real>::State::check_replicas_agree() {
   std::uint64_t hash = 0;  // of all weights, each seeded with that of those before it
   for (const auto& parameter : model->parameters()) {
-    hash = content_hash(std::as_bytes(parameter.weight.flat()), hash);
+    hash = content_hash(std::as_bytes(OnHost<Real>(parameter.weight).view().flat()), hash);
   }
   // Everybody sees every hash, so that everybody stops, not the processes of the differing piece alone.
   const auto processes = static_cast<std::size_t>(world.size());

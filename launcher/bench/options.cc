@@ -131,7 +131,7 @@ CommBenchOptions comm_bench_options(Arguments arguments, int processes) {
   options.model = preset.empty() ? files.front() : preset;
   validate(config, mesh_shape(config).processes());
   check_mesh(config, processes);
-  LB_EXPECTS(config.precision() == RunConfig::F32,
+  LB_EXPECTS(config.precision() != RunConfig::F64,
              "precision: found F64, expected F32: --wire says what is sent");
   options.threads = config.threads();
   options.deadline =

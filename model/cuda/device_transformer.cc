@@ -8,6 +8,8 @@
 #include "runtime/buffer.h"
 #include "runtime/cuda/buffer.h"
 #include "runtime/cuda/kernels.h"
+#include "runtime/cuda/matrix.h"
+#include "runtime/cuda/stream_device.h"
 #include "runtime/timeline.h"
 
 #include <algorithm>
@@ -36,7 +38,7 @@ struct LayerBuffers {
 template <class T>
 struct DeviceTransformer<T>::State {
   State(const ModelConfig& config_, Communicator& tensor_, std::uint64_t seed, Index max_sequences_,
-        KeptActivations kept, CudaBlas& blas_);
+        KeptActivations kept);
   void expect_memory() const;
   void allocate_parameters(std::uint64_t seed);
   void allocate_activations();
@@ -141,7 +143,7 @@ struct DeviceTransformer<T>::State {
 
   DeviceBuffer<float> weights, gradients;  // in the order of the table
   DeviceBuffer<T> rounded_weights;         // what products read
-  std::vector<DeviceParameter> parameters;
+  std::vector<Parameter<float>> parameters;
   ModelMatrices<DeviceMatrix<float>> weight, gradient;
   ModelMatrices<DeviceMatrix<T>> rounded;
 
@@ -154,7 +156,6 @@ struct DeviceTransformer<T>::State {
   DeviceBuffer<double> token_losses, loss_sum, gradient_scale;
   DeviceBuffer<float> d_stream, d_normed, gain_scratch, row_products;
   DeviceBuffer<T> d_logits, d_stream_rounded, d_qkv, d_attended, d_gate_up, d_h;
-  PinnedBuffer<float> staged;  // what a backend of the host moves
 
   // Of steps without `gradient_ready`, by their number of sequences.
   struct StepGraph {
@@ -167,13 +168,13 @@ struct DeviceTransformer<T>::State {
 
 template <class T>
 DeviceTransformer<T>::State::State(const ModelConfig& config_, Communicator& tensor_, std::uint64_t seed,
-                                   Index max_sequences_, KeptActivations kept_, CudaBlas& blas_)
+                                   Index max_sequences_, KeptActivations kept_)
     : config((validate(config_, tensor_.size()), config_)),
       tensor(&tensor_),
       max_sequences(max_sequences_),
       kept(kept_),
-      blas(&blas_),
-      stream(&blas_.stream()),
+      blas(&blas_of(tensor_.device())),
+      stream(&blas->stream()),
       vocabulary(split_range(config.vocabulary, tensor_.size(), tensor_.process())),
       ffn_cols(split_range(config.ffn_width, tensor_.size(), tensor_.process()).size()) {
   LB_EXPECTS(max_sequences >= 1, "sequences per micro-batch: found ", max_sequences, ", expected at least 1");
@@ -226,7 +227,10 @@ void DeviceTransformer<T>::State::allocate_parameters(std::uint64_t seed) {
     weight_views.push_back(weights.matrix(offset, piece_rows, piece_cols));
     gradient_views.push_back(gradients.matrix(offset, piece_rows, piece_cols));
     rounded_views.push_back(rounded_weights.matrix(offset, piece_rows, piece_cols));
-    parameters.push_back({table[i], weight_views.back(), gradient_views.back()});
+    const auto view = [&](float* all) {
+      return MatrixView<float>(all + offset, piece_rows, piece_cols, piece_cols, tensor->device());
+    };
+    parameters.push_back({table[i], view(weights.data()), view(gradients.data())});
     offset += piece_rows * piece_cols;
   }
   weights.fill_from(initial.span());
@@ -275,8 +279,6 @@ void DeviceTransformer<T>::State::allocate_activations() {
   d_attended = allocate<T>(kWorkspace, most * shape.query_cols());
   d_gate_up = allocate<T>(kWorkspace, most * 2 * ffn_cols);
   d_h = allocate<T>(kWorkspace, most * ffn_cols);
-  if (tensor->size() > 1 && tensor->backend() != "nccl")
-    staged = PinnedBuffer<float>(std::max(most * width, 3 * most * (tensor->size() + 1)));
 
   const RotaryTable<float> rotary(config.sequence, config.head_dim, config.rope_base);
   const auto angles = static_cast<std::size_t>(config.sequence * rotary.half());
@@ -286,38 +288,24 @@ void DeviceTransformer<T>::State::allocate_activations() {
   sine.fill_from({rotary.sine(0), angles});
 }
 
-// NCCL takes device memory that is complete; another backend moves host memory.
 template <class T>
 void DeviceTransformer<T>::State::sum_over_processes(DeviceMatrix<float> x) {
   if (tensor->size() == 1) return;
-  const auto elements = static_cast<std::size_t>(x.elements());
-  const Index bytes = x.elements() * Index{sizeof(float)};
-  if (staged.size() == 0) {
-    stream->synchronize();
-    tensor->all_reduce<float>({x.data, elements}, Reduction::kSum, Tag{Purpose::kActivation});
-    return;
-  }
-  cuda_copy(staged.data(), x.data, bytes, *stream);
-  stream->synchronize();
-  tensor->all_reduce<float>(staged.span().first(elements), Reduction::kSum, Tag{Purpose::kActivation});
-  cuda_copy(x.data, staged.data(), bytes, *stream);
+  tensor->all_reduce<float>({x.data, static_cast<std::size_t>(x.elements())}, Reduction::kSum,
+                            Tag{Purpose::kActivation});
 }
 
 template <class T>
 void DeviceTransformer<T>::State::gather_messages() {
-  const Index own = 3 * shape.tokens(), all = own * tensor->size();
-  const Index own_bytes = own * Index{sizeof(float)}, all_bytes = all * Index{sizeof(float)};
-  if (tensor->size() == 1) return cuda_copy(gathered.data(), message.data(), own_bytes, *stream);
-  const std::vector<Index> counts(static_cast<std::size_t>(tensor->size()), own);
-  const auto gather = [&](const float* from, float* to) {
-    stream->synchronize();
-    tensor->all_gather<float>({from, static_cast<std::size_t>(own)}, {to, static_cast<std::size_t>(all)},
-                              counts, Tag{Purpose::kActivation});
-  };
-  if (staged.size() == 0) return gather(message.data(), gathered.data());
-  cuda_copy(staged.data() + all, message.data(), own_bytes, *stream);
-  gather(staged.data() + all, staged.data());
-  cuda_copy(gathered.data(), staged.data(), all_bytes, *stream);
+  const auto own = static_cast<std::size_t>(3 * shape.tokens());
+  const auto processes = static_cast<std::size_t>(tensor->size());
+  if (processes == 1) {
+    cuda_copy(gathered.data(), message.data(), static_cast<Index>(own * sizeof(float)), *stream);
+    return;
+  }
+  tensor->all_gather<float>({message.data(), own}, {gathered.data(), own * processes},
+                            std::vector<Index>(processes, static_cast<Index>(own)),
+                            Tag{Purpose::kActivation});
 }
 
 template <class T>
@@ -541,12 +529,10 @@ void DeviceTransformer<T>::State::attention_backward_half(Index layer,
 
 template <class T>
 DeviceTransformer<T>::DeviceTransformer(const ModelConfig& config, Communicator& tensor, std::uint64_t seed,
-                                        Index max_sequences, KeptActivations kept, CudaBlas& blas)
-    : state_(std::make_unique<State>(config, tensor, seed, max_sequences, kept, blas)) {}
+                                        Index max_sequences, KeptActivations kept)
+    : state_(std::make_unique<State>(config, tensor, seed, max_sequences, kept)) {}
 template <class T>
 DeviceTransformer<T>::~DeviceTransformer() = default;
-template <class T>
-DeviceTransformer<T>::DeviceTransformer(DeviceTransformer&&) noexcept = default;
 
 template <class T>
 const ModelConfig& DeviceTransformer<T>::config() const {
@@ -554,7 +540,7 @@ const ModelConfig& DeviceTransformer<T>::config() const {
 }
 
 template <class T>
-std::span<const DeviceParameter> DeviceTransformer<T>::parameters() const {
+std::span<Parameter<float>> DeviceTransformer<T>::parameters() {
   return state_->parameters;
 }
 

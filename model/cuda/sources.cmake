@@ -2,6 +2,7 @@
 set(cuda_sources
     cuda/attention.cu
     cuda/device_memory.cc
+    cuda/device_model.cc
     cuda/device_transformer.cc
     cuda/half_attention.cu
     cuda/layers.cu)

@@ -9,12 +9,14 @@
 // WEIGHTS: a file for the initial weights, float, one parameter behind the other, with which torch is held to
 // the same loss and gradient.
 #include "collectives/local/local_world.h"
+#include "collectives/process_device.h"
 #include "model/cuda/device_transformer.h"
 #include "optimizers/sharded_optimizer.h"
 #include "runtime/bfloat16.h"
-#include "runtime/cuda/kernels.h"
+#include "runtime/copy.h"
 #include "runtime/cuda/stream_device.h"
 #include "runtime/error.h"
+#include "runtime/linalg.h"
 
 #include <chrono>
 #include <cmath>
@@ -47,40 +49,18 @@ std::int32_t token(Index i, Index which) {
   return static_cast<std::int32_t>(once * once % kPrime % kConfig.vocabulary);
 }
 
-// The model's parameters as an optimizer takes them.
-std::vector<Parameter<float>> parameters_of(const DeviceTransformer<BFloat16>& model, Device& device) {
-  std::vector<Parameter<float>> parameters;
-  for (const DeviceParameter& p : model.parameters()) {
-    const auto view = [&](DeviceMatrix<float> a) {
-      return MatrixView<float>(a.data, a.rows, a.cols, a.row_stride, &device);
-    };
-    parameters.push_back({p.info, view(p.weight), view(p.gradient)});
-  }
-  return parameters;
-}
-
-double sum_of_squares_of_gradients(const DeviceTransformer<BFloat16>& model, const CudaStream& stream) {
-  DeviceSums sums(1, stream);
-  DeviceBuffer<double> sum(1, stream);
+double sum_of_squares_of_gradients(Model<float>& model) {
   double all = 0;
-  for (const DeviceParameter& p : model.parameters()) {
-    double of_one = 0;
-    sums.sum_of_squares(p.gradient.data, p.gradient.elements(), sum.data());
-    sum.copy_to({&of_one, 1});
-    all += of_one;
-  }
+  for (const Parameter<float>& p : model.parameters()) all += sum_of_squares<float>(p.gradient);
   return all;
 }
 
-void write_weights(const DeviceTransformer<BFloat16>& model, const std::string& path,
-                   const CudaStream& stream) {
+void write_weights(Model<float>& model, const std::string& path) {
   std::ofstream file(path, std::ios::binary);
-  for (const DeviceParameter& p : model.parameters()) {
-    std::vector<float> host(static_cast<std::size_t>(p.weight.elements()));
-    const auto bytes = static_cast<std::streamsize>(host.size() * sizeof(float));
-    cuda_copy(host.data(), p.weight.data, bytes, stream);
-    stream.synchronize();
-    file.write(reinterpret_cast<const char*>(host.data()), bytes);
+  for (const Parameter<float>& p : model.parameters()) {
+    const OnHost<float> weight(p.weight);
+    file.write(reinterpret_cast<const char*>(weight.view().data),
+               static_cast<std::streamsize>(p.weight.elements() * Index{sizeof(float)}));
   }
   file.close();
   if (!file) throw IoError(cat(path, ": cannot be written"));
@@ -89,11 +69,11 @@ void write_weights(const DeviceTransformer<BFloat16>& model, const std::string& 
 void bench(Communicator& alone, Index sequences, int steps, Index factor_rank, const std::string& weights) {
   const CudaStream stream;
   CudaBlas blas(stream);
-  DeviceTransformer<BFloat16> model(kConfig, alone, 1, sequences, KeptActivations::kAll, blas);
   const std::unique_ptr<Device> device = device_on(blas);
-  alone.set_device(device.get());
+  const DeviceScope scope(alone, *device);
+  DeviceTransformer<BFloat16> model(kConfig, alone, 1, sequences, KeptActivations::kAll);
   ProcessMesh mesh(alone, {});
-  std::vector<Parameter<float>> parameters = parameters_of(model, *device);
+  const std::span<Parameter<float>> parameters = model.parameters();
   OptimizerOptions options;
   options.kind = factor_rank > 0 ? OptimizerKind::kDion : OptimizerKind::kAdamW;
   options.clip_norm = 0;
@@ -111,7 +91,7 @@ void bench(Communicator& alone, Index sequences, int steps, Index factor_rank, c
   Index state_bytes = 0;
   for (const StateTensor<float>& tensor : optimizer.state())
     state_bytes += tensor.value.elements() * Index{sizeof(float)};
-  if (!weights.empty()) write_weights(model, weights, stream);
+  if (!weights.empty()) write_weights(model, weights);
   const Index tokens = sequences * kConfig.sequence;
   std::vector<std::int32_t> inputs, targets;
   const auto forward_backward = [&](Index batch) {
@@ -125,7 +105,7 @@ void bench(Communicator& alone, Index sequences, int steps, Index factor_rank, c
     return model.forward_backward(inputs, targets, sequences, scale, {}) * scale;
   };
   const double loss = forward_backward(0);
-  const double squares = sum_of_squares_of_gradients(model, stream);
+  const double squares = sum_of_squares_of_gradients(model);
   std::vector<double> seconds;
   double last = 0;
   for (int i = 0; i < kWarmUp + steps; ++i) {

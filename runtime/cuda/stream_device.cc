@@ -24,6 +24,7 @@ class StreamDevice : public Device {
   explicit StreamDevice(CudaBlas& blas)
       : blas_(blas), stream_(blas.stream()), partial_(kSumSlabs, blas.stream()), handover_(blas.stream()) {}
 
+  CudaBlas& blas() const { return blas_; }
   std::string name() const override { return cat("cuda:", stream_.device()); }
 
   void* allocate(Index bytes) override {
@@ -284,12 +285,17 @@ struct OwnStream {
   CudaBlas blas;
 };
 struct OwnStreamDevice final : OwnStream, StreamDevice {
-  explicit OwnStreamDevice(int index) : OwnStream(index), StreamDevice(blas) {}
+  explicit OwnStreamDevice(int index) : OwnStream(index), StreamDevice(OwnStream::blas) {}
 };
 
 }  // namespace
 
 std::unique_ptr<Device> device_on(CudaBlas& blas) { return std::make_unique<StreamDevice>(blas); }
+CudaBlas& blas_of(Device* device) {
+  const auto* const of_stream = dynamic_cast<const StreamDevice*>(device);
+  LB_EXPECTS(of_stream != nullptr, "device: found ", place_name(device), ", expected a CUDA device");
+  return of_stream->blas();
+}
 std::unique_ptr<Device> open_device(int index) { return std::make_unique<OwnStreamDevice>(index); }
 
 }  // namespace lowband

@@ -1,7 +1,9 @@
 #include "model/cuda/device_memory.h"
 
 #include "collectives/local/local_world.h"
+#include "collectives/process_device.h"
 #include "model/cuda/device_transformer.h"
+#include "runtime/cuda/stream_device.h"
 #include "tests/cuda_on_host/block.h"
 
 #include <mutex>
@@ -29,8 +31,10 @@ void expect_plan_is_what_is_allocated(const ModelConfig& config, int processes, 
     const std::lock_guard lock(one_at_a_time);
     const CudaStream stream;
     CudaBlas blas(stream);
+    const std::unique_ptr<Device> device = device_on(blas);
+    const DeviceScope scope(tensor, *device);
     const Index before = cuda_on_host::allocated_bytes();
-    const DeviceTransformer<T> model(config, tensor, 1, sequences, kept, blas);
+    const DeviceTransformer<T> model(config, tensor, 1, sequences, kept);
     const DeviceMemory plan =
         plan_device_memory(config, processes, tensor.process(), sequences, kept, Index{sizeof(T)});
     EXPECT_EQ(cuda_on_host::allocated_bytes() - before, plan.total());
@@ -81,12 +85,14 @@ TEST(DeviceMemory, AModelThatTheDeviceCannotHoldIsRefusedBeforeItAllocates) {
   run_world(1, [&](Communicator& tensor) {
     const CudaStream stream;
     CudaBlas blas(stream);
+    const std::unique_ptr<Device> device = device_on(blas);
+    const DeviceScope scope(tensor, *device);
     ModelConfig large = kSmall;
     large.vocabulary = 10'000'000;
     const Index before = cuda_on_host::allocated_bytes();
     const DeviceMemory plan = plan_device_memory(large, 1, 0, 1, KeptActivations::kAll, 2);
     try {
-      const DeviceTransformer<BFloat16> model(large, tensor, 1, 1, KeptActivations::kAll, blas);
+      const DeviceTransformer<BFloat16> model(large, tensor, 1, 1, KeptActivations::kAll);
       ADD_FAILURE() << "there is room for " << plan.total();
     } catch (const CudaError& error) {
       const std::string text = error.what();

@@ -1,6 +1,8 @@
 // What a transformer on a device tells the timeline of its communicator.
 #include "collectives/local/local_world.h"
+#include "collectives/process_device.h"
 #include "model/cuda/device_transformer.h"
+#include "runtime/cuda/stream_device.h"
 #include "runtime/timeline.h"
 
 #include <filesystem>
@@ -45,7 +47,9 @@ TEST(DevicePhases, EveryPhaseHasARangeWithTheBytesThatItWrites) {
   run_world(1, [&](Communicator& tensor) {
     const CudaStream stream;
     CudaBlas blas(stream);
-    DeviceTransformer<BFloat16> model(kConfig, tensor, 1, 1, KeptActivations::kAll, blas);
+    const std::unique_ptr<Device> device = device_on(blas);
+    const DeviceScope scope(tensor, *device);
+    DeviceTransformer<BFloat16> model(kConfig, tensor, 1, 1, KeptActivations::kAll);
     const std::vector<std::int32_t> tokens(static_cast<std::size_t>(kConfig.sequence), 7);
     const auto ranges_of_step = [&] {
       Timeline timeline(path.string(), 0);

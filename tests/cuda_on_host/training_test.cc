@@ -1,6 +1,8 @@
 // Steps of training on a device, model and optimizer in the order of one stream, against the host's.
 #include "collectives/local/local_world.h"
+#include "collectives/process_device.h"
 #include "model/cuda/device_transformer.h"
+#include "model/transformer.h"
 #include "optimizers/sharded_optimizer.h"
 #include "runtime/copy.h"
 #include "runtime/cuda/stream_device.h"
@@ -39,10 +41,9 @@ struct Trained {
   std::vector<std::vector<float>> weights;
 };
 
-template <class Model>
-Trained train(Model& model, Communicator& world, std::vector<Parameter<float>> parameters,
-              OptimizerKind kind) {
+Trained train(Model<float>& model, Communicator& world, OptimizerKind kind) {
   ProcessMesh mesh(world, {});
+  const std::span<Parameter<float>> parameters = model.parameters();
   RankProfile profile{.name = "uniform", .matrices = {}, .factor_ranks = {}};
   for (const Parameter<float>& parameter : parameters) {
     if (!is_layer_matrix(parameter.info.role)) continue;
@@ -72,24 +73,15 @@ class TrainingOnDevice : public testing::TestWithParam<OptimizerKind> {};
 TEST_P(TrainingOnDevice, FollowsTheHost) {
   run_world(1, [](Communicator& world) {
     Transformer<float> host_model(kConfig, world, 1, kSequences);
-    const Trained host = train(host_model, world,
-                               {host_model.parameters().begin(), host_model.parameters().end()}, GetParam());
+    const Trained host = train(host_model, world, GetParam());
 
     const CudaStream stream;
     CudaBlas blas(stream);
     const std::unique_ptr<Device> device = device_on(blas);
-    DeviceTransformer<float> model(kConfig, world, 1, kSequences, KeptActivations::kAll, blas);
-    std::vector<Parameter<float>> parameters;
-    for (const DeviceParameter& p : model.parameters()) {
-      const auto view = [&](DeviceMatrix<float> a) {
-        return MatrixView<float>(a.data, a.rows, a.cols, a.row_stride, device.get());
-      };
-      parameters.push_back({p.info, view(p.weight), view(p.gradient)});
-    }
-    world.set_device(device.get());
-    const Trained found = train(model, world, parameters, GetParam());
+    const DeviceScope scope(world, *device);
+    DeviceTransformer<float> model(kConfig, world, 1, kSequences, KeptActivations::kAll);
+    const Trained found = train(model, world, GetParam());
     EXPECT_EQ(model.graphs(), 1);
-    world.set_device(nullptr);
 
     for (std::size_t step = 0; step < host.losses.size(); ++step)
       EXPECT_NEAR(found.losses[step] / host.losses[step], 1, 1e-4) << "step " << step;
@@ -97,7 +89,8 @@ TEST_P(TrainingOnDevice, FollowsTheHost) {
     // orthonormalisation.
     for (std::size_t i = 0; i < host.weights.size(); ++i) {
       for (std::size_t k = 0; k < host.weights[i].size(); ++k)
-        ASSERT_NEAR(found.weights[i][k], host.weights[i][k], kSteps * 0.01 * 0.01) << parameters[i].info.name;
+        ASSERT_NEAR(found.weights[i][k], host.weights[i][k], kSteps * 0.01 * 0.01)
+            << model.parameters()[i].info.name;
     }
   });
 }

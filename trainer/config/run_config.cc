@@ -28,6 +28,13 @@ MeshShape mesh_shape(const RunConfig& config) {
 DType computed_dtype(const RunConfig& config) {
   return config.precision() == RunConfig::F64 ? DType::kF64 : DType::kF32;
 }
+DType products_dtype(const RunConfig& config) {
+  return config.precision() == RunConfig::BF16 ? DType::kBF16 : computed_dtype(config);
+}
+
+DeviceModelOptions device_model_options(const RunConfig& config) {
+  return {.products = products_dtype(config), .recompute_activations = config.recompute_activations()};
+}
 
 namespace {
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "model/transformer.h"
+#include "model/model.h"
 #include "optimizers/options.h"
 #include "sharding/budget.h"
 #include "sharding/process_mesh.h"
@@ -69,8 +69,10 @@ std::vector<ParameterInfo> parameter_table(const RunConfig& config);
 bool has_factor_ranks(const RunConfig& config);
 /// How layer matrices cross the replica axis.
 ReplicaTraffic replica_traffic(const RunConfig& config);
-/// What `precision` stands for.
+/// What `precision` stands for: of weights, gradients, states, and of what the model's products read.
 DType computed_dtype(const RunConfig& config);
+DType products_dtype(const RunConfig& config);
+DeviceModelOptions device_model_options(const RunConfig& config);
 
 /// The factor ranks of the layer matrices among `parameters`.
 ///

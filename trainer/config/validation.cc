@@ -203,7 +203,7 @@ void validate_optimizer(const RunConfig& config) {
     expect_unset("optimizer.bucket_mib", optimizer.has_bucket_mib(), "without optimizer.overlap");
   if (optimizer.exchange() == Optimizer::DENSE)
     expect_unset("optimizer.wire", optimizer.has_wire(), "with optimizer.exchange DENSE: no factors travel");
-  LB_EXPECTS(optimizer.wire() != Optimizer::BF16 || config.precision() == RunConfig::F32,
+  LB_EXPECTS(optimizer.wire() != Optimizer::BF16 || config.precision() != RunConfig::F64,
              "optimizer.wire: found BF16, expected AS_COMPUTED with precision F64");
 
   LB_EXPECTS(optimizer.clip_estimator() != Optimizer::TRUE_NORM || config.mesh().replica() == 1,
@@ -284,6 +284,20 @@ void validate_dump(const RunConfig& config) {
   expect_count("dump.steps", dump.steps(), 1, steps - dump.first_step());
 }
 
+void validate_device(const RunConfig& config) {
+  const bool on_host = config.device() == RunConfig::CPU;
+  const RunConfig::Precision impossible = on_host ? RunConfig::BF16 : RunConfig::F64;
+  const std::string with_device = "with device " + RunConfig::Device_Name(config.device());
+  LB_EXPECTS(config.precision() != impossible, "precision: found ", RunConfig::Precision_Name(impossible),
+             ", expected F32 or ", on_host ? "F64 " : "BF16 ", with_device);
+  if (on_host) return expect_unset("recompute_activations", config.has_recompute_activations(), with_device);
+  LB_EXPECTS(!config.optimizer().overlap(), "optimizer.overlap: found true, expected false ", with_device,
+             ": gradients are complete when the device has ended the backward pass");
+  const Index head_dim = model_config(config).head_dim;
+  LB_EXPECTS(head_dim % 16 == 0 && head_dim <= 128, "model.head_dim: found ", head_dim,
+             ", expected a multiple of 16 up to 128 ", with_device);
+}
+
 /// Of a process and its waits.
 void validate_limits(const RunConfig& config) {
   const double deadline = config.collective_deadline_seconds();
@@ -326,6 +340,7 @@ void validate(const RunConfig& config, int processes) {
   validate_updates(config);
   if (has_factor_ranks(config)) rank_profile(config, parameter_table(config));
   validate_schedule(config);
+  validate_device(config);
   validate_output(config);
   validate_dump(config);
   if (config.has_budget()) validate_budget(config);

@@ -2,6 +2,7 @@
 
 #include "collectives/agreement.h"
 #include "runtime/error.h"
+#include "trainer/host_copies.h"
 
 #include <algorithm>
 #include <optional>
@@ -53,9 +54,10 @@ void GradientDump<Real>::write_beginning(const std::vector<StateTensor<Real>>& s
                                          const std::string& config_text) {
   const MeshShape& shape = mesh_->shape();
   const int replica = mesh_->position().replica;
-  const auto weights = weight_pieces<Real>(recorded_, parameters_, shape);
+  HostCopies<Real> copies;
+  const auto weights = weight_pieces<Real>(recorded_, copies.weights_of(parameters_), shape);
   write_whole_tensors<Real>(*mesh_, replica == 0 ? folder_ / kWeightsFile : "", weights);
-  const auto pieces = state_pieces<Real>(recorded_, state, shape);
+  const auto pieces = state_pieces<Real>(recorded_, copies.of(state), shape);
   write_whole_tensors<Real>(*mesh_, state_file_of(folder_ / kStateFile, replica, shape.replica), pieces);
   agree(mesh_->world(), [&] {
     if (!first_process()) return;
@@ -73,7 +75,8 @@ void GradientDump<Real>::write_gradients(Index step) {
   for (TensorPiece<Real>& piece : pieces) piece.elements = mean_.span(0, std::ssize(piece.elements));
   const auto form_mean = [&](std::size_t i) {
     const std::span<Real> mean = pieces[i].elements;
-    std::ranges::copy(parameters_[i].gradient.flat(), mean.begin());
+    const MatrixView<Real> gradient = parameters_[i].gradient;
+    copy<Real>(gradient, {mean.data(), gradient.rows, gradient.cols});
     if (shape.shard == 1) return;
     mesh_->shard().template all_reduce<Real>(mean, Reduction::kSum, {Purpose::kPeriodic});
     for (Real& g : mean) g /= static_cast<Real>(shape.shard);

@@ -1,7 +1,11 @@
 // The transformer on the device against the host's in double, from the same weights.
 #include "collectives/local/local_world.h"
+#include "collectives/process_device.h"
 #include "model/cuda/device_transformer.h"
+#include "model/transformer.h"
+#include "runtime/copy.h"
 #include "runtime/cuda/kernels.h"
+#include "runtime/cuda/stream_device.h"
 #include "runtime/random.h"
 #include "tests/runtime/cuda/device_checks.h"
 
@@ -56,35 +60,41 @@ std::vector<float> lively(const ParameterInfo& info, const Communicator& tensor,
   return weight;
 }
 
-std::vector<float> on_host(DeviceMatrix<float> a, const CudaStream& stream) {
-  std::vector<float> host(static_cast<std::size_t>(a.elements()));
-  cuda_copy(host.data(), a.data, a.elements() * Index{sizeof(float)}, stream);
-  stream.synchronize();
-  return host;
+std::vector<float> on_host(MatrixView<float> a) {
+  const OnHost<float> copy(a);
+  return {copy.view().data, copy.view().data + a.elements()};
 }
+
+// A device on a stream, as that of a group.
+struct OnStream {
+  OnStream(Communicator& group, const CudaStream& stream)
+      : blas(stream), device(device_on(blas)), scope(group, *device) {}
+  CudaBlas blas;
+  std::unique_ptr<Device> device;
+  DeviceScope scope;
+};
 
 // Two micro-batches of different sizes, the gradients of both together.
 template <class T>
 void check_model(const ModelConfig& config, int processes, KeptActivations kept, double tolerance) {
   run_world(processes, [&](Communicator& tensor) {
     const CudaStream stream;
-    CudaBlas blas(stream);
     Transformer<double> host(config, tensor, 1, 2);
-    DeviceTransformer<T> device(config, tensor, 1, 2, kept, blas);
+    const OnStream here(tensor, stream);
+    DeviceTransformer<T> device(config, tensor, 1, 2, kept);
     expect(host.parameters().size() == device.parameters().size(), "other parameters");
     for (std::size_t i = 0; i < host.parameters().size(); ++i) {
       Parameter<double>& p = host.parameters()[i];
-      const DeviceParameter& own = device.parameters()[i];
+      const Parameter<float>& own = device.parameters()[i];
       expect(p.info.name == own.info.name && p.weight.rows == own.weight.rows &&
                  p.weight.cols == own.weight.cols,
              own.info.name, ": another shape");
       // Initial values are those of the host, rounded.
       std::vector<float> initial(p.weight.data, p.weight.data + p.weight.elements());
-      expect_near(on_host(own.weight, stream), initial, 0, own.info.name);
+      expect_near(on_host(own.weight), initial, 0, own.info.name);
       const std::vector<float> weight = lively(p.info, tensor, p.weight.rows, p.weight.cols);
       std::copy(weight.begin(), weight.end(), p.weight.data);
-      cuda_copy(own.weight.data, weight.data(), own.weight.elements() * Index{sizeof(float)}, stream);
-      stream.synchronize();
+      copy<float>({weight.data(), p.weight.rows, p.weight.cols}, own.weight);
     }
     std::vector<Index> order;
     for (const Index sequences : {Index{2}, Index{1}}) {
@@ -104,7 +114,7 @@ void check_model(const ModelConfig& config, int processes, KeptActivations kept,
     // In the norm over the parameter: |found - expected| <= tolerance |expected|.
     for (std::size_t i = 0; i < host.parameters().size(); ++i) {
       const Parameter<double>& p = host.parameters()[i];
-      const std::vector<float> found = on_host(device.parameters()[i].gradient, stream);
+      const std::vector<float> found = on_host(device.parameters()[i].gradient);
       double off = 0, all = 0;
       for (Index e = 0; e < p.gradient.elements(); ++e) {
         const double wanted = p.gradient.data[e];
@@ -116,9 +126,8 @@ void check_model(const ModelConfig& config, int processes, KeptActivations kept,
              std::sqrt(off / all), " of itself, at most ", tolerance);
     }
     device.zero_gradients();
-    for (const DeviceParameter& p : device.parameters())
-      expect_near(on_host(p.gradient, stream),
-                  std::vector<float>(static_cast<std::size_t>(p.gradient.elements())), 0,
+    for (const Parameter<float>& p : device.parameters())
+      expect_near(on_host(p.gradient), std::vector<float>(static_cast<std::size_t>(p.gradient.elements())), 0,
                   "a gradient of zero");
   });
 }
@@ -150,16 +159,16 @@ void half_model_is_that_of_the_host(const CudaStream&) {
 // What is computed again has the bits that it had.
 void computing_layers_again_changes_no_bit(const CudaStream& stream) {
   run_world(1, [&](Communicator& tensor) {
-    CudaBlas blas(stream);
+    const OnStream here(tensor, stream);
     std::vector<std::vector<float>> gradients;
     std::vector<Index> bytes;
     for (const KeptActivations kept : {KeptActivations::kAll, KeptActivations::kLayerInputs}) {
-      DeviceTransformer<BFloat16> model(kConfig, tensor, 1, 2, kept, blas);
+      DeviceTransformer<BFloat16> model(kConfig, tensor, 1, 2, kept);
       const Batch batch = draw_batch(kConfig, 2, 3);
       model.forward_backward(batch.tokens, batch.targets, 2, 1, {});
       std::vector<float> all;
-      for (const DeviceParameter& p : model.parameters()) {
-        for (const float x : on_host(p.gradient, stream)) all.push_back(x);
+      for (const Parameter<float>& p : model.parameters()) {
+        for (const float x : on_host(p.gradient)) all.push_back(x);
       }
       gradients.push_back(all);
       bytes.push_back(model.memory().activations);
@@ -173,11 +182,11 @@ void computing_layers_again_changes_no_bit(const CudaStream& stream) {
 // the gradient: one graph for each number of sequences.
 void a_replayed_step_has_the_bits_of_an_enqueued_one(const CudaStream& stream) {
   run_world(1, [&](Communicator& tensor) {
-    CudaBlas blas(stream);
+    const OnStream here(tensor, stream);
     std::vector<std::vector<float>> gradients;
     std::vector<std::vector<double>> losses;
     for (const bool replayed : {false, true}) {
-      DeviceTransformer<BFloat16> model(kConfig, tensor, 1, 2, KeptActivations::kAll, blas);
+      DeviceTransformer<BFloat16> model(kConfig, tensor, 1, 2, KeptActivations::kAll);
       std::function<void(Index)> ready;
       if (!replayed) ready = [](Index) {};
       losses.emplace_back();
@@ -186,13 +195,13 @@ void a_replayed_step_has_the_bits_of_an_enqueued_one(const CudaStream& stream) {
         const Batch batch = draw_batch(kConfig, sequences, seed);
         const double scale = 0.25 * static_cast<double>(seed + 1);
         losses.back().push_back(model.forward_backward(batch.tokens, batch.targets, sequences, scale, ready));
-        for (const DeviceParameter& p : model.parameters())
+        for (const Parameter<float>& p : model.parameters())
           accumulate(-0.01F, p.gradient.data, 1, p.weight.data, nullptr, p.weight.elements(), stream);
       }
       expect(model.graphs() == (replayed ? 2 : 0), model.graphs(), " graphs");
       gradients.emplace_back();
-      for (const DeviceParameter& p : model.parameters()) {
-        for (const float x : on_host(p.gradient, stream)) gradients.back().push_back(x);
+      for (const Parameter<float>& p : model.parameters()) {
+        for (const float x : on_host(p.gradient)) gradients.back().push_back(x);
       }
     }
     expect_near(losses[1], losses[0], 0, "losses");
@@ -204,7 +213,7 @@ void a_replayed_step_has_the_bits_of_an_enqueued_one(const CudaStream& stream) {
 
 void what_cannot_be_is_refused(const CudaStream& stream) {
   run_world(1, [&](Communicator& tensor) {
-    CudaBlas blas(stream);
+    const OnStream here(tensor, stream);
     const auto refused = [&](const auto& attempt, const std::string& why) {
       try {
         attempt();
@@ -216,9 +225,9 @@ void what_cannot_be_is_refused(const CudaStream& stream) {
     };
     ModelConfig odd = kConfig;
     odd.head_dim = 24;
-    refused([&] { DeviceTransformer<float>(odd, tensor, 1, 2, KeptActivations::kAll, blas); },
+    refused([&] { DeviceTransformer<float>(odd, tensor, 1, 2, KeptActivations::kAll); },
             "model.head_dim: found 24, expected a multiple of 16 up to 128 on a device");
-    DeviceTransformer<float> model(kConfig, tensor, 1, 1, KeptActivations::kAll, blas);
+    DeviceTransformer<float> model(kConfig, tensor, 1, 1, KeptActivations::kAll);
     const Batch batch = draw_batch(kConfig, 2, 3);
     refused([&] { model.loss(batch.tokens, batch.targets, 2); }, "sequences: found 2, expected 1 to 1");
     const std::vector<std::int32_t> ids(static_cast<std::size_t>(kConfig.sequence), 61);

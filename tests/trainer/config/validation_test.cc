@@ -233,6 +233,21 @@ INSTANTIATE_TEST_SUITE_P(
                "optimizer.lion_beta2: found 2, expected 0 <= lion_beta2 < 1"}));
 
 INSTANTIATE_TEST_SUITE_P(
+    Device, Refused,
+    testing::Values(
+        BadRun{{"precision=BF16"}, "precision: found BF16, expected F32 or F64 with device CPU"},
+        BadRun{{"recompute_activations=true"},
+               "recompute_activations: found a value, expected none with device CPU"},
+        BadRun{{"device=CUDA", "precision=F64"},
+               "precision: found F64, expected F32 or BF16 with device CUDA"},
+        BadRun{{"device=CUDA", "model.head_dim=24"},
+               "model.head_dim: found 24, expected a multiple of 16 up to 128 with device CUDA"},
+        BadRun{
+            {"device=CUDA", "model.head_dim=16", "optimizer.overlap=true"},
+            "optimizer.overlap: found true, expected false with device CUDA: gradients are complete when the "
+            "device has ended the backward pass"}));
+
+INSTANTIATE_TEST_SUITE_P(
     Exchange, Refused,
     testing::Values(
         adamw_run("optimizer.exchange=FACTORS",
