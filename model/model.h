@@ -82,6 +82,7 @@ class Model {
 struct DeviceModelOptions {
   DType products = DType::kBF16;       // or kF32: of weights and activations in products
   bool recompute_activations = false;  // backward computes each layer once more, from its input
+  bool measured_plans = false;         // products by the algorithm that is fastest here, see CudaBlas
 };
 
 /// A Transformer, or where `tensor` has a device (collectives/communicator.h) a DeviceTransformer on it.

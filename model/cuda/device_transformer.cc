@@ -38,7 +38,7 @@ struct LayerBuffers {
 template <class T>
 struct DeviceTransformer<T>::State {
   State(const ModelConfig& config_, Communicator& tensor_, std::uint64_t seed, Index max_sequences_,
-        KeptActivations kept);
+        KeptActivations kept, PlanChoice plans);
   void expect_memory() const;
   void allocate_parameters(std::uint64_t seed);
   void allocate_activations();
@@ -68,21 +68,21 @@ struct DeviceTransformer<T>::State {
   // y <- x W^T ;  d_x <- d_y W ;  d_W <- d_W + d_y^T x
   template <class Out>
   void linear(DeviceMatrix<const T> x, DeviceMatrix<const T> w, DeviceMatrix<Out> y) {
-    blas->gemm<T, Out>(Op::kNone, Op::kTranspose, 1, x, w, 0, y, y);
+    blas.gemm<T, Out>(Op::kNone, Op::kTranspose, 1, x, w, 0, y, y);
   }
   template <class Out>
   void linear_input_gradient(DeviceMatrix<const T> d_y, DeviceMatrix<const T> w, DeviceMatrix<Out> d_x) {
-    blas->gemm<T, Out>(Op::kNone, Op::kNone, 1, d_y, w, 0, d_x, d_x);
+    blas.gemm<T, Out>(Op::kNone, Op::kNone, 1, d_y, w, 0, d_x, d_x);
   }
   void linear_weight_gradient(DeviceMatrix<const T> d_y, DeviceMatrix<const T> x, DeviceMatrix<float> d_w) {
-    blas->gemm<T, float>(Op::kTranspose, Op::kNone, 1, d_y, x, 1, d_w, d_w);
+    blas.gemm<T, float>(Op::kTranspose, Op::kNone, 1, d_y, x, 1, d_w, d_w);
   }
   // x' <- x + sum over the processes of y W^T. The first process adds x inside its product.
   void add_to_stream(DeviceBuffer<float>& x, DeviceMatrix<const T> y, DeviceMatrix<const T> w,
                      DeviceBuffer<float>& next) {
     const DeviceMatrix<float> to = rows(next, config.width);
-    blas->gemm<T, float>(Op::kNone, Op::kTranspose, 1, y, w, tensor->process() == 0 ? 1 : 0,
-                         rows(x, config.width), to);
+    blas.gemm<T, float>(Op::kNone, Op::kTranspose, 1, y, w, tensor->process() == 0 ? 1 : 0,
+                        rows(x, config.width), to);
     sum_over_processes(to);
   }
   void sum_over_processes(DeviceMatrix<float> x);
@@ -123,7 +123,7 @@ struct DeviceTransformer<T>::State {
   template <class U>
   DeviceBuffer<U> allocate(Index DeviceMemory::*kind, Index elements) {
     memory.*kind += elements * static_cast<Index>(sizeof(U));
-    return DeviceBuffer<U>(elements, blas->stream());
+    return DeviceBuffer<U>(elements, blas.stream());
   }
   LayerBuffers<T>& buffers(Index layer) {
     return layers[static_cast<std::size_t>(kept == KeptActivations::kAll ? layer : 0)];
@@ -134,7 +134,7 @@ struct DeviceTransformer<T>::State {
   Communicator* tensor;
   Index max_sequences;
   KeptActivations kept;
-  CudaBlas* blas;
+  CudaBlas blas;  // on the stream of the device, with its workspace
   const CudaStream* stream;
   Range vocabulary;      // ids whose embedding and logits live here
   Index ffn_cols;        // of the feed-forward width
@@ -168,13 +168,13 @@ struct DeviceTransformer<T>::State {
 
 template <class T>
 DeviceTransformer<T>::State::State(const ModelConfig& config_, Communicator& tensor_, std::uint64_t seed,
-                                   Index max_sequences_, KeptActivations kept_)
+                                   Index max_sequences_, KeptActivations kept_, PlanChoice plans)
     : config((validate(config_, tensor_.size()), config_)),
       tensor(&tensor_),
       max_sequences(max_sequences_),
       kept(kept_),
-      blas(&blas_of(tensor_.device())),
-      stream(&blas->stream()),
+      blas(blas_of(tensor_.device()), plans),
+      stream(&blas.stream()),
       vocabulary(split_range(config.vocabulary, tensor_.size(), tensor_.process())),
       ffn_cols(split_range(config.ffn_width, tensor_.size(), tensor_.process()).size()) {
   LB_EXPECTS(max_sequences >= 1, "sequences per micro-batch: found ", max_sequences, ", expected at least 1");
@@ -219,6 +219,9 @@ void DeviceTransformer<T>::State::allocate_parameters(std::uint64_t seed) {
   Buffer<float> initial(elements);
   std::vector<DeviceMatrix<float>> weight_views, gradient_views;
   std::vector<DeviceMatrix<T>> rounded_views;
+  const auto on_device = [this](DeviceMatrix<float> a) {
+    return MatrixView<float>(a.data, a.rows, a.cols, a.row_stride, tensor->device());
+  };
   Index offset = 0;
   for (std::size_t i = 0; i < table.size(); ++i) {
     const auto [piece_rows, piece_cols] = pieces[i];
@@ -227,10 +230,7 @@ void DeviceTransformer<T>::State::allocate_parameters(std::uint64_t seed) {
     weight_views.push_back(weights.matrix(offset, piece_rows, piece_cols));
     gradient_views.push_back(gradients.matrix(offset, piece_rows, piece_cols));
     rounded_views.push_back(rounded_weights.matrix(offset, piece_rows, piece_cols));
-    const auto view = [&](float* all) {
-      return MatrixView<float>(all + offset, piece_rows, piece_cols, piece_cols, tensor->device());
-    };
-    parameters.push_back({table[i], view(weights.data()), view(gradients.data())});
+    parameters.push_back({table[i], on_device(weight_views.back()), on_device(gradient_views.back())});
     offset += piece_rows * piece_cols;
   }
   weights.fill_from(initial.span());
@@ -529,8 +529,8 @@ void DeviceTransformer<T>::State::attention_backward_half(Index layer,
 
 template <class T>
 DeviceTransformer<T>::DeviceTransformer(const ModelConfig& config, Communicator& tensor, std::uint64_t seed,
-                                        Index max_sequences, KeptActivations kept)
-    : state_(std::make_unique<State>(config, tensor, seed, max_sequences, kept)) {}
+                                        Index max_sequences, KeptActivations kept, PlanChoice plans)
+    : state_(std::make_unique<State>(config, tensor, seed, max_sequences, kept, plans)) {}
 template <class T>
 DeviceTransformer<T>::~DeviceTransformer() = default;
 

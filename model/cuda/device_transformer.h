@@ -3,6 +3,7 @@
 #include "collectives/communicator.h"
 #include "model/cuda/device_memory.h"
 #include "model/model.h"
+#include "runtime/cuda/blas.h"
 
 #include <memory>
 
@@ -12,8 +13,9 @@ namespace lowband {
 /// products. Master weights, gradients, the residual stream and its gradient, logits and all sums are float.
 ///
 /// Initial values are those of `Transformer<float>` for the same seed.
-/// Determinism: the same bits in every run. Ranges of the timeline of `tensor`: every phase as it is
-/// enqueued, with the bytes of the tensors that it writes; a step that is replayed is one range.
+/// Determinism: the same bits in every run, unless plans are measured. Ranges of the timeline of `tensor`:
+/// every phase as it is enqueued, with the bytes of the tensors that it writes; a step that is replayed is
+/// one range.
 template <class T>
 class DeviceTransformer final : public Model<float> {
  public:
@@ -25,7 +27,7 @@ class DeviceTransformer final : public Model<float> {
   /// `tensor` has no CUDA device. CudaError with the plan, before anything is allocated, when the device has
   /// less memory than it needs.
   DeviceTransformer(const ModelConfig& config, Communicator& tensor, std::uint64_t seed, Index max_sequences,
-                    KeptActivations kept);
+                    KeptActivations kept, PlanChoice plans = PlanChoice::kHeuristic);
   ~DeviceTransformer() override;
 
   const ModelConfig& config() const override;

@@ -71,7 +71,8 @@ void bench(Communicator& alone, Index sequences, int steps, Index factor_rank, c
   CudaBlas blas(stream);
   const std::unique_ptr<Device> device = device_on(blas);
   const DeviceScope scope(alone, *device);
-  DeviceTransformer<BFloat16> model(kConfig, alone, 1, sequences, KeptActivations::kAll);
+  DeviceTransformer<BFloat16> model(kConfig, alone, 1, sequences, KeptActivations::kAll,
+                                    PlanChoice::kMeasured);
   ProcessMesh mesh(alone, {});
   const std::span<Parameter<float>> parameters = model.parameters();
   OptimizerOptions options;

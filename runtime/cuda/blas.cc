@@ -7,8 +7,11 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <map>
+#include <span>
 #include <type_traits>
+#include <vector>
 
 #include <cublasLt.h>
 
@@ -22,6 +25,10 @@ constexpr Index kWorkspaceBytes = 32 * 1024 * 1024;
 // quarter of the work and still give every multiprocessor a tile of 256 x 128. By arithmetic, not measured.
 constexpr Index kSymmetricRows = 2048;
 constexpr Index kSymmetricFrom = 4096;
+
+// Where the algorithm is measured: candidates, and runs of each that are timed together.
+constexpr int kCandidates = 8;
+constexpr int kTimedRuns = 3;
 
 void check_blas(cublasStatus_t status, std::string_view call) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
@@ -97,8 +104,9 @@ struct Alignments {
   std::uint32_t first, second, c, d;
 };
 
-void choose_algorithm(cublasLtHandle_t handle, const Alignments& alignments, Plan& plan,
-                      const std::string& what) {
+// What the heuristic names, at most `most`, the one first that it thinks best.
+std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, const Alignments& alignments,
+                                             const Plan& plan, int most, const std::string& what) {
   cublasLtMatmulPreference_t preference = nullptr;
   check_blas(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
   const Preference owner(preference);
@@ -111,14 +119,42 @@ void choose_algorithm(cublasLtHandle_t handle, const Alignments& alignments, Pla
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignments.second);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignments.c);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignments.d);
-  cublasLtMatmulHeuristicResult_t best{};
+  std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<std::size_t>(most));
   int found = 0;
-  check_blas(cublasLtMatmulAlgoGetHeuristic(handle, plan.product.get(), plan.first.get(), plan.second.get(),
-                                            plan.c.get(), plan.d.get(), preference, 1, &best, &found),
-             cat("cublasLtMatmulAlgoGetHeuristic for ", what));
+  check_blas(
+      cublasLtMatmulAlgoGetHeuristic(handle, plan.product.get(), plan.first.get(), plan.second.get(),
+                                     plan.c.get(), plan.d.get(), preference, most, results.data(), &found),
+      cat("cublasLtMatmulAlgoGetHeuristic for ", what));
   if (found == 0) throw CudaError(cat("cuBLASLt has no algorithm for ", what));
-  check_blas(best.state, cat("cublasLtMatmulAlgoGetHeuristic for ", what));
-  plan.algorithm = best.algo;
+  check_blas(results.front().state, cat("cublasLtMatmulAlgoGetHeuristic for ", what));
+  std::vector<cublasLtMatmulAlgo_t> algorithms;
+  for (const auto& result : std::span(results).first(static_cast<std::size_t>(found))) {
+    if (result.state == CUBLAS_STATUS_SUCCESS) algorithms.push_back(result.algo);
+  }
+  return algorithms;
+}
+
+// The one of `algorithms` whose `run(algorithm)` is over first, each called once before it is timed. One that
+// fails is left out, unless it is the first.
+template <class Run>
+cublasLtMatmulAlgo_t fastest(const std::vector<cublasLtMatmulAlgo_t>& algorithms, const CudaStream& stream,
+                             Run run) {
+  CudaEvent begin(stream), end(stream);
+  cublasLtMatmulAlgo_t best = algorithms.front();
+  double least_seconds = std::numeric_limits<double>::infinity();
+  for (std::size_t i = 0; i < algorithms.size(); ++i) {
+    const cublasStatus_t status = run(algorithms[i]);
+    if (i == 0) check_blas(status, "cublasLtMatmul");
+    if (status != CUBLAS_STATUS_SUCCESS) continue;
+    begin.record(stream);
+    for (int k = 0; k < kTimedRuns; ++k) check_blas(run(algorithms[i]), "cublasLtMatmul");
+    end.record(stream);
+    const double seconds = end.seconds_since(begin);
+    if (seconds >= least_seconds) continue;
+    least_seconds = seconds;
+    best = algorithms[i];
+  }
+  return best;
 }
 
 template <class T>
@@ -128,19 +164,27 @@ std::string shape(DeviceMatrix<T> a) {
 
 }  // namespace
 
-struct CudaBlas::State {
+struct CudaBlas::Shared {
   std::unique_ptr<cublasLtContext, Destroy> handle;
   DeviceBuffer<std::uint8_t> workspace;
+};
+struct CudaBlas::State {
   std::map<Key, Plan> plans;
 };
 
-CudaBlas::CudaBlas(const CudaStream& stream) : stream_(&stream), state_(std::make_unique<State>()) {
+CudaBlas::CudaBlas(const CudaStream& stream, PlanChoice choice)
+    : stream_(&stream),
+      choice_(choice),
+      shared_(std::make_shared<Shared>()),
+      state_(std::make_unique<State>()) {
   stream.make_current();
   cublasLtHandle_t handle = nullptr;
   check_blas(cublasLtCreate(&handle), "cublasLtCreate");
-  state_->handle.reset(handle);
-  state_->workspace = DeviceBuffer<std::uint8_t>(kWorkspaceBytes, stream);
+  shared_->handle.reset(handle);
+  shared_->workspace = DeviceBuffer<std::uint8_t>(kWorkspaceBytes, stream);
 }
+CudaBlas::CudaBlas(const CudaBlas& other, PlanChoice choice)
+    : stream_(other.stream_), choice_(choice), shared_(other.shared_), state_(std::make_unique<State>()) {}
 
 CudaBlas::~CudaBlas() = default;
 
@@ -185,6 +229,13 @@ void CudaBlas::gemm(Op op_a, Op op_b, double alpha, DeviceMatrix<const In> a, De
                 alignments.c,
                 alignments.d};
   using Scale = std::conditional_t<std::is_same_v<In, double>, double, float>;
+  const auto scale_alpha = static_cast<Scale>(alpha), scale_beta = static_cast<Scale>(beta);
+  const auto enqueue = [&](const Plan& plan, const cublasLtMatmulAlgo_t& algorithm, Out* to) {
+    return cublasLtMatmul(shared_->handle.get(), plan.product.get(), &scale_alpha, b.data, plan.first.get(),
+                          a.data, plan.second.get(), &scale_beta, c.data, plan.c.get(), to, plan.d.get(),
+                          &algorithm, shared_->workspace.data(), static_cast<std::size_t>(kWorkspaceBytes),
+                          stream_->handle());
+  };
   auto kept = state_->plans.find(key);
   if (kept == state_->plans.end()) {
     Plan plan;
@@ -194,16 +245,21 @@ void CudaBlas::gemm(Op op_a, Op op_b, double alpha, DeviceMatrix<const In> a, De
     plan.second = layout_of<In>(a);
     plan.c = layout_of<Out>(c);
     plan.d = layout_of<Out>(d);
-    choose_algorithm(state_->handle.get(), alignments, plan, what());
+    const bool measured = choice_ == PlanChoice::kMeasured;
+    const auto named =
+        candidates(shared_->handle.get(), alignments, plan, measured ? kCandidates : 1, what());
+    plan.algorithm = named.front();
+    if (measured && named.size() > 1) {
+      // Runs leave D alone, which may be C: into memory as aligned as D.
+      const Index offset = static_cast<Index>(alignments.d % 256 / sizeof(Out));
+      DeviceBuffer<Out> scratch(offset + (d.count - 1) * d.matrix_stride + d.rows * d.row_stride, *stream_);
+      plan.algorithm = fastest(named, *stream_, [&](const cublasLtMatmulAlgo_t& algorithm) {
+        return enqueue(plan, algorithm, scratch.data() + offset);
+      });
+    }
     kept = state_->plans.emplace(key, std::move(plan)).first;
   }
-  const Plan& plan = kept->second;
-  const auto scale_alpha = static_cast<Scale>(alpha), scale_beta = static_cast<Scale>(beta);
-  check_blas(cublasLtMatmul(state_->handle.get(), plan.product.get(), &scale_alpha, b.data, plan.first.get(),
-                            a.data, plan.second.get(), &scale_beta, c.data, plan.c.get(), d.data,
-                            plan.d.get(), &plan.algorithm, state_->workspace.data(),
-                            static_cast<std::size_t>(kWorkspaceBytes), stream_->handle()),
-             "cublasLtMatmul");
+  check_blas(enqueue(kept->second, kept->second.algorithm, d.data), "cublasLtMatmul");
 }
 
 template <class T>

@@ -5,19 +5,26 @@
 #include "runtime/cuda/stream.h"
 #include "runtime/linalg.h"
 
+#include <cstdint>
 #include <memory>
 
 namespace lowband {
 
-/// cuBLASLt on one stream: its handle, its workspace, and for every shape met so far the algorithm that its
-/// heuristic named.
+/// Who names the algorithm for the products of a shape. kMeasured: of those that cuBLASLt's heuristic names
+/// the one that is fastest here and now; which it is may change from run to run, and the bits with it.
+enum class PlanChoice : std::uint8_t { kHeuristic, kMeasured };
+
+/// cuBLASLt on one stream: its handle, its workspace, and for every shape met so far its algorithm.
 ///
 /// The first product of a shape asks for the algorithm, later ones do nothing but launch: no allocation, no
-/// synchronisation. Ownership: borrows the stream. Threads: one at a time.
+/// synchronisation. A choice that is measured waits, and cannot be made while the stream records a graph.
+/// Ownership: borrows the stream. Threads: one at a time.
 /// Throws: CudaError naming the call, its code and its text.
 class CudaBlas {
  public:
-  explicit CudaBlas(const CudaStream& stream);
+  explicit CudaBlas(const CudaStream& stream, PlanChoice choice = PlanChoice::kHeuristic);
+  /// On the stream of `other`, with its handle and workspace, which it shares, and algorithms of its own.
+  CudaBlas(const CudaBlas& other, PlanChoice choice);
   ~CudaBlas();
   CudaBlas(const CudaBlas&) = delete;
   CudaBlas& operator=(const CudaBlas&) = delete;
@@ -45,7 +52,10 @@ class CudaBlas {
 
  private:
   struct State;
+  struct Shared;
   const CudaStream* stream_;
+  PlanChoice choice_;
+  std::shared_ptr<Shared> shared_;
   std::unique_ptr<State> state_;
 };
 

@@ -2,9 +2,13 @@
 #include "runtime/bfloat16.h"
 #include "runtime/buffer.h"
 #include "runtime/linalg.h"
+#include "tests/cuda_on_host/algorithms.h"
 #include "tests/cuda_on_host/block.h"
 
+#include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include <cublasLt.h>
 
@@ -23,6 +27,10 @@ struct cublasLtMatrixLayoutOpaque_t {
 
 namespace lowband {
 namespace {
+
+constexpr int kAlgorithms = 3;
+thread_local int used_algorithm = 0, fast_algorithm = 0;
+thread_local std::chrono::microseconds delay{0};
 
 using Layout = cublasLtMatrixLayoutOpaque_t;
 
@@ -71,7 +79,22 @@ void multiply(const cublasLtMatmulDescOpaque_t& product, Real alpha, const void*
 }
 
 }  // namespace
+
+namespace cuda_on_host {
+
+void slow_down_algorithms_but(int algorithm, std::chrono::microseconds delay_of_others) {
+  fast_algorithm = algorithm;
+  delay = delay_of_others;
+}
+int algorithm_of_last_product() { return used_algorithm; }
+
+}  // namespace cuda_on_host
 }  // namespace lowband
+
+using lowband::delay;
+using lowband::fast_algorithm;
+using lowband::kAlgorithms;
+using lowband::used_algorithm;
 
 const char* cublasLtGetStatusName(cublasStatus_t status) {
   return status == CUBLAS_STATUS_SUCCESS ? "CUBLAS_STATUS_SUCCESS" : "CUBLAS_STATUS_INVALID_VALUE";
@@ -129,7 +152,7 @@ cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) {
   return CUBLAS_STATUS_SUCCESS;
 }
 
-// There is one algorithm, and it prefers nothing.
+// There are a few algorithms, which are all the same, and which no preference changes.
 cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* preference) {
   *preference = new cublasLtMatmulPreferenceOpaque_t;
   return CUBLAS_STATUS_SUCCESS;
@@ -149,15 +172,17 @@ cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t prefer
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t product,
                                               cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                               cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
-                                              cublasLtMatmulPreference_t /*preference*/, int /*most*/,
+                                              cublasLtMatmulPreference_t /*preference*/, int most,
                                               cublasLtMatmulHeuristicResult_t* results, int* found) {
   const bool plain_a = product->op_a == CUBLAS_OP_N, plain_b = product->op_b == CUBLAS_OP_N;
   const bool fits = (plain_a ? a->rows : a->cols) == d->rows && (plain_b ? b->cols : b->rows) == d->cols &&
                     (plain_a ? a->cols : a->rows) == (plain_b ? b->rows : b->cols) && c->rows == d->rows &&
                     c->cols == d->cols && a->count == d->count && b->count == d->count &&
                     c->count == d->count && a->type == b->type && c->type == d->type;
-  *results = {.algo = {}, .state = fits ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE};
-  *found = 1;
+  *found = std::min(most, kAlgorithms);
+  for (int i = 0; i < *found; ++i)
+    results[i] = {.algo = {.data = {static_cast<std::uint64_t>(i)}},
+                  .state = fits ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE};
   return results->state;
 }
 
@@ -165,8 +190,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t 
                               const void* a, cublasLtMatrixLayout_t a_layout, const void* b,
                               cublasLtMatrixLayout_t b_layout, const void* beta, const void* c,
                               cublasLtMatrixLayout_t c_layout, void* d, cublasLtMatrixLayout_t d_layout,
-                              const cublasLtMatmulAlgo_t* /*algorithm*/, void* /*workspace*/,
+                              const cublasLtMatmulAlgo_t* algorithm, void* /*workspace*/,
                               std::size_t /*workspace_bytes*/, cudaStream_t stream) {
+  used_algorithm = static_cast<int>(algorithm->data[0]);
+  if (used_algorithm != fast_algorithm) std::this_thread::sleep_for(delay);
   // What the pointers to host memory say now is kept, should the product be recorded.
   const auto multiply = [&]<class In, class Out, class Real>() {
     const auto work = [=, product = *product, alpha = *static_cast<const Real*>(alpha),

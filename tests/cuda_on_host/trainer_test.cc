@@ -129,7 +129,7 @@ TEST(RunOnDevice, ContinuesWithTheBitsOfAWholeRun) {
   std::atomic<bool> stop = true;  // after the first step
   run_to_end(config, &stop);
   run_to_end(config, &stop);
-  EXPECT_EQ(run_to_end(config), expected);
+  EXPECT_TRUE(run_to_end(config) == expected);
   EXPECT_EQ(records_in(parts.path()).losses, records_in(whole.path()).losses);
 }
 
@@ -159,11 +159,11 @@ TEST(RunOnDevice, TrainsInHalfPrecisionAndComputesActivationsAgain) {
   EXPECT_THAT(console.str(), HasSubstr("products in bf16"));
   EXPECT_EQ(records_in(kept.path()).start.products_dtype(), "bf16");
   expect_near(records_in(kept.path()).losses, records_in(host.path()).losses, 5e-3);
-  EXPECT_EQ(
+  const Weights found =
       run_to_end(run_with(recomputed.path(), {1, 1, 1},
                           {"model.layers=2", "device=CUDA", "precision=BF16", "recompute_activations=true"}),
-                 nullptr, &recomputed_console),
-      expected);
+                 nullptr, &recomputed_console);
+  EXPECT_TRUE(found == expected);
   const auto activations = [](const std::string& text) {
     const auto begin = text.find("activations ");
     return text.substr(begin, text.find(", optimizer") - begin);

@@ -31,7 +31,7 @@ class ScratchDirectory {
 
   /// Writes a file with its parent directories and returns its path.
   std::filesystem::path write(const std::filesystem::path& name, const std::string& content) const {
-    const std::filesystem::path file = path_ / name;
+    std::filesystem::path file = path_ / name;
     std::filesystem::create_directories(file.parent_path());
     std::ofstream(file, std::ios::binary) << content;
     return file;

@@ -33,7 +33,9 @@ DType products_dtype(const RunConfig& config) {
 }
 
 DeviceModelOptions device_model_options(const RunConfig& config) {
-  return {.products = products_dtype(config), .recompute_activations = config.recompute_activations()};
+  return {.products = products_dtype(config),
+          .recompute_activations = config.recompute_activations(),
+          .measured_plans = config.determinism() == RunConfig::FAST};
 }
 
 namespace {
