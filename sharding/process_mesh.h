@@ -12,6 +12,7 @@ struct MeshShape {
   int shard = 1;
   int tensor = 1;
   int processes() const { return replica * shard * tensor; }
+  friend bool operator==(const MeshShape&, const MeshShape&) = default;
 };
 
 /// Throws: InvalidArgument "mesh.tensor: found 0, expected at least 1", or when the product does not fit an

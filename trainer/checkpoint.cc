@@ -41,8 +41,15 @@ std::optional<Index> step_of(const path& directory) {
   return std::stoll(digits);
 }
 
-std::string mesh_text(int replica, int shard, int tensor) {
-  return cat("replica ", replica, " x shard ", shard, " x tensor ", tensor);
+// May differ where the mesh does: a share of a step that is another has other micro-batches.
+constexpr std::string_view kFieldOfTheMesh = "batch.sequences_per_micro_batch";
+
+std::string mesh_text(const MeshShape& mesh) {
+  return cat("replica ", mesh.replica, " x shard ", mesh.shard, " x tensor ", mesh.tensor);
+}
+
+MeshShape mesh_of(const CheckpointManifest& manifest) {
+  return {manifest.mesh().replica(), manifest.mesh().shard(), manifest.mesh().tensor()};
 }
 
 CheckpointManifest make_manifest(const CheckpointIdentity& identity, const std::string& config_text,
@@ -106,26 +113,29 @@ CheckpointManifest read_manifest(const path& checkpoint) {
   return manifest;
 }
 
-void check_identity(const CheckpointManifest& manifest, const CheckpointIdentity& expected) {
+// `resharded`: another mesh will do.
+void check_identity(const CheckpointManifest& manifest, const CheckpointIdentity& expected, bool resharded) {
   LB_EXPECTS(manifest.format_version() == kFormatVersion, "checkpoint format_version: found ",
              manifest.format_version(), ", expected ", kFormatVersion);
-  const auto& mesh = manifest.mesh();
-  LB_EXPECTS(mesh.replica() == expected.mesh.replica && mesh.shard() == expected.mesh.shard &&
-                 mesh.tensor() == expected.mesh.tensor,
-             "checkpoint mesh: found ", mesh_text(mesh.replica(), mesh.shard(), mesh.tensor()), ", expected ",
-             mesh_text(expected.mesh.replica, expected.mesh.shard, expected.mesh.tensor));
-  LB_EXPECTS(manifest.files_size() == expected.mesh.processes(), "checkpoint files: found ",
-             manifest.files_size(), ", expected ", expected.mesh.processes());
+  const MeshShape mesh = mesh_of(manifest);
+  LB_EXPECTS(resharded || mesh == expected.mesh, "checkpoint mesh: found ", mesh_text(mesh), ", expected ",
+             mesh_text(expected.mesh));
+  LB_EXPECTS(manifest.files_size() == mesh.processes(), "checkpoint files: found ", manifest.files_size(),
+             ", expected ", mesh.processes());
 
-  const std::map<std::string, std::string> found(manifest.identity().begin(), manifest.identity().end());
-  for (const auto& [name, value] : expected.fields) {
+  std::map<std::string, std::string> found(manifest.identity().begin(), manifest.identity().end());
+  std::map<std::string, std::string> wanted = expected.fields;
+  if (mesh != expected.mesh) {
+    found.erase(std::string(kFieldOfTheMesh));
+    wanted.erase(std::string(kFieldOfTheMesh));
+  }
+  for (const auto& [name, value] : wanted) {
     const auto field = found.find(name);
     LB_EXPECTS(field != found.end(), "checkpoint ", name, ": found no such field, expected ", value);
     LB_EXPECTS(field->second == value, "checkpoint ", name, ": found ", field->second, ", expected ", value);
   }
   for (const auto& [name, value] : found) {
-    LB_EXPECTS(expected.fields.contains(name), "checkpoint ", name, ": found ", value,
-               ", expected no such field");
+    LB_EXPECTS(wanted.contains(name), "checkpoint ", name, ": found ", value, ", expected no such field");
   }
 
   for (std::size_t i = 0; i < expected.parameters.size(); ++i) {
@@ -209,18 +219,31 @@ path save_checkpoint(Communicator& world, const path& directory, const Checkpoin
 }
 
 CheckpointProgress load_checkpoint(Communicator& world, const path& checkpoint,
-                                   const CheckpointIdentity& expected, std::span<const NamedTensor> tensors) {
+                                   const CheckpointIdentity& expected, std::span<const NamedTensor> tensors,
+                                   const std::optional<TensorPlaces>& places) {
   // Verify everything, agree, then change memory.
+  const MeshPosition position = mesh_position(expected.mesh, world.process());
   CheckpointManifest manifest;
-  std::optional<TensorFile> file;
+  const auto open = [&](int process) {
+    const auto& listed = manifest.files(process);
+    return std::make_unique<TensorFile>(checkpoint / listed.name(),
+                                        TensorFileReceipt{listed.bytes(), listed.header_hash()});
+  };
+  std::unique_ptr<TensorFile> file;
+  std::optional<ReshardedFiles> resharded;
   agree(world, [&] {
     manifest = read_manifest(checkpoint);
-    check_identity(manifest, expected);
+    check_identity(manifest, expected, places.has_value());
     LB_EXPECTS(world.size() == expected.mesh.processes(), "checkpoint mesh: found ",
                expected.mesh.processes(), " processes, expected ", world.size());
-    const auto& listed = manifest.files(world.process());
-    file.emplace(checkpoint / listed.name(), TensorFileReceipt{listed.bytes(), listed.header_hash()});
-    file->check(tensors);
+    if (mesh_of(manifest) == expected.mesh) {
+      file = open(world.process());
+      return file->check(tensors);
+    }
+    std::vector<std::unique_ptr<TensorFile>> files;
+    for (int process = 0; process < manifest.files_size(); ++process) files.push_back(open(process));
+    resharded.emplace(mesh_of(manifest), std::move(files), *places);
+    resharded->check(tensors, expected.mesh, position);
   });
 
   // A path that names another checkpoint on another machine would pass all of the above.
@@ -233,8 +256,9 @@ CheckpointProgress load_checkpoint(Communicator& world, const path& checkpoint,
                " with other content, expected the checkpoint of process 0, step ", of_first[0]);
   });
 
-  file->copy_to(tensors);
+  resharded ? resharded->copy_to(tensors, expected.mesh, position) : file->copy_to(tensors);
   CheckpointProgress progress;
+  progress.mesh = mesh_of(manifest);
   progress.step = manifest.step();
   progress.scalars.insert(manifest.scalars().begin(), manifest.scalars().end());
   return progress;

@@ -4,6 +4,7 @@
 #include "sharding/parameter.h"
 #include "sharding/process_mesh.h"
 #include "trainer/checkpoint_file.h"
+#include "trainer/resharding.h"
 
 #include <filesystem>
 #include <map>
@@ -34,6 +35,7 @@ struct CheckpointIdentity {
 struct CheckpointProgress {
   Index step = 0;                         // steps completed
   std::map<std::string, double> scalars;  // whatever else the trainer needs to continue bit-identically
+  MeshShape mesh = {};                    // that it was written on; load_checkpoint says it
 };
 
 /// Saves this process's tensors and waits until the whole checkpoint stands under its name. A checkpoint of
@@ -47,13 +49,15 @@ std::filesystem::path save_checkpoint(Communicator& world, const std::filesystem
                                       std::span<const NamedTensor> tensors);
 
 /// Fills this process's tensors from `checkpoint`. Everything is verified on all processes, including the
-/// hash of every tensor, before any process changes anything.
+/// hash of every tensor, before any process changes anything. With `places` it may have been written on
+/// another mesh, and with micro-batches of another size.
 ///
 /// Collective: all processes of `world`, equal arguments except `tensors`.
 /// Throws: IoError (missing, incomplete, truncated, damaged) or InvalidArgument (another mesh, model, tensor
 /// name, shape or dtype: field, value found, value expected), on all processes alike.
 CheckpointProgress load_checkpoint(Communicator& world, const std::filesystem::path& checkpoint,
-                                   const CheckpointIdentity& expected, std::span<const NamedTensor> tensors);
+                                   const CheckpointIdentity& expected, std::span<const NamedTensor> tensors,
+                                   const std::optional<TensorPlaces>& places = std::nullopt);
 
 /// The complete checkpoint of the highest step in `directory`, if there is one.
 std::optional<std::filesystem::path> latest_complete(const std::filesystem::path& directory);

@@ -28,6 +28,13 @@ void pad_to_alignment(DurableFile& file) {
 
 std::string shape_text(Index rows, Index cols) { return cat("(", rows, ", ", cols, ")"); }
 
+void expect_same(const std::string& file, Index i, const CheckpointFileHeader::Tensor& found,
+                 const std::string& name, DType dtype) {
+  LB_EXPECTS(found.name() == name, file, ": tensor ", i, ": found ", found.name(), ", expected ", name);
+  LB_EXPECTS(found.dtype() == dtype_name(dtype), file, ": ", name, ": dtype: found ", found.dtype(),
+             ", expected ", dtype_name(dtype));
+}
+
 }  // namespace
 
 TensorFileReceipt write_tensor_file(const std::filesystem::path& path, std::span<const NamedTensor> tensors) {
@@ -83,24 +90,40 @@ void TensorFile::check(std::span<const NamedTensor> tensors) const {
   for (int i = 0; i < header_.tensors_size() && i < std::ssize(tensors); ++i) {
     const auto& found = header_.tensors(i);
     const NamedTensor& expected = tensors[static_cast<std::size_t>(i)];
-    LB_EXPECTS(found.name() == expected.name, name_, ": tensor ", i, ": found ", found.name(), ", expected ",
-               expected.name);
-    LB_EXPECTS(found.dtype() == dtype_name(expected.dtype), name_, ": ", found.name(), ": dtype: found ",
-               found.dtype(), ", expected ", dtype_name(expected.dtype));
+    expect_same(name_, i, found, expected.name, expected.dtype);
     LB_EXPECTS(found.rows() == expected.rows && found.cols() == expected.cols, name_, ": ", found.name(),
                ": shape: found ", shape_text(found.rows(), found.cols()), ", expected ",
                shape_text(expected.rows, expected.cols));
   }
-  LB_EXPECTS(header_.tensors_size() == std::ssize(tensors), name_, ": found ", header_.tensors_size(),
-             " tensors, expected ", tensors.size());
+  expect_count(std::ssize(tensors));
   for (int i = 0; i < header_.tensors_size(); ++i) {
     const auto& found = header_.tensors(i);
-    const std::uint64_t hash =
-        content_hash(elements(found, tensors[static_cast<std::size_t>(i)].size_bytes()));
-    if (hash == found.hash()) continue;
-    throw IoError(cat(name_, ": ", found.name(), ": damaged: found hash ", hash_text(hash), ", expected ",
-                      hash_text(found.hash())));
+    expect_undamaged(found, elements(found, tensors[static_cast<std::size_t>(i)].size_bytes()));
   }
+}
+
+void TensorFile::expect_count(Index count) const {
+  LB_EXPECTS(header_.tensors_size() == count, name_, ": found ", header_.tensors_size(),
+             " tensors, expected ", count);
+}
+
+void TensorFile::expect_undamaged(const CheckpointFileHeader::Tensor& tensor,
+                                  std::span<const std::byte> elements) const {
+  const std::uint64_t hash = content_hash(elements);
+  if (hash == tensor.hash()) return;
+  throw IoError(cat(name_, ": ", tensor.name(), ": damaged: found hash ", hash_text(hash), ", expected ",
+                    hash_text(tensor.hash())));
+}
+
+std::span<const std::byte> TensorFile::expect(Index i, const std::string& name, DType dtype,
+                                              Index elements) const {
+  const auto& found = header_.tensors(static_cast<int>(i));
+  expect_same(name_, i, found, name, dtype);
+  LB_EXPECTS(found.rows() * found.cols() == elements, name_, ": ", name, ": found ",
+             shape_text(found.rows(), found.cols()), ", expected ", elements, " elements");
+  const auto bytes = this->elements(found, elements * dtype_bytes(dtype));
+  expect_undamaged(found, bytes);
+  return bytes;
 }
 
 void TensorFile::copy_to(std::span<const NamedTensor> tensors) const {

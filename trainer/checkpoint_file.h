@@ -82,7 +82,15 @@ class TensorFile {
   /// Fills `tensors`. Requires check(tensors).
   void copy_to(std::span<const NamedTensor> tensors) const;
 
+  /// Throws: InvalidArgument unless the file holds `count` tensors.
+  void expect_count(Index count) const;
+  /// The elements of tensor number `i`, of any shape. Throws: as check, for another name, dtype or number of
+  /// elements, and when they are damaged.
+  std::span<const std::byte> expect(Index i, const std::string& name, DType dtype, Index elements) const;
+
  private:
+  void expect_undamaged(const CheckpointFileHeader::Tensor& tensor,
+                        std::span<const std::byte> elements) const;
   std::span<const std::byte> elements(const CheckpointFileHeader::Tensor& tensor, Index size_bytes) const;
 
   std::string name_;

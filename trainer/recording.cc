@@ -131,6 +131,9 @@ void Trainer<Real>::State::announce() {
     say(cat("signs of whole matrices: ", plan.assemblies, "; ",
             format_quantity(static_cast<double>(plan.update_bytes), "B"), " per step within a replica"));
   if (step > 0) say(cat("continues after step ", step));
+  if (resharded_from)
+    say(cat("from a checkpoint of replica ", resharded_from->replica, " x shard ", resharded_from->shard,
+            " x tensor ", resharded_from->tensor, ": same numbers, sums in another order from here"));
 }
 
 template <class Real>

@@ -34,6 +34,27 @@ std::vector<NamedTensor> Trainer<Real>::State::tensors(HostCopies<Real>& copies)
   return all;
 }
 
+// A checkpoint of another mesh will do, unless the mesh cuts the blocks that the optimizer treats.
+template <class Real>
+std::optional<TensorPlaces> Trainer<Real>::State::places() const {
+  if (config.optimizer().kind() == RunConfig::Optimizer::MUONBP) return std::nullopt;
+  std::map<std::string, ParameterInfo> infos;
+  for (const Parameter<Real>& parameter : model->parameters()) infos[parameter.info.name] = parameter.info;
+  const auto letter = [](const std::string& name) { return name.substr(name.rfind('.') + 1); };
+  TensorPlaces places;
+  places.place = [infos, letter](const NamedTensor& tensor, const MeshShape& mesh_shape,
+                                 const MeshPosition& position) {
+    const auto weight = infos.find(tensor.name);
+    if (weight != infos.end()) return parameter_place(weight->second, mesh_shape, position);
+    const ParameterInfo& info = infos.at(tensor.name.substr(0, tensor.name.rfind('.')));
+    return state_place(info, letter(tensor.name), tensor.cols, mesh_shape, position);
+  };
+  places.differs_between_replicas = [infos, letter](const NamedTensor& tensor) {
+    return !infos.contains(tensor.name) && lowband::differs_between_replicas(letter(tensor.name));
+  };
+  return places;
+}
+
 template <class Real>
 void Trainer<Real>::State::resume() {
   const std::string& from = config.checkpoint().resume();
@@ -58,13 +79,15 @@ void Trainer<Real>::State::resume() {
   const std::filesystem::path checkpoint =
       from == "auto" ? checkpoints() / chosen : std::filesystem::path(from);
   HostCopies<Real> copies;
-  const CheckpointProgress reached = load_checkpoint(world, checkpoint, identity(), tensors(copies));
+  const CheckpointProgress reached =
+      load_checkpoint(world, checkpoint, identity(), tensors(copies), places());
   copies.put_back();
   agree(world, [&] {
     LB_EXPECTS(reached.step <= steps(), "schedule.steps: found ", steps(), ", expected at least ",
                reached.step, ", the steps of the checkpoint ", checkpoint.string());
   });
   step = first_step = reached.step;
+  if (reached.mesh != mesh->shape()) resharded_from = reached.mesh;
   const auto scalar = [&](const char* name) -> std::optional<double> {
     const auto found = reached.scalars.find(name);
     return found == reached.scalars.end() ? std::nullopt : std::optional(found->second);

@@ -69,6 +69,7 @@ struct Trainer<Real>::State {
   void save();
   CheckpointIdentity identity() const;
   std::vector<NamedTensor> tensors(HostCopies<Real>& copies);
+  std::optional<TensorPlaces> places() const;
   // recording.cc
   void open_record();
   void record_start();
@@ -118,8 +119,9 @@ struct Trainer<Real>::State {
 
   Index step = 0;  // completed
   Index first_step = 0;
-  Index non_finite_steps = 0;    // without a break, up to now
-  bool complete = false;         // this run ended before, with all its records
+  std::optional<MeshShape> resharded_from;  // of the checkpoint, where it was another
+  Index non_finite_steps = 0;               // without a break, up to now
+  bool complete = false;                    // this run ended before, with all its records
   double step_seconds = 0;       // of all steps since `first_step`, validation and checkpoints excluded
   double optimizer_seconds = 0;  // the part of it inside the optimizer
   Clock::time_point begin = Clock::now();

@@ -486,10 +486,6 @@ TEST(Training, RefusesTheCheckpointOfAnotherModelAndLeavesItAlone) {
   config.set_name("other");
   config.mutable_model()->set_ffn_width(36);
   expect_refused(config, {"model.ffn_width", "35", "36"});
-  config.mutable_model()->set_ffn_width(35);
-  config.mutable_mesh()->set_replica(1);
-  config.mutable_mesh()->set_shard(2);
-  expect_refused(config, {"mesh", "replica 2", "shard 2"});
 }
 
 }  // namespace
