@@ -67,7 +67,7 @@ TEST_P(Resharding, ContinuesTheTrajectory) {
 }
 
 std::string kind(const char* name) { return cat("optimizer={kind: ", name, " learning_rate: 0.01}"); }
-const std::vector<MeshShape> kMeshes{{2, 1, 2}, {1, 3, 1}, {1, 1, 1}, {2, 2, 1}, {3, 1, 1}};
+const std::vector<MeshShape> kMeshes{{2, 1, 2}, {2, 2, 1}, {1, 3, 1}, {3, 1, 1}, {1, 1, 1}};
 const std::vector<MeshShape> kThree{{2, 1, 2}, {1, 3, 1}, {2, 2, 1}};
 INSTANTIATE_TEST_SUITE_P(
     Runs, Resharding,
