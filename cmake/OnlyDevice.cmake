@@ -41,7 +41,7 @@ only_device_library(sharding layout.cc parameter.cc)
 target_link_libraries(lowband_sharding PUBLIC lowband_collectives)
 include(model/cuda/sources.cmake)
 only_device_library(
-  model ${cuda_sources} attention.cc cross_entropy.cc initial_values.cc layers.cc make_model.cc parameter_table.cc rotary_table.cc
+  model ${cuda_sources} attention.cc cross_entropy.cc cuda/device_memory.cc initial_values.cc layers.cc make_model.cc parameter_table.cc rotary_table.cc
   transformer.cc)
 target_link_libraries(lowband_model PUBLIC lowband_sharding)
 

@@ -1,5 +1,6 @@
 #include "launcher/plan/plan.h"
 
+#include "model/cuda/device_memory.h"
 #include "optimizers/planned_traffic.h"
 #include "trainer/byte_plan.h"
 
@@ -161,6 +162,20 @@ void add_traffic(PlanReport& report, const BytePlan& bytes, Index element_bytes)
   report.set_assemblies(bytes.assemblies);
 }
 
+/// Process 0 of a tensor group has the largest pieces.
+void add_device_memory(PlanReport& report, const RunConfig& config) {
+  const DeviceModelOptions options = device_model_options(config);
+  const DeviceMemory memory = plan_device_memory(
+      model_config(config), config.mesh().tensor(), 0, sequences_per_micro_batch(config),
+      options.recompute_activations ? KeptActivations::kLayerInputs : KeptActivations::kAll,
+      dtype_bytes(options.products));
+  DeviceMemoryPlan& plan = *report.mutable_device_memory();
+  plan.set_weights(memory.weights);
+  plan.set_gradients(memory.gradients);
+  plan.set_activations(memory.activations);
+  plan.set_workspace(memory.workspace);
+}
+
 }  // namespace
 
 PlanReport make_plan(const RunConfig& config, const RunConfig::Profile& reference) {
@@ -193,6 +208,7 @@ PlanReport make_plan(const RunConfig& config, const RunConfig::Profile& referenc
   add_layers(report, reference_profile, replica_traffic(config));
   add_traffic(report, byte_plan(config), dtype_bytes(dtype));
   report.set_state_bytes(planned_state_bytes(config));
+  if (config.device() == RunConfig::CUDA) add_device_memory(report, config);
   if (config.has_budget()) {
     const RankProfile budget = budget_reference(config, parameters);
     BudgetPlan& plan = *report.mutable_budget();

@@ -198,6 +198,12 @@ std::string plan_table(const PlanReport& report) {
                 grouped(report.budget().reference_bytes()), " of ", report.budget().reference(), ": ratio ",
                 fixed(report.budget().ratio(), 4), ", within ", report.budget().tolerance(), "\n");
   text += cat("optimizer state: ", grouped(report.state_bytes()), " bytes on the process that has most\n");
+  if (report.has_device_memory()) {
+    const DeviceMemoryPlan& memory = report.device_memory();
+    text += cat("model on a device: weights ", grouped(memory.weights()), ", gradients ",
+                grouped(memory.gradients()), ", activations ", grouped(memory.activations()), ", workspace ",
+                grouped(memory.workspace()), " bytes on the process that has most\n");
+  }
   for (const std::string& remark : report.remarks()) text += remark + "\n";
   return text;
 }

@@ -274,5 +274,22 @@ TEST(Plan, IsAMessageThatBecomesJson) {
   EXPECT_THAT(json, HasSubstr("\"profile\":\"inverted\""));
 }
 
+// On a device, of 4 sequences in bf16: as DeviceMemory.OfAKnownModel adds it up.
+TEST(PlanOnADevice, SaysWhatTheModelTakes) {
+  RunConfig config = parse_run_config(preset_text("rank166m"), "rank166m");
+  EXPECT_FALSE(make_plan(config, parse_profile("structural")).has_device_memory());
+  for (const char* setting : {"device=CUDA", "precision=BF16", "batch={sequences_per_step: 4}", "mesh={}"})
+    apply_override(config, setting);
+  const PlanReport report = make_plan(config, parse_profile("structural"));
+  EXPECT_EQ(report.device_memory().weights(), 6 * report.parameters());
+  EXPECT_EQ(report.device_memory().gradients(), 4 * report.parameters());
+  EXPECT_THAT(plan_table(report), HasSubstr("model on a device: weights 996,"));
+  const Index kept = report.device_memory().activations();
+  config.set_recompute_activations(true);
+  const Index of_a_layer_and_token = 2 * (2 * 768 + 4 * 768 + 3 * 2048) + 4 * (2 + 768 + 12);
+  EXPECT_EQ(kept - make_plan(config, parse_profile("structural")).device_memory().activations(),
+            17 * 4096 * of_a_layer_and_token);
+}
+
 }  // namespace
 }  // namespace lowband
