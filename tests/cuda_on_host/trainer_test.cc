@@ -221,7 +221,7 @@ TEST(RunOnDevice, RefusesWhatADeviceDoesNotDo) {
     EXPECT_FALSE(fs::exists(scratch.path() / "runs"));
     return message;
   };
-  EXPECT_THAT(refused({"model.vocabulary=4000000", "model.width=100"}), HasSubstr("the model takes "));
+  EXPECT_THAT(refused({"model.vocabulary=4000000", "model.width=20000"}), HasSubstr("the model takes "));
   EXPECT_THAT(refused({"optimizer.overlap=true"}),
               HasSubstr("optimizer.overlap: found true, expected false with device CUDA"));
 }
