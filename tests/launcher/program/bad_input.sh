@@ -74,6 +74,9 @@ refused_run "name|../x|expected" name=../x
 refused_run "profile|ADAMW" optimizer.kind=ADAMW
 refused_run "optimizer.clip_estimator|TRUE_NORM" optimizer.clip_estimator=TRUE_NORM
 
+refused_run "precision|BF16|device CPU" precision=BF16
+[[ -e /dev/nvidia0 ]] || refused_run "device: found CUDA, expected CPU: " device=CUDA model.heads=2
+
 # Ranks and budgets
 refused_run "rank|33|32" profile.rank=33
 refused_run "rank|0|expected" profile.rank=0
@@ -122,7 +125,6 @@ refused_run "checkpoint|nothing-here" checkpoint.resume=nothing-here
 "$lowband" train run.txtpb --threads-as-processes 4 --set schedule.steps=2 --set output_dir=earlier >output || fail "the good run"
 checkpoint=earlier/run/checkpoints/step-000002
 refused_run "model.ffn_width|48|64" checkpoint.resume=$checkpoint model.ffn_width=64
-refused_run "mesh|replica" checkpoint.resume=$checkpoint mesh.replica=1 mesh.shard=2
 refused_run "profile|rank" checkpoint.resume=$checkpoint profile.rank=5
 refused_run "schedule.steps|1|2" checkpoint.resume=$checkpoint schedule.steps=1
 printf 'X' | dd of=$checkpoint/process-0001.bin bs=1 seek=3000 conv=notrunc status=none

@@ -65,6 +65,12 @@ wait "$job"
 train stopped "${more[@]}" >>stopped.log 2>&1 || fail "stopped, continued: $(cat stopped.log)"
 [[ $(losses stopped) == "$(losses undisturbed)" ]] || fail "the continued run took another trajectory"
 
+# It goes on with half of the processes, and says so.
+"$run" -np 2 --binary "$lowband" -- train run.txtpb --set name=stopped --set checkpoint.resume=auto \
+  --set 'mesh={shard: 2}' "${more[@]}" --set schedule.steps=70 >resharded.log 2>&1 || fail "resharded: $(cat resharded.log)"
+grep -q 'from a checkpoint of replica 2 x shard 1 x tensor 2' resharded.log || fail "resharded: $(cat resharded.log)"
+[[ $(losses stopped | wc -l) == 70 ]] || fail "resharded: found $(losses stopped | wc -l) steps, expected 70"
+
 # Ctrl-C: everything ends within 3 seconds and a checkpoint is there.
 start interrupted "${long[@]}" --set checkpoint.interval_steps=0
 wait_for_steps interrupted 10
