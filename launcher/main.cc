@@ -14,7 +14,7 @@ constexpr const char* kUsage = R"(lowband: communication-efficient training of l
       --profile PROFILE                    rank profile: uniform:24, structural, inverted*0.125, fraction:1/4,
                                            structural@uniform:24 (the first shape, the communication of the second)
       --set FIELD=VALUE                    change one field of the configuration, may be repeated
-      --backend mpi|ucx|local              how bytes move between processes (default: mpi under mpirun; ucx with
+      --backend mpi|ucx|nccl|local         how bytes move between processes (default: mpi under mpirun; ucx with
                                            RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT; else local)
       --threads-as-processes N             N processes as threads of this one, without MPI
   lowband plan CONFIG | --preset NAME      ranks, bytes and break-even of every matrix before anything runs
@@ -44,7 +44,7 @@ constexpr const char* kUsage = R"(lowband: communication-efficient training of l
       --state FILE                         initial optimizer state, FILE or FILE with .replica-0 ... before its suffix
       --scalar-parameters PATTERN          matrices that are updated as what is no matrix, may be repeated
       --config CONFIG | --preset NAME      the run that was recorded: its model, mesh, optimizer and schedule
-      --backend mpi|ucx|local  --json
+      --backend mpi|ucx|nccl|local  --json
   lowband presets [NAME | --json]          named configurations that come with the program
   lowband info [--json]                    what is built in, versions, kernels, devices
 
