@@ -1,10 +1,13 @@
 #include "collectives/process_device.h"
 
+#include "collectives/agreement.h"
+
 #include <algorithm>
 #include <array>
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <unistd.h>
@@ -37,6 +40,19 @@ int place_on_host(Communicator& world) {
     before += std::equal(own.begin(), own.end(), all.begin() + static_cast<std::ptrdiff_t>(kBytes) * p,
                          [](char a, std::uint8_t b) { return static_cast<std::uint8_t>(a) == b; });
   return before;
+}
+
+ProcessDevice open_device_of(Communicator& world, std::string_view asked, std::string_view otherwise) {
+  CudaStatus cuda;
+  agree(world, [&] {
+    cuda = cuda_status();
+    LB_EXPECTS(!cuda.devices.empty(), asked, ", expected ", otherwise, ": ", cuda.reason);
+  });
+  const int index = device_index_of(world, static_cast<int>(cuda.devices.size()));
+  const CudaDevice& found = cuda.devices[static_cast<std::size_t>(index)];
+  std::unique_ptr<Device> device = open_device(index);
+  std::string description = cat(device->name(), ", ", found.name, " (", found.compute_capability, ")");
+  return {std::move(device), std::move(description)};
 }
 
 }  // namespace lowband

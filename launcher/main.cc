@@ -33,6 +33,7 @@ constexpr const char* kUsage = R"(lowband: communication-efficient training of l
       --sizes BEGIN:END[:FACTOR]           plain all-reduces of these bytes as well
       --warmup 5  --iterations 20  --min-time SECONDS  --check 1  --base-iterations 5
       --with-products                      B Q and B^T P belong to the time
+      --device cpu|cuda                    where what is exchanged lies (default: cpu)
       --interface eth0  --link LABEL       compare with this interface's counter; a label for the header
       --json | --json=FILE  --picture PATH --threads-as-processes N  --set FIELD=VALUE
   lowband replay FOLDER --out FOLDER       apply an optimizer to recorded gradients (weights.safetensors, step-000000...);

@@ -77,7 +77,7 @@ void Trainer<Real>::State::record_start() {
   start.set_gemm_library(gemm_library_name());
   start.set_vector_kernels(vector_kernel_name());
   start.set_threads(compute_threads());
-  start.set_device(device_name());
+  start.set_device(device.description);
   start.set_products_dtype(std::string(dtype_name(products_dtype(config))));
   start.set_parameters(total_elements(model_shape));
   const Index period = optimizer->planned().period();
@@ -91,13 +91,6 @@ void Trainer<Real>::State::record_start() {
   start.set_exchange(exchange_name(config));
   start.set_wire_dtype(wire_dtype_name(config));
   record->write(start);
-}
-
-template <class Real>
-std::string Trainer<Real>::State::device_name() const {
-  if (device == nullptr) return "";
-  const CudaDevice found = cuda_status().devices.at(static_cast<std::size_t>(device_index));
-  return cat(device->name(), ", ", found.name, " (", found.compute_capability, ")");
 }
 
 // Of this process.
@@ -116,8 +109,9 @@ void Trainer<Real>::State::announce() {
           " sums, ", compute_threads(), " thread(s) each"));
   say(cat("kernels: vector ", vector_kernel_name(), ", GEMM ", gemm_library_name(), ", BLAS ",
           blas_core_name()));
-  if (device)
-    say(cat("device of process 0: ", device_name(), ", products in ", dtype_name(products_dtype(config))));
+  if (device.device)
+    say(cat("device of process 0: ", device.description, ", products in ",
+            dtype_name(products_dtype(config))));
   say(cat("memory per process: weights and gradients ",
           format_quantity(static_cast<double>(model->parameter_bytes()), "B"), ", activations ",
           format_quantity(static_cast<double>(model->activation_bytes()), "B"), ", optimizer ",

@@ -63,7 +63,10 @@ Trainer<Real>::State::State(const RunConfig& config_, Communicator& world_, cons
     world.set_timeline(&timeline);
   }
   agree(world, [&] { world.set_determinism(determinism(config)); });
-  if (config.device() == RunConfig::CUDA) open_device();
+  if (config.device() == RunConfig::CUDA) {
+    device = open_device_of(world, "device: found CUDA", "CPU");
+    device_of_world.emplace(world, *device.device);
+  }
   mesh.emplace(world, mesh_shape(config));
   allow_planned(world.budget(), config, mesh->position());
   model = make_model<Real>(model_shape, mesh->tensor(), config.seed(), sequences_per_micro_batch(config),
@@ -82,19 +85,6 @@ Trainer<Real>::State::State(const RunConfig& config_, Communicator& world_, cons
     dump->prepare(step);
   }
   open_record();
-}
-
-template <class Real>
-void Trainer<Real>::State::open_device() {
-  int devices = 0;
-  agree(world, [&] {
-    const CudaStatus cuda = cuda_status();
-    LB_EXPECTS(!cuda.devices.empty(), "device: found CUDA, expected CPU: ", cuda.reason);
-    devices = static_cast<int>(cuda.devices.size());
-  });
-  device_index = device_index_of(world, devices);
-  device = lowband::open_device(device_index);
-  device_of_world.emplace(world, *device);
 }
 
 template <class Real>

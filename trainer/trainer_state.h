@@ -54,8 +54,6 @@ struct Trainer<Real>::State {
     double seconds = 0;
   };
 
-  // trainer.cc
-  void open_device();
   // training_step.cc
   StepSums take_step();
   double accumulate_gradients();
@@ -81,7 +79,6 @@ struct Trainer<Real>::State {
   RunSummary summary() const;
 
   Index state_bytes();
-  std::string device_name() const;  // "cuda:0, NVIDIA H200 (9.0)"; empty on the host
   bool first_process() const { return world.process() == 0; }
   Index steps() const { return config.schedule().steps(); }
   Index sequences_per_process() const {
@@ -106,8 +103,7 @@ struct Trainer<Real>::State {
   std::filesystem::path directory;
   Timeline timeline;
   std::optional<TokenSet> train_set, validation_set;
-  int device_index = 0;
-  std::unique_ptr<Device> device;  // where the configuration asks for one
+  ProcessDevice device;  // where the configuration asks for one
   std::optional<DeviceScope> device_of_world;
   std::optional<ProcessMesh> mesh;
   std::unique_ptr<Model<Real>> model;

@@ -104,6 +104,9 @@ std::string bench_header(const BenchReport& report) {
     text +=
         cat("#   process ", p, " pid ", report.processes(p).pid(), " on ", report.processes(p).host(), "\n");
   for (const std::string& entry : report.environment()) text += cat("# environment: ", entry, "\n");
+  if (!report.device().empty())
+    text += cat("# device of process 0: ", report.device(),
+                "; times end when it has ended its work, phases are those of the host's calls\n");
   if (!report.link().empty()) text += cat("# link: ", report.link(), "\n");
   if (!report.interface().empty()) text += cat("# interface: ", report.interface(), "\n");
   text += cat("# warm-up ", report.warmup(), ", iterations ", report.iterations(), ", at least ",

@@ -2,9 +2,11 @@
 
 #include "collectives/agreement.h"
 #include "collectives/factors/factor_exchange.h"
+#include "collectives/process_device.h"
 #include "launcher/bench/exact_data.h"
 #include "launcher/bench/interface_counter.h"
 #include "launcher/bench/surroundings.h"
+#include "runtime/copy.h"
 #include "runtime/low_rank.h"
 #include "runtime/random.h"
 
@@ -31,6 +33,15 @@ template <class T>
 constexpr BenchWire kWireOf = BenchWire::kF32;
 template <>
 constexpr BenchWire kWireOf<BFloat16> = BenchWire::kBF16;
+
+/// Writes elements, which may lie on a device, by the host: write(view of the host).
+template <class T, class Write>
+void write_elements(MatrixView<T> to, Write write) {
+  if (to.device == nullptr) return write(to);
+  Buffer<T> host(to.elements());
+  write(host.matrix(0, to.rows, to.cols));
+  copy<T>(host.matrix(0, to.rows, to.cols), to);
+}
 
 Index wire_bytes(BenchWire wire) { return wire == BenchWire::kBF16 ? 2 : 4; }
 
@@ -101,7 +112,7 @@ struct LineSamples {
 /// Gradients for --with-products: B Q and B^T P are what is exchanged.
 class Products {
  public:
-  explicit Products(const RankProfile& profile) {
+  Products(const RankProfile& profile, Device* device) {
     Index gradient_elements = 0;
     Index right_elements = 0;
     for (std::size_t i = 0; i < profile.matrices.size(); ++i) {
@@ -109,12 +120,12 @@ class Products {
       right_elements +=
           std::min(profile.matrices[i].rows, profile.matrices[i].cols) * profile.factor_ranks[i];
     }
-    gradients_ = Buffer<float>(gradient_elements);
-    right_ = Buffer<float>(right_elements);
+    gradients_ = Buffer<float>(gradient_elements, device);
+    right_ = Buffer<float>(right_elements, device);
     // Full-rank and of order one; which values does not matter.
     const ExactSummands values(0, 1, ExactSummands::Held::kBF16, 17);
-    values.fill(0, gradients_.span());
-    values.fill(1, right_.span());
+    write_elements(gradients_.line(), [&](MatrixView<float> host) { values.fill(0, host.flat()); });
+    write_elements(right_.line(), [&](MatrixView<float> host) { values.fill(1, host.flat()); });
     Index gradient = 0;
     Index right = 0;
     for (std::size_t i = 0; i < profile.matrices.size(); ++i) {
@@ -145,12 +156,18 @@ class Products {
 class CommBench {
  public:
   CommBench(Communicator& world, const CommBenchOptions& options, const BenchSink& sink)
-      : world_(world), options_(options), sink_(sink), alone_(world.split(world.process(), 0, "alone")) {
+      : world_(world), options_(options), sink_(sink) {
+    if (options.on_device) {
+      device_ = open_device_of(world, "--device: found cuda", "cpu");
+      device_of_world_.emplace(world, *device_.device);
+    }
+    alone_ = world.split(world.process(), 0, "alone");
     agree(world, [&] {
       if (!options.interface.empty()) counter_.emplace(options.interface);
     });
     find_interfaces();
     describe_surroundings(world, options, report_);
+    report_.set_device(device_.description);
     if (options.profiles.empty()) return;
     const RankProfile& profile = options.profiles.front();
     report_.set_break_even_rank(static_cast<double>(dense_elements(profile)) / sum_of_sides(profile));
@@ -205,6 +222,7 @@ class CommBench {
     world_.barrier();
     const auto begin = Clock::now();
     action();
+    if (device_.device) device_.device->synchronize();
     return std::chrono::duration<double>(Clock::now() - begin).count();
   }
 
@@ -283,8 +301,8 @@ class CommBench {
         elements = std::max(elements, options_.sizes.back() / wire_bytes(wire));
       }
     }
-    flat_f32_ = Buffer<float>(f32);
-    flat_bf16_ = Buffer<BFloat16>(bf16);
+    flat_f32_ = Buffer<float>(f32, world_.device());
+    flat_bf16_ = Buffer<BFloat16>(bf16, world_.device());
   }
 
   // Zeros: their sums stay as they are over any number of iterations.
@@ -296,14 +314,14 @@ class CommBench {
   template <class T>
   Index wrong_in_all_reduce(Index elements) {
     Index wrong = 0;
-    const std::span<T> values = flat<T>().span(0, elements);
+    const MatrixView<T> values = flat<T>().matrix(0, 1, elements);
     for (Index k = 0; k < options_.checks; ++k) {
       const ExactSummands data = summands(kWireOf<T>, k);
-      data.fill(0, values);
-      world_.all_reduce<T>(values, Reduction::kSum, {Purpose::kDense});
-      wrong += data.count_not_sum(0, std::span<const T>(values));
+      write_elements(values, [&](MatrixView<T> host) { data.fill(0, host.flat()); });
+      all_reduce_flat<T>(elements);
+      wrong += data.count_not_sum(0, OnHost<T>(values).view().flat());
     }
-    std::ranges::fill(values, T{});
+    write_elements(values, [](MatrixView<T> host) { std::ranges::fill(host.flat(), T{}); });
     return total(wrong);
   }
 
@@ -361,8 +379,8 @@ class CommBench {
 
   static void fill(FactorExchange<float>& exchange, const RankProfile& profile, const ExactSummands& data) {
     for (Index i = 0; i < std::ssize(profile.matrices); ++i) {
-      data.fill_left(2 * i, exchange.left(i));
-      data.fill(2 * i + 1, exchange.right(i).flat());
+      write_elements(exchange.left(i), [&](MatrixView<float> host) { data.fill_left(2 * i, host); });
+      write_elements(exchange.right(i), [&](MatrixView<float> host) { data.fill(2 * i + 1, host.flat()); });
     }
   }
 
@@ -374,8 +392,8 @@ class CommBench {
       exchange.exchange_left();
       exchange.exchange_right();
       for (Index i = 0; i < std::ssize(profile.matrices); ++i) {
-        wrong += data.count_not_orthonormal(2 * i, exchange.left(i));
-        wrong += data.count_not_mean(2 * i + 1, exchange.right(i).flat());
+        wrong += data.count_not_orthonormal(2 * i, OnHost<float>(exchange.left(i)).view());
+        wrong += data.count_not_mean(2 * i + 1, OnHost<float>(exchange.right(i)).view().flat());
       }
     }
     return total(wrong);
@@ -389,18 +407,18 @@ class CommBench {
     Index wrong = 0;
     for (Index k = 0; k < options_.checks; ++k) {
       const ExactSummands data = summands(BenchWire::kF32, k);
-      data.fill_left(0, exchange.left(0));
-      Buffer<float> values(4099);
+      write_elements(exchange.left(0), [&](MatrixView<float> host) { data.fill_left(0, host); });
+      Buffer<float> values(4099, world_.device());
       for (Index t = 0; t < 2; ++t) {
         const MatrixView<float> tensor = values.matrix(0, 1, sizes[static_cast<std::size_t>(t)]);
-        data.fill(t, tensor.flat());
+        write_elements(tensor, [&](MatrixView<float> host) { data.fill(t, host.flat()); });
         exchange.put_dense(t, tensor);
       }
       exchange.exchange_left();
       for (Index t = 0; t < 2; ++t) {
         const MatrixView<float> tensor = values.matrix(0, 1, sizes[static_cast<std::size_t>(t)]);
         exchange.get_dense(t, tensor);
-        wrong += data.count_not_sum(t, std::span<const float>(tensor.flat()));
+        wrong += data.count_not_sum(t, OnHost<float>(tensor).view().flat());
       }
     }
     return total(wrong);
@@ -423,8 +441,10 @@ class CommBench {
     };
     fill(exchange, profile, summands(BenchWire::kBF16, 0));
     for (const Index i : chosen) {
-      fill_normal(exchange.left(i), i, "left", world_.process());
-      fill_normal(exchange.right(i), i, "right", world_.process());
+      write_elements(exchange.left(i),
+                     [&](MatrixView<float> host) { fill_normal(host, i, "left", world_.process()); });
+      write_elements(exchange.right(i),
+                     [&](MatrixView<float> host) { fill_normal(host, i, "right", world_.process()); });
     }
     exchange.exchange_left();
     exchange.exchange_right();
@@ -453,8 +473,8 @@ class CommBench {
     };
     if (world_.process() == 0) {
       for (const Index i : chosen) {
-        compare(exchange.left(i), i, "left");
-        compare(exchange.right(i), i, "right");
+        compare(OnHost<float>(exchange.left(i)).view(), i, "left");
+        compare(OnHost<float>(exchange.right(i)).view(), i, "right");
       }
     }
     world_.all_reduce<double>(std::span(&largest, 1), Reduction::kMax, {Purpose::kControl});
@@ -467,6 +487,7 @@ class CommBench {
       if (!products_) return;
       const auto begin = Clock::now();
       ((*products_).*member)(exchange);
+      if (device_.device) device_.device->synchronize();
       products += std::chrono::duration<double>(Clock::now() - begin).count();
     };
     exchange.reset_times();
@@ -520,7 +541,7 @@ class CommBench {
     FactorExchange<float> exchange(groups(), shapes, {}, exchange_options(wire));
     fill(exchange, profile, summands(wire, 0));
     products_.reset();
-    if (options_.with_products) products_.emplace(profile);
+    if (options_.with_products) products_.emplace(profile, world_.device());
 
     LineSamples samples =
         wire == BenchWire::kBF16 ? sample<BFloat16>(exchange, profile) : sample<float>(exchange, profile);
@@ -624,6 +645,8 @@ class CommBench {
   Communicator& world_;
   const CommBenchOptions& options_;
   const BenchSink& sink_;
+  ProcessDevice device_;  // where options ask for one
+  std::optional<DeviceScope> device_of_world_;
   std::unique_ptr<Communicator> alone_;  // a replica is one process
   std::optional<InterfaceCounter> counter_;
   bool counts_interface_ = false;   // of the processes that share it, the first counts

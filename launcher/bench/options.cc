@@ -96,6 +96,9 @@ CommBenchOptions comm_bench_options(Arguments arguments, int processes) {
   }
   options.link = arguments.option("link");
   options.interface = arguments.option("interface");
+  const std::string device = arguments.option("device", "cpu");
+  LB_EXPECTS(device == "cpu" || device == "cuda", "--device: found ", device, ", expected cpu or cuda");
+  options.on_device = device == "cuda";
   options.wires = parse_wires(arguments.option("wire", "f32,bf16"));
   options.warmup = number_of<Index>("--warmup", arguments.option("warmup", "5"), 0, kLargestCount);
   options.iterations =
@@ -133,6 +136,7 @@ CommBenchOptions comm_bench_options(Arguments arguments, int processes) {
   check_mesh(config, processes);
   LB_EXPECTS(config.precision() != RunConfig::F64,
              "precision: found F64, expected F32: --wire says what is sent");
+  options.on_device = options.on_device || config.device() == RunConfig::CUDA;
   options.threads = config.threads();
   options.deadline =
       std::chrono::milliseconds(static_cast<std::int64_t>(config.collective_deadline_seconds() * 1000));

@@ -26,6 +26,7 @@ struct CommBenchOptions {
   Index checks = 1;           // runs on exact data after the timed ones; 0: none
   double min_time_seconds = 0;
   bool with_products = false;
+  bool on_device = false;  // what is exchanged lies in the memory of CUDA devices
   std::string link;
   std::string interface;
   std::chrono::milliseconds deadline{60'000};  // of every collective
