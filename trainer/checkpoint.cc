@@ -113,11 +113,12 @@ CheckpointManifest read_manifest(const path& checkpoint) {
   return manifest;
 }
 
-// `resharded`: another mesh will do.
-void check_identity(const CheckpointManifest& manifest, const CheckpointIdentity& expected, bool resharded) {
+void check_identity(const CheckpointManifest& manifest, const CheckpointIdentity& expected,
+                    const std::optional<TensorPlaces>& places) {
   LB_EXPECTS(manifest.format_version() == kFormatVersion, "checkpoint format_version: found ",
              manifest.format_version(), ", expected ", kFormatVersion);
   const MeshShape mesh = mesh_of(manifest);
+  const bool resharded = places && places->accept(mesh, expected.mesh);
   LB_EXPECTS(resharded || mesh == expected.mesh, "checkpoint mesh: found ", mesh_text(mesh), ", expected ",
              mesh_text(expected.mesh));
   LB_EXPECTS(manifest.files_size() == mesh.processes(), "checkpoint files: found ", manifest.files_size(),
@@ -233,7 +234,7 @@ CheckpointProgress load_checkpoint(Communicator& world, const path& checkpoint,
   std::optional<ReshardedFiles> resharded;
   agree(world, [&] {
     manifest = read_manifest(checkpoint);
-    check_identity(manifest, expected, places.has_value());
+    check_identity(manifest, expected, places);
     LB_EXPECTS(world.size() == expected.mesh.processes(), "checkpoint mesh: found ",
                expected.mesh.processes(), " processes, expected ", world.size());
     if (mesh_of(manifest) == expected.mesh) {

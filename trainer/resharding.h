@@ -18,6 +18,12 @@ struct TensorPlaces {
       place;
   /// Whether each replica has its own. All others hold what replica 0 holds.
   std::function<bool(const NamedTensor& tensor)> differs_between_replicas;
+  /// For an optimizer whose result depends on how shard and tensor axis cut a matrix.
+  bool only_replicas_may_differ = false;
+
+  bool accept(const MeshShape& from, const MeshShape& to) const {
+    return !only_replicas_may_differ || (from.shard == to.shard && from.tensor == to.tensor);
+  }
 };
 
 /// The tensor files of all processes of one mesh, for a process of another.

@@ -34,14 +34,13 @@ std::vector<NamedTensor> Trainer<Real>::State::tensors(HostCopies<Real>& copies)
   return all;
 }
 
-// A checkpoint of another mesh will do, unless the mesh cuts the blocks that the optimizer treats.
 template <class Real>
-std::optional<TensorPlaces> Trainer<Real>::State::places() const {
-  if (config.optimizer().kind() == RunConfig::Optimizer::MUONBP) return std::nullopt;
+TensorPlaces Trainer<Real>::State::places() const {
   std::map<std::string, ParameterInfo> infos;
   for (const Parameter<Real>& parameter : model->parameters()) infos[parameter.info.name] = parameter.info;
   const auto letter = [](const std::string& name) { return name.substr(name.rfind('.') + 1); };
   TensorPlaces places;
+  places.only_replicas_may_differ = config.optimizer().kind() == RunConfig::Optimizer::MUONBP;
   places.place = [infos, letter](const NamedTensor& tensor, const MeshShape& mesh_shape,
                                  const MeshPosition& position) {
     const auto weight = infos.find(tensor.name);

@@ -67,7 +67,7 @@ struct Trainer<Real>::State {
   void save();
   CheckpointIdentity identity() const;
   std::vector<NamedTensor> tensors(HostCopies<Real>& copies);
-  std::optional<TensorPlaces> places() const;
+  TensorPlaces places() const;
   // recording.cc
   void open_record();
   void record_start();

@@ -67,6 +67,8 @@ TEST_P(Resharding, ContinuesTheTrajectory) {
 }
 
 std::string kind(const char* name) { return cat("optimizer={kind: ", name, " learning_rate: 0.01}"); }
+const std::string kMuonBp =
+    "optimizer={kind: MUONBP learning_rate: 0.01 muonbp_period: 2 muonbp_block_learning_rate: 0.008}";
 const std::vector<MeshShape> kMeshes{{2, 1, 2}, {2, 2, 1}, {1, 3, 1}, {3, 1, 1}, {1, 1, 1}};
 const std::vector<MeshShape> kThree{{2, 1, 2}, {1, 3, 1}, {2, 2, 1}};
 INSTANTIATE_TEST_SUITE_P(
@@ -76,7 +78,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"PowerSgd", kMeshes, {"optimizer.kind=POWERSGD"}},
         Case{"AcpSgd", kMeshes, {"optimizer.kind=ACPSGD"}},
         Case{"Galore", kThree, {"optimizer.kind=GALORE", "optimizer.galore_interval=7"}},
-        Case{"AdamW", kMeshes, {kind("ADAMW")}}, Case{"Muon", kThree, {kind("MUON")}},
+        Case{"MuonBp", {{1, 1, 1}, {3, 1, 1}, {2, 1, 1}}, {kMuonBp}}, Case{"AdamW", kMeshes, {kind("ADAMW")}},
+        Case{"Muon", kThree, {kind("MUON")}},
         Case{"NorMuonPerHead", kThree, {kind("NORMUON"), "optimizer.blocks=PER_HEAD"}},
         Case{"Dion2", kThree, {kind("DION2")}},
         Case{"Spectra", kThree, {"optimizer={kind: SPECTRA learning_rate: 0.01 spectra_fraction: 0.15}"}}),
@@ -126,8 +129,7 @@ TEST(ReshardingOf, ADamagedFileIsRefusedByAllProcesses) {
 
 TEST(ReshardingOf, BlocksThatTheMeshCutsStayOnIt) {
   const ScratchDirectory scratch;
-  const std::vector<std::string> settings{
-      "optimizer={kind: MUONBP learning_rate: 0.01 muonbp_period: 2 muonbp_block_learning_rate: 0.008}"};
+  const std::vector<std::string> settings{kMuonBp};
   std::vector<double> losses;
   train_on(run_on(scratch, {1, 2, 1}, settings), losses);
   EXPECT_THAT(
