@@ -40,7 +40,7 @@ constexpr const char* kUsage = R"(lowband: communication-efficient training of l
                                            under lowband-run or mpirun on all processes of the job, else as threads
       --optimizer dion|powersgd|...        (default: the configuration's, else dion)
       --profile PROFILE  --set FIELD=VALUE as for train; of the configuration: mesh, optimizer, profile, schedule,
-                                           diagnostics, seed, precision, determinism, threads
+                                           diagnostics, seed, precision, device, determinism, threads
       --replicas N                         recorded replicas (default: as many as the files say)
       --state FILE                         initial optimizer state, FILE or FILE with .replica-0 ... before its suffix
       --scalar-parameters PATTERN          matrices that are updated as what is no matrix, may be repeated

@@ -11,21 +11,22 @@ namespace lowband {
 namespace {
 
 /// The fields of a configuration that a replay reads, and what of the model profiles go by.
-constexpr std::array<std::string_view, 9> kSections{
-    "mesh", "optimizer", "profile", "schedule", "diagnostics", "seed", "precision", "determinism", "threads"};
+constexpr std::array<std::string_view, 10> kSections{"mesh",        "optimizer", "profile",   "schedule",
+                                                     "diagnostics", "seed",      "precision", "device",
+                                                     "determinism", "threads"};
 constexpr std::array<std::string_view, 3> kFields{"collective_deadline_seconds", "model.width",
                                                   "model.head_dim"};
 
 void expect_read(const std::string& assignment) {
   const std::string_view path = std::string_view(assignment).substr(0, assignment.find('='));
   const std::string_view section = path.substr(0, path.find('.'));
-  LB_EXPECTS(
-      std::ranges::find(kSections, section) != kSections.end() ||
-          std::ranges::find(kFields, path) != kFields.end(),
-      "--set ", path,
-      ": found a field that no replay reads, expected one of mesh, optimizer, profile, schedule, "
-      "diagnostics, seed, precision, determinism, threads, collective_deadline_seconds, model.width or "
-      "model.head_dim");
+  LB_EXPECTS(std::ranges::find(kSections, section) != kSections.end() ||
+                 std::ranges::find(kFields, path) != kFields.end(),
+             "--set ", path,
+             ": found a field that no replay reads, expected one of mesh, optimizer, profile, schedule, "
+             "diagnostics, seed, precision, device, determinism, threads, collective_deadline_seconds, "
+             "model.width or "
+             "model.head_dim");
 }
 
 /// --config or --preset, then --optimizer, --profile and --set.

@@ -7,6 +7,7 @@
 #include "tests/trainer/small_run.h"
 #include "trainer/data/safetensors.h"
 #include "trainer/host_copies.h"
+#include "trainer/replay/replay.h"
 
 #include <atomic>
 #include <cmath>
@@ -171,22 +172,14 @@ TEST(RunOnDevice, TrainsInHalfPrecisionAndComputesActivationsAgain) {
   EXPECT_NE(activations(console.str()), activations(recomputed_console.str()));
 }
 
-// Weights and states before step 1, gradients of steps 1 and 2.
-TEST(RunOnDevice, DumpsWhatTheHostDumps) {
-  const ScratchDirectory host, device;
-  const auto dump_in = [](const ScratchDirectory& scratch) { return scratch.path() / "dump"; };
-  for (const ScratchDirectory* scratch : {&host, &device}) {
-    RunConfig config = run_with(scratch->path(), {1, 2, 1}, {"dump={first_step: 1 steps: 2}"});
-    config.mutable_dump()->set_folder(dump_in(*scratch).string());
-    if (scratch == &device) config.set_device(RunConfig::CUDA);
-    run_to_end(config);
-  }
+/// Every safetensors file of one folder against that of the same name in another; how many there are.
+int expect_near_files(const fs::path& found_in, const fs::path& expected_in, double tolerance) {
   int files = 0;
-  for (const auto& entry : fs::directory_iterator(dump_in(host))) {
+  for (const auto& entry : fs::directory_iterator(expected_in)) {
     if (entry.path().extension() != ".safetensors") continue;
     ++files;
-    const SafetensorsFile expected(entry.path()), found(dump_in(device) / entry.path().filename());
-    ASSERT_EQ(found.tensors().size(), expected.tensors().size()) << entry.path();
+    const SafetensorsFile expected(entry.path()), found(found_in / entry.path().filename());
+    EXPECT_EQ(found.tensors().size(), expected.tensors().size()) << entry.path();
     for (const StoredTensor& tensor : expected.tensors()) {
       std::vector<double> a(static_cast<std::size_t>(tensor.elements())), b(a.size());
       expected.read<double>(tensor, 0, a);
@@ -196,10 +189,37 @@ TEST(RunOnDevice, DumpsWhatTheHostDumps) {
         off += (a[i] - b[i]) * (a[i] - b[i]);
         all += a[i] * a[i];
       }
-      EXPECT_LE(std::sqrt(off), 1e-3 * std::sqrt(all)) << entry.path() << " " << tensor.name;
+      EXPECT_LE(std::sqrt(off), tolerance * std::sqrt(all)) << entry.path() << " " << tensor.name;
     }
   }
-  EXPECT_EQ(files, 4);  // weights, state, two steps
+  return files;
+}
+
+// Weights and states before step 1, gradients of steps 1 and 2; and what a replay makes of them.
+TEST(RunOnDevice, DumpsAndReplaysAsTheHost) {
+  const ScratchDirectory host, device;
+  const auto dump_in = [](const ScratchDirectory& scratch) { return scratch.path() / "dump"; };
+  for (const ScratchDirectory* scratch : {&host, &device}) {
+    RunConfig config = run_with(scratch->path(), {1, 2, 1}, {"dump={first_step: 1 steps: 2}"});
+    config.mutable_dump()->set_folder(dump_in(*scratch).string());
+    if (scratch == &device) config.set_device(RunConfig::CUDA);
+    run_to_end(config);
+  }
+  EXPECT_EQ(expect_near_files(dump_in(device), dump_in(host), 1e-3), 4);  // weights, state, two steps
+
+  for (const ScratchDirectory* scratch : {&host, &device}) {
+    ReplayRequest request{.folder = dump_in(host),
+                          .output = scratch->path() / "replayed",
+                          .state = dump_in(host) / "state.safetensors",
+                          .has_model = true,
+                          .config = run_with(scratch->path(), {1, 2, 1}, {})};
+    if (scratch == &device) request.config.set_device(RunConfig::CUDA);
+    run_world(2, [&](Communicator& world) {
+      replay(request, world);
+      EXPECT_EQ(world.device(), nullptr);
+    });
+  }
+  EXPECT_EQ(expect_near_files(device.path() / "replayed", host.path() / "replayed", 1e-4), 2);
 }
 
 TEST(RunOnDevice, RefusesWhatADeviceDoesNotDo) {

@@ -284,18 +284,29 @@ void validate_dump(const RunConfig& config) {
   expect_count("dump.steps", dump.steps(), 1, steps - dump.first_step());
 }
 
+std::string with_device(const RunConfig& config) {
+  return "with device " + RunConfig::Device_Name(config.device());
+}
+
+/// Of the optimizer.
+void validate_updates_on_device(const RunConfig& config) {
+  if (config.device() == RunConfig::CPU) return;
+  LB_EXPECTS(config.precision() != RunConfig::F64, "precision: found F64, expected F32 or BF16 ",
+             with_device(config));
+  LB_EXPECTS(!config.optimizer().overlap(), "optimizer.overlap: found true, expected false ",
+             with_device(config), ": gradients are complete when the device has ended the backward pass");
+}
+
+/// Of the model.
 void validate_device(const RunConfig& config) {
-  const bool on_host = config.device() == RunConfig::CPU;
-  const RunConfig::Precision impossible = on_host ? RunConfig::BF16 : RunConfig::F64;
-  const std::string with_device = "with device " + RunConfig::Device_Name(config.device());
-  LB_EXPECTS(config.precision() != impossible, "precision: found ", RunConfig::Precision_Name(impossible),
-             ", expected F32 or ", on_host ? "F64 " : "BF16 ", with_device);
-  if (on_host) return expect_unset("recompute_activations", config.has_recompute_activations(), with_device);
-  LB_EXPECTS(!config.optimizer().overlap(), "optimizer.overlap: found true, expected false ", with_device,
-             ": gradients are complete when the device has ended the backward pass");
+  if (config.device() == RunConfig::CPU) {
+    LB_EXPECTS(config.precision() != RunConfig::BF16, "precision: found BF16, expected F32 or F64 ",
+               with_device(config));
+    return expect_unset("recompute_activations", config.has_recompute_activations(), with_device(config));
+  }
   const Index head_dim = model_config(config).head_dim;
   LB_EXPECTS(head_dim % 16 == 0 && head_dim <= 128, "model.head_dim: found ", head_dim,
-             ", expected a multiple of 16 up to 128 ", with_device);
+             ", expected a multiple of 16 up to 128 ", with_device(config));
 }
 
 /// Of a process and its waits.
@@ -310,6 +321,7 @@ void validate_limits(const RunConfig& config) {
 /// How gradients become updates. The ranks themselves are checked by `make_profile`.
 void validate_updates(const RunConfig& config) {
   validate_optimizer(config);
+  validate_updates_on_device(config);
   if (!has_factor_ranks(config)) return;
   expect_set("profile", config.has_profile());
   validate_profile(config.profile(), "profile");

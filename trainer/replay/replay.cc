@@ -1,12 +1,14 @@
 #include "trainer/replay/replay.h"
 
 #include "collectives/agreement.h"
+#include "collectives/process_device.h"
 #include "optimizers/sharded_optimizer.h"
 #include "runtime/json.h"
 #include "runtime/version.h"
 #include "sharding/budget.h"
 #include "trainer/config/schedule.h"
 #include "trainer/data/content_hash.h"
+#include "trainer/host_copies.h"
 #include "trainer/replay/replay_account.h"
 
 #include <array>
@@ -20,11 +22,26 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// The device of this process while it replays, where the configuration asks for one.
+struct OnDevice {
+  OnDevice(Communicator& world, const RunConfig& config) {
+    if (config.device() != RunConfig::CUDA) return;
+    own = open_device_of(world, "device: found CUDA", "CPU");
+    scope.emplace(world, *own.device);
+  }
+  ProcessDevice own;
+  std::optional<DeviceScope> scope;
+};
+
 template <class Real>
 class Replay {
  public:
   Replay(const ReplayRequest& request, ReplayPlan plan, Communicator& world)
-      : request_(request), plan_(std::move(plan)), world_(&world), mesh_(world, mesh_shape(plan_.config)) {
+      : request_(request),
+        plan_(std::move(plan)),
+        world_(&world),
+        on_device_(world, plan_.config),
+        mesh_(world, mesh_shape(plan_.config)) {
     hold_parameters();
     optimizer_.emplace(mesh_, parameters_, plan_.profile, optimizer_options(plan_.config));
   }
@@ -45,18 +62,23 @@ class Replay {
   bool first_process() const { return world_->process() == 0; }
   int replica() const { return mesh_.position().replica; }
   bool diagnoses(Index step) const;
-  std::vector<TensorPiece<Real>> weights() {
-    return weight_pieces<Real>(plan_.parameters, parameters_, mesh_.shape());
+  // In host memory, as files are read and written.
+  std::vector<TensorPiece<Real>> weights(HostCopies<Real>& copies) {
+    return weight_pieces<Real>(plan_.parameters, copies.weights_of(parameters_), mesh_.shape());
   }
-  std::vector<TensorPiece<Real>> gradients() {
-    auto pieces = weights();
-    for (std::size_t i = 0; i < pieces.size(); ++i) pieces[i].elements = parameters_[i].gradient.flat();
-    return pieces;
+  std::vector<TensorPiece<Real>> gradients(HostCopies<Real>& copies) {
+    std::vector<Parameter<Real>> of_gradients = parameters_;
+    for (Parameter<Real>& parameter : of_gradients) parameter.weight = copies.of(parameter.gradient);
+    return weight_pieces<Real>(plan_.parameters, of_gradients, mesh_.shape());
+  }
+  std::vector<TensorPiece<Real>> state(HostCopies<Real>& copies) {
+    return state_pieces<Real>(plan_.parameters, copies.of(optimizer_->state()), mesh_.shape());
   }
 
   const ReplayRequest& request_;
   ReplayPlan plan_;
   Communicator* world_;
+  OnDevice on_device_;
   ProcessMesh mesh_;
   std::vector<Buffer<Real>> storage_;  // weight, then gradient, of every parameter
   std::vector<Parameter<Real>> parameters_;
@@ -68,7 +90,7 @@ void Replay<Real>::hold_parameters() {
   for (const RecordedParameter& parameter : plan_.parameters) {
     const PiecePlace place = parameter_place(parameter.info, mesh_.shape(), mesh_.position());
     const Index rows = place.block_rows.size(), cols = place.block_cols.size();
-    Buffer<Real>& buffer = storage_.emplace_back(2 * rows * cols);
+    Buffer<Real>& buffer = storage_.emplace_back(2 * rows * cols, world_->device());
     parameters_.push_back(
         {parameter.info, buffer.matrix(0, rows, cols), buffer.matrix(rows * cols, rows, cols)});
   }
@@ -79,16 +101,20 @@ void Replay<Real>::read_beginning() {
   agree(*world_, [&] {
     const SafetensorsFile file(request_.folder / kWeightsFile);
     file.expect_finite<Real>();
-    read_pieces<Real>(file, weights(), mesh_.position());
+    HostCopies<Real> copies;
+    read_pieces<Real>(file, weights(copies), mesh_.position());
+    copies.put_back();
     if (request_.state.empty()) return;
     // One file for all replicas, or one for each.
     const bool shared = std::filesystem::exists(request_.state);
     const SafetensorsFile state(shared ? request_.state
                                        : state_file_of(request_.state, replica(), plan_.steps.replicas));
-    const auto pieces = state_pieces<Real>(plan_.parameters, optimizer_->state(), mesh_.shape());
+    HostCopies<Real> state_copies;
+    const auto pieces = this->state(state_copies);
     expect_tensors<Real>(state, pieces);
     state.expect_finite<Real>();
     read_pieces<Real>(state, pieces, mesh_.position());
+    state_copies.put_back();
   });
   if (!request_.state.empty()) expect_one_state();
 }
@@ -96,7 +122,8 @@ void Replay<Real>::read_beginning() {
 // Processes with the same piece of what replicas have in common must have read the same bits.
 template <class Real>
 void Replay<Real>::expect_one_state() {
-  const auto pieces = state_pieces<Real>(plan_.parameters, optimizer_->state(), mesh_.shape());
+  HostCopies<Real> copies;
+  const auto pieces = state(copies);
   const auto processes = static_cast<std::size_t>(mesh_.replica().size());
   std::vector<Index> hashes, all(processes * pieces.size());
   for (const auto& piece : pieces) {
@@ -117,10 +144,12 @@ void Replay<Real>::expect_one_state() {
 template <class Real>
 void Replay<Real>::check_gradients() {
   const Communicator& within = mesh_.within_replica();
+  HostCopies<Real> copies;
+  const auto expected = gradients(copies);
   agree(*world_, [&] {
     for (Index i = within.process(); i < plan_.steps.count; i += within.size()) {
       const SafetensorsFile file(plan_.steps.file(plan_.steps.first + i, replica()));
-      expect_tensors<Real>(file, gradients());
+      expect_tensors<Real>(file, expected);
       file.expect_finite<Real>();
     }
   });
@@ -158,6 +187,7 @@ ReplayStart Replay<Real>::start() const {
   line.set_dense_gradient_bytes(dense_elements(plan_.profile) * Index{sizeof(Real)});
   line.set_version(std::string(version()));
   line.set_communicator(std::string(world_->backend()));
+  line.set_device(on_device_.own.description);
   return line;
 }
 
@@ -165,7 +195,10 @@ template <class Real>
 ReplayStep Replay<Real>::take_step(Index step) {
   world_->ledger().begin_step(step + 1);
   agree(*world_, [&] {
-    read_pieces<Real>(SafetensorsFile(plan_.steps.file(step, replica())), gradients(), mesh_.position());
+    HostCopies<Real> copies;
+    const SafetensorsFile file(plan_.steps.file(step, replica()));
+    read_pieces<Real>(file, gradients(copies), mesh_.position());
+    copies.put_back();
   });
   const RunConfig& config = plan_.config;
   const double factor = config.has_schedule() ? learning_rate_factor(config.schedule(), step) : 1.0;
@@ -222,7 +255,8 @@ void Replay<Real>::count(ReplayStep& line, bool diagnosed) {
 template <class Real>
 std::string Replay<Real>::weight_hash() {
   std::uint64_t hash = 0;  // each tensor's seeded with that of those before it
-  for (const TensorPiece<Real>& piece : weights()) {
+  HostCopies<Real> copies;
+  for (const TensorPiece<Real>& piece : weights(copies)) {
     const std::vector<Real> whole = gather_whole(mesh_, piece);
     hash = content_hash(std::as_bytes(std::span(whole)), hash);
   }
@@ -242,11 +276,11 @@ std::string Replay<Real>::weight_hash() {
 template <class Real>
 void Replay<Real>::write(const std::string& lines) {
   const auto& output = request_.output;
-  const auto whole = weights();
+  HostCopies<Real> copies;
+  const auto whole = weights(copies);
   write_whole_tensors<Real>(mesh_, replica() == 0 ? output / kWeightsFile : "", whole);
-  const auto state = state_pieces<Real>(plan_.parameters, optimizer_->state(), mesh_.shape());
   write_whole_tensors<Real>(mesh_, state_file_of(output / kStateFile, replica(), plan_.steps.replicas),
-                            state);
+                            state(copies));
   agree(*world_, [&] {
     if (!first_process()) return;
     DurableFile file(output / "replay.jsonl");

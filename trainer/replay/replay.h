@@ -19,8 +19,8 @@ struct ReplayRequest {
   std::filesystem::path state = {};   // initial optimizer state, see state_file_of; empty: a fresh one
   /// Whether `config` is that of a run: parameters, roles and the number of replicas are then its own, and
   /// otherwise those of the files. Only mesh, optimizer, profile, schedule, diagnostics, seed, precision,
-  /// determinism, threads, the deadline and the model are read. Without schedule.steps the learning rates are
-  /// constant.
+  /// device, determinism, threads, the deadline and the model are read. Without schedule.steps the learning
+  /// rates are constant.
   bool has_model = false;
   RunConfig config = {};
   std::vector<std::string> scalar_patterns = {};  // of parameters_of_file; none with a model
