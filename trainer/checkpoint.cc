@@ -242,6 +242,7 @@ CheckpointProgress load_checkpoint(Communicator& world, const path& checkpoint,
       return file->check(tensors);
     }
     std::vector<std::unique_ptr<TensorFile>> files;
+    files.reserve(static_cast<std::size_t>(manifest.files_size()));
     for (int process = 0; process < manifest.files_size(); ++process) files.push_back(open(process));
     resharded.emplace(mesh_of(manifest), std::move(files), *places);
     resharded->check(tensors, expected.mesh, position);
