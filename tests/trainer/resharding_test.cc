@@ -102,7 +102,7 @@ std::string refusal(const RunConfig& config) {
   run_world(config.mesh().replica() * config.mesh().shard() * config.mesh().tensor(),
             [&](Communicator& world) {
               try {
-                Trainer<double>(config, world, {});
+                const Trainer<double> trainer(config, world, {});
                 ADD_FAILURE() << "process " << world.process() << " goes on";
               } catch (const AgreedFailure& failure) {
                 const std::lock_guard lock(mutex);
