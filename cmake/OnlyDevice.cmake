@@ -24,13 +24,13 @@ set(nvtx_source nvtx/unavailable.cc)
 if(LOWBAND_HAVE_NVTX)
   set(nvtx_source nvtx/ranges.cc)
 endif()
-only_device_library(runtime ${cuda_sources} ${nvtx_source} cpu/cpu.cc cpu/vector_kernels.cc passes.cc random.cc timeline.cc)
+only_device_library(runtime ${cuda_sources} ${nvtx_source} cpu/cpu.cc cpu/vector_kernels.cc numbers.cc passes.cc random.cc timeline.cc)
 if(LOWBAND_HAVE_NVTX)
   target_include_directories(lowband_runtime SYSTEM PRIVATE ${LOWBAND_NVTX_INCLUDE})
 endif()
 add_subdirectory(runtime/cpu/kernels)
-set_source_files_properties(${PROJECT_SOURCE_DIR}/runtime/cuda/kernels.cu ${PROJECT_SOURCE_DIR}/runtime/cuda/passes.cu
-                            PROPERTIES COMPILE_OPTIONS --fmad=false)
+set_source_files_properties(${PROJECT_SOURCE_DIR}/runtime/cuda/kernels.cu ${PROJECT_SOURCE_DIR}/runtime/cuda/numbers.cu
+                            ${PROJECT_SOURCE_DIR}/runtime/cuda/passes.cu PROPERTIES COMPILE_OPTIONS --fmad=false)
 target_link_libraries(lowband_runtime PUBLIC lowband_cublas Threads::Threads dl)
 
 only_device_library(

@@ -176,7 +176,7 @@ void Communicator::all_reduce(std::span<T> data, Reduction reduction, const Tag&
                   .reduction = reduction,
                   .dtype = dtype_of<T>};
   perform(call, tag, [&](const Call& checked) -> Index {
-    if (alone()) return 0;
+    if (alone(data)) return 0;
     const Reached whole(*this, 0, data, Reached::kReadWrite);
     const Index sent = do_all_reduce(checked, whole.data());
     whole.deliver();
@@ -195,7 +195,7 @@ void Communicator::reduce_scatter(std::span<const T> send, std::span<SumOf<T>> r
                   .reduction = reduction,
                   .dtype = dtype_of<T>};
   perform(call, tag, [&](const Call& checked) -> Index {
-    if (alone()) {
+    if (alone(send)) {
       if constexpr (std::is_same_v<T, BFloat16>) {
         widen_bf16<float>(placed(send), placed(receive));
       } else if (receive.data() != send.data()) {
@@ -219,7 +219,7 @@ void Communicator::all_gather(std::span<const T> send, std::span<T> receive, std
                   .operation = Operation::kAllGather,
                   .dtype = dtype_of<T>};
   perform(call, tag, [&](const Call& checked) -> Index {
-    if (alone()) {
+    if (alone(send)) {
       if (receive.data() != send.data()) copy<T>(placed(send), placed(receive));
       return 0;
     }
@@ -261,7 +261,7 @@ void Communicator::all_to_all(std::span<const T> send, std::span<T> receive, std
   perform(
       call, tag,
       [&](const Call& checked) -> Index {
-        if (alone()) {
+        if (alone(send)) {
           copy<T>(placed(send), placed(receive));
           return 0;
         }
@@ -279,7 +279,7 @@ void Communicator::broadcast(std::span<T> data, int root, const Tag& tag) {
   const Call call{
       .elements = size_of(data), .root = root, .operation = Operation::kBroadcast, .dtype = dtype_of<T>};
   perform(call, tag, [&](const Call& checked) -> Index {
-    if (alone()) return 0;
+    if (alone(data)) return 0;
     const Reached whole(*this, 0, data, root == process_ ? Reached::kRead : Reached::kReadWrite);
     const Index sent = do_broadcast(checked, whole.data());
     if (root != process_) whole.deliver();

@@ -205,6 +205,11 @@ class Communicator {
   MatrixView<T> placed(std::span<T> span) const;
   class Reached;
   bool alone() const { return size_ == 1 && !moves_alone(); }
+  /// Whether nothing has to be moved but by copies that this side makes: those of a Device need no backend.
+  template <class T>
+  bool alone(std::span<T> data) const {
+    return alone() || (size_ == 1 && placed(data).device != nullptr);
+  }
 
   int process_;
   int size_;

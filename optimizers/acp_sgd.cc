@@ -3,6 +3,7 @@
 #include "optimizers/keyed_columns.h"
 #include "runtime/copy.h"
 #include "runtime/low_rank.h"
+#include "runtime/numbers.h"
 #include "runtime/passes.h"
 
 #include <algorithm>
@@ -114,13 +115,13 @@ void AcpSgd<Real>::Factor::orthonormalise() {
 }
 
 template <class Real>
-void AcpSgd<Real>::exchange(std::span<const Piece> pieces, Real gradient_scale, Index step) {
+void AcpSgd<Real>::exchange(std::span<const Piece> pieces, const Scalar& gradient_scale, Index step) {
   if (matrices_.empty()) return;
   orthonormal(step).orthonormalise();
   Factor& factor = sent(step);
   for (Index i = 0; i < size(); ++i) {
     const MatrixView<Real> sum = factor.exchange.right(i);
-    if (pieces[at(i)].skipped) {
+    if (is_set(pieces[at(i)].skipped)) {
       fill<Real>(Real{0}, sum);
       continue;
     }
@@ -135,17 +136,14 @@ void AcpSgd<Real>::exchange(std::span<const Piece> pieces, Real gradient_scale, 
 
 // |P Q^T| is the norm of the one that is not orthonormal.
 template <class Real>
-double AcpSgd<Real>::sum_of_squares() const {
-  double squares = 0;
-  for (Index i = 0; i < size(); ++i) {
-    for (const double norm : last_sent_->exchange.right_norms(i)) squares += norm * norm;
-  }
-  return squares;
+void AcpSgd<Real>::add_sum_of_squares(MatrixView<double> sum) const {
+  if (last_sent_ != nullptr) add_squares(last_sent_->exchange.norms_of_right(), sum);
 }
 
 template <class Real>
-typename AcpSgd<Real>::Outcome AcpSgd<Real>::update(std::span<const Piece> pieces, Real update_scale,
-                                                    const StepInfo& info, Diagnosis<Real>* diagnosis) {
+typename AcpSgd<Real>::LaterOutcome AcpSgd<Real>::update(std::span<const Piece> pieces,
+                                                         const Scalar& update_scale, const StepInfo& info,
+                                                         Diagnosis<Real>* diagnosis) {
   Outcome outcome;
   Factor& received = sent(info.step);
   Factor& basis = orthonormal(info.step);
@@ -153,7 +151,7 @@ typename AcpSgd<Real>::Outcome AcpSgd<Real>::update(std::span<const Piece> piece
     Matrix& matrix = matrices_[at(i)];
     const std::string& name = matrix.definition.info.name;
     if (diagnosis != nullptr) diagnosis->begin(name, matrix.definition.factor_rank, matrix.e);
-    if (pieces[at(i)].skipped) {
+    if (is_set(pieces[at(i)].skipped)) {
       if (diagnosis != nullptr) diagnosis->end_unsent(matrix.e);
       continue;
     }
@@ -173,11 +171,11 @@ typename AcpSgd<Real>::Outcome AcpSgd<Real>::update(std::span<const Piece> piece
     outcome.dead_columns += dead_columns;
     outcome.householder_fallbacks += fell_back(basis.orthonormaliser.factorisation(i));
   }
-  return outcome;
+  return [outcome] { return outcome; };
 }
 
 template <class Real>
-void AcpSgd<Real>::apply(Index i, MatrixView<Real> weight, Real update_scale, const StepInfo& info) {
+void AcpSgd<Real>::apply(Index i, MatrixView<Real> weight, const Scalar& update_scale, const StepInfo& info) {
   Matrix& matrix = matrices_[at(i)];
   Factor& received = sent(info.step);
   const MatrixView<const Real> mean = received.exchange.right(i), own = received.exchange.own_right(i);

@@ -33,17 +33,18 @@ template <class Real>
 class AcpSgd final : public CompressedMatrices<Real> {
  public:
   using typename MatrixOptimizer<Real>::Piece;
+  using typename MatrixOptimizer<Real>::LaterOutcome;
   using typename MatrixOptimizer<Real>::Outcome;
 
   /// Collective, as `exchange`: all processes of the mesh, equal arguments.
   AcpSgd(ProcessMesh& mesh, const std::vector<LayerMatrix>& matrices, const OptimizerOptions& options);
 
-  void exchange(std::span<const Piece> pieces, Real gradient_scale, Index step) override;
-  double sum_of_squares() const override;
+  void exchange(std::span<const Piece> pieces, const Scalar& gradient_scale, Index step) override;
+  void add_sum_of_squares(MatrixView<double> sum) const override;
   Index diagnosed_elements() const override;
   /// Throws: Error, on all processes, when a state is not finite although the gradients are.
-  Outcome update(std::span<const Piece> pieces, Real update_scale, const StepInfo& info,
-                 Diagnosis<Real>* diagnosis) override;
+  LaterOutcome update(std::span<const Piece> pieces, const Scalar& update_scale, const StepInfo& info,
+                      Diagnosis<Real>* diagnosis) override;
   Index size() const override { return static_cast<Index>(matrices_.size()); }
   std::vector<StateTensor<Real>> state(Index i) override;
 
@@ -76,7 +77,7 @@ class AcpSgd final : public CompressedMatrices<Real> {
 
   Factor& sent(Index step) { return step % 2 == 0 ? left_ : right_; }
   Factor& orthonormal(Index step) { return step % 2 == 0 ? right_ : left_; }
-  void apply(Index i, MatrixView<Real> weight, Real update_scale, const StepInfo& info);
+  void apply(Index i, MatrixView<Real> weight, const Scalar& update_scale, const StepInfo& info);
   void keep(Index i, Index step);
 
   OptimizerOptions options_;

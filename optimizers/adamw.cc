@@ -2,8 +2,6 @@
 
 #include "runtime/passes.h"
 
-#include <cmath>
-
 namespace lowband {
 
 template <class Real>
@@ -12,26 +10,22 @@ AdamW<Real>::AdamW(std::vector<ElementwisePiece> pieces, const OptimizerOptions&
   for (ElementwisePiece& piece : pieces) {
     const Index n = piece.elements;
     Device* const device = piece.device;
-    moments_.push_back({std::move(piece), Buffer<Real>(n, device), Buffer<Real>(n, device), Buffer<Real>(1)});
+    moments_.push_back(
+        {std::move(piece), Buffer<Real>(n, device), Buffer<Real>(n, device), Buffer<Real>(1, device)});
   }
 }
 
 template <class Real>
 void AdamW<Real>::update(Index i, MatrixView<const Real> gradient, MatrixView<Real> weight,
-                         Real gradient_scale, double learning_rate) {
+                         const Scalar& gradient_scale, double learning_rate) {
   Moments& moments = moments_[static_cast<std::size_t>(i)];
-  moments.t[0] += 1;
-  const double t = static_cast<double>(moments.t[0]);
-  const double decay = moments.piece.decays ? 1 - learning_rate * options_.weight_decay : 1.0;
-  const AdamWStep<Real> step{
-      .beta1 = static_cast<Real>(options_.adamw_beta1),
-      .beta2 = static_cast<Real>(options_.adamw_beta2),
-      .step_size = static_cast<Real>(learning_rate / (1 - std::pow(options_.adamw_beta1, t))),
-      .inv_sqrt_correction2 = static_cast<Real>(1 / std::sqrt(1 - std::pow(options_.adamw_beta2, t))),
-      .epsilon = static_cast<Real>(options_.adamw_epsilon),
-      .decay = static_cast<Real>(decay),
-      .gradient_scale = gradient_scale};
-  lowband::update<Real>(step, gradient, moments.m.line(), moments.v.line(), weight);
+  const AdamWRule<Real> rule{.beta1 = options_.adamw_beta1,
+                             .beta2 = options_.adamw_beta2,
+                             .epsilon = options_.adamw_epsilon,
+                             .decay = moments.piece.decays ? 1 - learning_rate * options_.weight_decay : 1.0,
+                             .learning_rate = learning_rate};
+  lowband::update<Real>(rule, gradient_scale, moments.t.line(), gradient, moments.m.line(), moments.v.line(),
+                        weight);
 }
 
 template <class Real>

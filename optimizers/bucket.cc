@@ -12,6 +12,7 @@
 #include "optimizers/spectra.h"
 #include "runtime/copy.h"
 #include "runtime/linalg.h"
+#include "runtime/numbers.h"
 #include "runtime/passes.h"
 
 #include <cmath>
@@ -77,8 +78,18 @@ Bucket<Real>::Bucket(ProcessMesh& exchange_mesh, ProcessMesh& update_mesh, Commu
       shards_(exchange_mesh, parameters_, are_matrices(members_)),
       elementwise_optimizer_(make_elementwise<Real>(
           elementwise_kind(options), elementwise_pieces(parameters_, elementwise_, shards_), options)),
-      squares_(static_cast<Index>(members_.size())),
-      unusable_(static_cast<Index>(members_.size())) {
+      squares_(static_cast<Index>(members_.size()), exchange_mesh.world().device()),
+      unusable_(static_cast<Index>(members_.size()), exchange_mesh.world().device()),
+      one_(1, exchange_mesh.world().device()) {
+  const Buffer<double> one = [] {
+    Buffer<double> number(1);
+    number[0] = 1;
+    return number;
+  }();
+  copy<double>(one.line(), one_.line());
+  if (decides_on_the_host(options.kind) && one_.device() != nullptr)
+    unusable_on_host_ = Buffer<std::uint8_t>(unusable_.size());
+  find_counted();
   cut_layer_matrices();
   std::vector<DenseTensor> tensors;
   for (const Index i : dense_) tensors.push_back({info(i).name, shards_.gradient(i).elements()});
@@ -89,6 +100,22 @@ Bucket<Real>::Bucket(ProcessMesh& exchange_mesh, ProcessMesh& update_mesh, Commu
     tensors.clear();
   }
   make_matrix_optimizer(update_mesh, alone, std::move(tensors));
+}
+
+// Over D F processes, of which the mean is wanted. Dense gradients: every replica holds them, so replica 0
+// speaks for all; likewise tensor position 0 for what the tensor axis does not cut. Compressed ones: there is
+// one replica.
+template <class Real>
+void Bucket<Real>::find_counted() {
+  const MeshPosition& position = mesh_->position();
+  for (const Index i : dense_) {
+    const bool counted_elsewhere = info(i).cut == TensorCut::kNone && position.tensor > 0;
+    if (position.replica == 0 && !counted_elsewhere) counted_dense_.push_back(i);
+  }
+  std::vector<Index> counted = counted_dense_;
+  counted.insert(counted.end(), matrices_.begin(), matrices_.end());
+  counted_ = Buffer<Index>(std::ssize(counted), mesh_->world().device());
+  copy<Index>(MatrixView<const Index>(counted.data(), 1, std::ssize(counted)), counted_.line());
 }
 
 template <class Real>
@@ -170,7 +197,8 @@ void Bucket<Real>::exchange_gradients(Index step) {
   agree_on_usable_gradients();
   for_each_parameter_of_matrices([&](BlockViews<Real>& views, Index i, std::span<Piece> pieces) {
     views.show_gradient(shards_.gradient(i), scratch_, pieces);
-    for (Piece& piece : pieces) piece.skipped = !is_usable(i);
+    for (Piece& piece : pieces)
+      piece.skipped = unusable_on_host_.size() > 0 ? unusable_on_host_.matrix(i, 1, 1) : unusable(i);
   });
   const bool travels = mesh_->replica().size() > 1;  // otherwise the sum is the gradient, where it is
   for (std::size_t k = 0; travels && k < dense_.size(); ++k) {
@@ -180,7 +208,7 @@ void Bucket<Real>::exchange_gradients(Index step) {
   }
   if (dense_exchange_) dense_exchange_->exchange_left();
   if (compressed_ != nullptr && !factors_wait(options_))
-    compressed_->exchange(pieces_, Real{1} / static_cast<Real>(mesh_->shape().shard), step);
+    compressed_->exchange(pieces_, {one_.line(), static_cast<double>(mesh_->shape().shard)}, step);
   for (std::size_t k = 0; travels && k < dense_.size(); ++k) {
     const MatrixView<Real> gradient = shards_.gradient(dense_[k]);
     dense_exchange_ ? dense_exchange_->get_dense(static_cast<Index>(k), gradient)
@@ -189,79 +217,76 @@ void Bucket<Real>::exchange_gradients(Index step) {
 }
 
 template <class Real>
-void Bucket<Real>::exchange_factors(double clip_scale, Index step) {
-  compressed_->exchange(pieces_, static_cast<Real>(clip_scale / mesh_->shape().shard), step);
+void Bucket<Real>::exchange_factors(MatrixView<const double> clip_scale, Index step) {
+  compressed_->exchange(pieces_, {clip_scale, static_cast<double>(mesh_->shape().shard)}, step);
 }
 
 template <class Real>
 void Bucket<Real>::agree_on_usable_gradients() {
   std::vector<MatrixView<const Real>> gradients;
   for (Index i = 0; i < squares_.size(); ++i) gradients.push_back(shards_.gradient(i));
-  usable_sums_of_squares<Real>(gradients, squares_.span());
-  for (Index i = 0; i < unusable_.size(); ++i) unusable_[i] = std::isnan(squares_[i]);
+  usable_sums_of_squares<Real>(gradients, squares_.line());
+  find_nan(squares_.line(), unusable_.line());
   mesh_->world().all_reduce(unusable_.span(), Reduction::kMax, {Purpose::kControl});
+  if (unusable_on_host_.size() > 0) copy<std::uint8_t>(unusable_.line(), unusable_on_host_.line());
 }
 
-// Sums over D F processes, of which the mean is wanted. Dense gradients: every replica holds them, so replica
-// 0 speaks for all; likewise tensor position 0 for what the tensor axis does not cut. Factored ones: there is
-// one replica.
 template <class Real>
-double Bucket<Real>::sum_of_squares(bool of_compressed) const {
-  const MeshPosition& position = mesh_->position();
-  double squares = 0;
-  if (position.replica == 0) {
-    for (const Index i : dense_) {
-      const bool counted_elsewhere = info(i).cut == TensorCut::kNone && position.tensor > 0;
-      if (!is_usable(i) || counted_elsewhere) continue;
-      squares +=
-          mesh_->replica().size() == 1 ? squares_[i] : lowband::sum_of_squares<Real>(shards_.gradient(i));
-    }
+void Bucket<Real>::add_sum_of_squares(bool of_compressed, MatrixView<double> sum) {
+  const Index counted =
+      of_compressed && compressed_ != nullptr ? counted_.size() : std::ssize(counted_dense_);
+  if (mesh_->replica().size() > 1) {
+    for (const Index i : counted_dense_) sum_of_squares<Real>(shards_.gradient(i), squares_.matrix(i, 1, 1));
   }
-  if (!of_compressed || compressed_ == nullptr) return squares / std::pow(mesh_->data_size(), 2);
-  for (const Index i : matrices_) {
-    if (is_usable(i)) squares += squares_[i];
-  }
-  return squares / std::pow(mesh_->data_size(), 2);
+  add_unflagged(counted_.matrix(0, 1, counted), squares_.line(), unusable_.line(),
+                std::pow(mesh_->data_size(), 2), sum);
 }
 
 template <class Real>
 void Bucket<Real>::add_to(GradientSketch& sketch) const {
   if (compressed_ == nullptr) return;
   for (std::size_t l = 0; l < pieces_.size(); ++l) {
-    const auto& [matrix, cut, factor_rank] = layer_matrices_[l];
-    if (!pieces_[l].skipped)
-      // A hash and a signed sum for every element: the host does it, whatever place the gradient lies in.
-      sketch.add<Real>(matrix.name, OnHost<Real>(pieces_[l].gradient).view(),
-                       cut.rows_of(mesh_->position()).begin, cut.cols_of(mesh_->position()).begin);
+    const LayerMatrix& of_piece = layer_matrices_[l];
+    unless(pieces_[l].skipped, [&] {
+      sketch.add<Real>(of_piece.info.name, pieces_[l].gradient, of_piece.cut.rows_of(mesh_->position()).begin,
+                       of_piece.cut.cols_of(mesh_->position()).begin);
+    });
   }
 }
 
 template <class Real>
-typename Bucket<Real>::Outcome Bucket<Real>::update(double update_scale, const StepInfo& step,
-                                                    Diagnosis<Real>* diagnosis) {
-  Outcome outcome;
-  const double mean_scale = update_scale / mesh_->data_size();
+typename Bucket<Real>::LaterOutcome Bucket<Real>::update(MatrixView<const double> update_scale,
+                                                         const StepInfo& step, Diagnosis<Real>* diagnosis) {
+  const Scalar mean_scale{update_scale, static_cast<double>(mesh_->data_size())};
   for (std::size_t k = 0; k < elementwise_.size(); ++k) {
     const Index i = elementwise_[k];
-    outcome.skipped_other += unusable_[i];
-    if (!is_usable(i)) continue;
-    elementwise_optimizer_->update(static_cast<Index>(k), shards_.gradient(i).line(),
-                                   shards_.weight(i).line(), static_cast<Real>(mean_scale),
-                                   learning_rate(i, step));
+    unless(unusable(i), [&] {
+      elementwise_optimizer_->update(static_cast<Index>(k), shards_.gradient(i).line(),
+                                     shards_.weight(i).line(), mean_scale, learning_rate(i, step));
+    });
   }
-  if (matrix_optimizer_ == nullptr) return outcome;
-  for (const Index i : matrices_) outcome.skipped_matrices += unusable_[i];
-  const double scale = compressed_ != nullptr ? update_scale : mean_scale;
-  for_each_parameter_of_matrices([&](BlockViews<Real>& views, Index i, std::span<Piece> pieces) {
-    views.show_weight(shards_.weight(i), pieces);
-  });
-  const auto found = matrix_optimizer_->update(pieces_, static_cast<Real>(scale), step, diagnosis);
-  for_each_parameter_of_matrices([&](BlockViews<Real>& views, Index i, std::span<Piece> pieces) {
-    views.put_weight(shards_.weight(i), pieces);
-  });
-  outcome.dead_columns = found.dead_columns;
-  outcome.householder_fallbacks = found.householder_fallbacks;
-  return outcome;
+  std::function<typename MatrixOptimizer<Real>::Outcome()> of_matrices;
+  if (matrix_optimizer_ != nullptr) {
+    for_each_parameter_of_matrices([&](BlockViews<Real>& views, Index i, std::span<Piece> pieces) {
+      views.show_weight(shards_.weight(i), pieces);
+    });
+    of_matrices = matrix_optimizer_->update(
+        pieces_, compressed_ != nullptr ? Scalar{update_scale} : mean_scale, step, diagnosis);
+    for_each_parameter_of_matrices([&](BlockViews<Real>& views, Index i, std::span<Piece> pieces) {
+      views.put_weight(shards_.weight(i), pieces);
+    });
+  }
+  return [unusable = Arriving<std::uint8_t>(unusable_.line()), elementwise = elementwise_,
+          matrices = matrices_, of_matrices = std::move(of_matrices)] {
+    Outcome outcome;
+    for (const Index i : elementwise) outcome.skipped_other += unusable.get()[at(i)];
+    for (const Index i : matrices) outcome.skipped_matrices += unusable.get()[at(i)];
+    if (!of_matrices) return outcome;
+    const auto found = of_matrices();
+    outcome.dead_columns = found.dead_columns;
+    outcome.householder_fallbacks = found.householder_fallbacks;
+    return outcome;
+  };
 }
 
 // Lion's step has the same size in every element. For the head that size falls with the square root of its

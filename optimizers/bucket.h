@@ -6,6 +6,7 @@
 #include "optimizers/gradient_sketch.h"
 #include "optimizers/shard_exchange.h"
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -50,17 +51,17 @@ class Bucket {
   /// gradients are summed; compressed matrices have their exchange, unless it waits.
   void exchange_gradients(Index step);
   /// Where factors wait: with G = clip_scale x gradient.
-  void exchange_factors(double clip_scale, Index step);
+  void exchange_factors(MatrixView<const double> clip_scale, Index step);
 
-  /// Of the mean gradient, this process's share: what dense gradients (and compressed ones, when
-  /// `of_compressed`) add to the square of its norm, in sum over all processes. Valid after
+  /// Of the mean gradient, this process's share: adds to `sum` what dense gradients (and compressed ones,
+  /// when `of_compressed`) add to the square of its norm, in sum over all processes. Once after
   /// exchange_gradients.
-  double sum_of_squares(bool of_compressed) const;
+  void add_sum_of_squares(bool of_compressed, MatrixView<double> sum);
   /// Adds the gradients of compressed matrices, as they are before replicas have exchanged anything.
   void add_to(GradientSketch& sketch) const;
   /// Likewise of what compressed matrices have decompressed; equal on all processes.
-  double decompressed_sum_of_squares() const {
-    return compressed_ != nullptr ? compressed_->sum_of_squares() : 0;
+  void add_decompressed_sum_of_squares(MatrixView<double> sum) const {
+    if (compressed_ != nullptr) compressed_->add_sum_of_squares(sum);
   }
 
   struct Outcome {
@@ -69,11 +70,14 @@ class Bucket {
     Index dead_columns = 0;
     Index householder_fallbacks = 0;
   };
+  /// To be asked once, later, by a caller that then waits for a device if need be.
+  using LaterOutcome = std::function<Outcome()>;
   /// New states and weights, of this process's pieces. `update_scale` multiplies dense gradients, and those
   /// that were decompressed.
   /// Collective where matrices are signed, and with a diagnosis (equal on all processes), on the mesh of
   /// that.
-  Outcome update(double update_scale, const StepInfo& info, Diagnosis<Real>* diagnosis);
+  LaterOutcome update(MatrixView<const double> update_scale, const StepInfo& info,
+                      Diagnosis<Real>* diagnosis);
   /// Every shard's piece of every weight, to all.
   void gather_weights() { shards_.gather_weights(); }
 
@@ -90,6 +94,7 @@ class Bucket {
   using Piece = typename MatrixOptimizer<Real>::Piece;
 
   const ParameterInfo& info(Index i) const { return parameters_[static_cast<std::size_t>(i)].info; }
+  void find_counted();
   void cut_layer_matrices();
   void make_matrix_optimizer(ProcessMesh& update_mesh, Communicator& alone, std::vector<DenseTensor> riders);
   /// Calls visit(views, position in members_, pieces of its matrices) for each of matrices_.
@@ -97,7 +102,7 @@ class Bucket {
   void for_each_parameter_of_matrices(Visit visit);
   void agree_on_usable_gradients();
   double learning_rate(Index i, const StepInfo& step) const;
-  bool is_usable(Index i) const { return unusable_[i] == 0; }
+  MatrixView<const std::uint8_t> unusable(Index i) const { return unusable_.matrix(i, 1, 1); }
 
   ProcessMesh* mesh_;
   OptimizerOptions options_;
@@ -114,6 +119,10 @@ class Bucket {
   std::optional<FactorExchange<Real>> dense_exchange_;       // unless they go by themselves
   Buffer<double> squares_;                   // by member, of this process's piece before replicas are summed
   Buffer<std::uint8_t> unusable_;            // by member, agreed
+  Buffer<std::uint8_t> unusable_on_host_;    // the same, where matrices are decided about there
+  std::vector<Index> counted_dense_;         // members whose squares count here, and nowhere else
+  Buffer<Index> counted_;                    // the same, then matrices
+  Buffer<double> one_;                       // a clip_scale that changes nothing
   std::vector<BlockViews<Real>> views_;      // by position in matrices_
   std::vector<LayerMatrix> layer_matrices_;  // of all of them, one after the other
   std::vector<Piece> pieces_;                // likewise

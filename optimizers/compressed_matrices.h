@@ -12,10 +12,10 @@ class CompressedMatrices : public MatrixOptimizer<Real> {
 
   /// Forms from G = gradient_scale x piece.gradient, the sum over shards, what `update` needs of all
   /// replicas. What is sent depends on `step` and on nothing else.
-  virtual void exchange(std::span<const Piece> pieces, Real gradient_scale, Index step) = 0;
-  /// Sum over the matrices of |D|^2, D being what the last exchange made of the mean gradient; equal on all
-  /// processes.
-  virtual double sum_of_squares() const = 0;
+  virtual void exchange(std::span<const Piece> pieces, const Scalar& gradient_scale, Index step) = 0;
+  /// Adds over the matrices |D|^2, D being what the last exchange made of the mean gradient; equal on all
+  /// processes. `sum`: where the matrices lie.
+  virtual void add_sum_of_squares(MatrixView<double> sum) const = 0;
   /// Payload elements that a diagnosis sends on the replica axis, over the processes of one replica.
   virtual Index diagnosed_elements() const { return 0; }
 };

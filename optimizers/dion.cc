@@ -1,9 +1,9 @@
 #include "optimizers/dion.h"
 
+#include "runtime/numbers.h"
 #include "runtime/passes.h"
 
 #include <cmath>
-#include <vector>
 
 namespace lowband {
 namespace {
@@ -14,7 +14,8 @@ constexpr double kColumnNormEpsilon = 1e-8;
 }  // namespace
 
 template <class Real>
-void Dion<Real>::apply(Index i, MatrixView<Real> weight, Real /*update_scale*/, const StepInfo& info) {
+void Dion<Real>::apply(Index i, MatrixView<Real> weight, const Scalar& /*update_scale*/,
+                       const StepInfo& info) {
   const auto& matrix = this->matrix(i);
   const MatrixView<const Real> p = this->p(i);
   const MatrixView<const Real> r = this->mean_r(i);
@@ -25,12 +26,8 @@ void Dion<Real>::apply(Index i, MatrixView<Real> weight, Real /*update_scale*/, 
                     matrix.s);
 
   // Q_j <- R_j / (|R_j| + eps); 0 for a dead column
-  const std::span<const double> norms = this->r_norms(i);
-  std::vector<Real> to_unit;
-  for (const double norm : norms)
-    to_unit.push_back(Real{1} / (static_cast<Real>(norm) + static_cast<Real>(kColumnNormEpsilon)));
   add<Real>(Real{1}, r, Real{0}, q);
-  scale_columns<Real>(to_unit, q);
+  divide_columns<Real>(this->r_norms(i), static_cast<Real>(kColumnNormEpsilon), q);
 
   // W <- (1 - eta wd) W - eta sqrt(m/n) P Q^T
   const ParameterInfo& shape = matrix.definition.info;

@@ -23,7 +23,7 @@ class Dion final : public FactoredMatrices<Real> {
 
  private:
   double removed() const override { return 1 - this->options().mu; }
-  void apply(Index i, MatrixView<Real> weight, Real update_scale, const StepInfo& info) override;
+  void apply(Index i, MatrixView<Real> weight, const Scalar& update_scale, const StepInfo& info) override;
 };
 
 }  // namespace lowband

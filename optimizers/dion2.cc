@@ -1,6 +1,7 @@
 #include "optimizers/dion2.h"
 
 #include "optimizers/sign_descent.h"
+#include "runtime/numbers.h"
 #include "runtime/passes.h"
 #include "runtime/random.h"
 
@@ -105,17 +106,17 @@ Dion2<Real>::Dion2(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, const O
 }
 
 template <class Real>
-typename Dion2<Real>::Outcome Dion2<Real>::update(std::span<const Piece> pieces, Real scale,
-                                                  const StepInfo& info, Diagnosis<Real>* /*diagnosis*/) {
+typename Dion2<Real>::LaterOutcome Dion2<Real>::update(std::span<const Piece> pieces, const Scalar& scale,
+                                                       const StepInfo& info, Diagnosis<Real>* /*diagnosis*/) {
   // M <- M + G
   for (std::size_t i = 0; i < matrices_.size(); ++i) {
-    if (pieces[i].skipped) continue;
+    if (is_set(pieces[i].skipped)) continue;
     add<Real>(scale, pieces[i].gradient, Real{1}, matrices_[i].m);
   }
   select(info.step);
   // U <- M_K ; M_K <- mu M_K. A skipped matrix takes part with zeros.
   for (Index i = 0; i < size(); ++i) {
-    if (pieces[at(i)].skipped) {
+    if (is_set(pieces[at(i)].skipped)) {
       fill<Real>(Real{0}, sign_.block(i));
     } else {
       take(matrices_[at(i)], sign_.block(i));
@@ -124,10 +125,10 @@ typename Dion2<Real>::Outcome Dion2<Real>::update(std::span<const Piece> pieces,
   sign_.compute();
   if (row_scaling_) scale_rows(pieces);
   for (Index i = 0; i < size(); ++i) {
-    if (!pieces[at(i)].skipped)
+    if (!is_set(pieces[at(i)].skipped))
       move_weight(matrices_[at(i)], sign_.block(i), pieces[at(i)].weight, info.learning_rate);
   }
-  return {};
+  return [] { return Outcome{}; };
 }
 
 // |M_s|_1 of every slice s; a sum that is no number counts as the largest, so that there is an order.
@@ -181,7 +182,7 @@ void Dion2<Real>::scale_rows(std::span<const Piece> pieces) {
   std::vector<typename RowScaling<Real>::Rows> rows;
   for (std::size_t i = 0; i < matrices_.size(); ++i)
     rows.push_back(
-        {pieces[i].skipped, matrices_[i].v.span(), matrices_[i].first_kept, matrices_[i].own_places});
+        {is_set(pieces[i].skipped), matrices_[i].v.span(), matrices_[i].first_kept, matrices_[i].own_places});
   row_scaling_->apply(rows);
 }
 

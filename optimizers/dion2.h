@@ -34,14 +34,15 @@ template <class Real>
 class Dion2 final : public MatrixOptimizer<Real> {
  public:
   using typename MatrixOptimizer<Real>::Piece;
+  using typename MatrixOptimizer<Real>::LaterOutcome;
   using typename MatrixOptimizer<Real>::Outcome;
 
   /// `rotation`: of the processes that compute signs.
   Dion2(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, const OptimizerOptions& options,
         Index rotation);
 
-  Outcome update(std::span<const Piece> pieces, Real scale, const StepInfo& info,
-                 Diagnosis<Real>* diagnosis) override;
+  LaterOutcome update(std::span<const Piece> pieces, const Scalar& scale, const StepInfo& info,
+                      Diagnosis<Real>* diagnosis) override;
   Index size() const override { return static_cast<Index>(matrices_.size()); }
   std::vector<StateTensor<Real>> state(Index i) override;
 

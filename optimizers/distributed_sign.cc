@@ -3,6 +3,7 @@
 #include "collectives/factors/homes.h"
 #include "runtime/copy.h"
 #include "runtime/linalg.h"
+#include "runtime/numbers.h"
 #include "runtime/passes.h"
 
 #include <algorithm>
@@ -70,7 +71,7 @@ DistributedSign<Real>::DistributedSign(ProcessMesh& mesh, std::vector<CutMatrix>
   }
   Index gram_elements = 0;
   for (const PayloadShare& share : gram_shares_) gram_elements += share.elements;
-  norms_ = Buffer<double>(static_cast<Index>(by_gram_.size()));
+  norms_ = Buffer<double>(static_cast<Index>(by_gram_.size()), mesh.world().device());
   grams_ = Buffer<Real>(gram_elements, mesh.world().device());
   arrange();
 }
@@ -229,10 +230,10 @@ void DistributedSign<Real>::compute_owned() {
 template <class Real>
 void DistributedSign<Real>::compute_by_gram() {
   for (std::size_t k = 0; k < by_gram_.size(); ++k)
-    norms_[static_cast<Index>(k)] = sum_of_squares<Real>(block(by_gram_[k]));
+    sum_of_squares<Real>(block(by_gram_[k]), norms_.matrix(static_cast<Index>(k), 1, 1));
   group_->all_reduce(norms_.span(), Reduction::kSum, {Purpose::kUpdate, norm_shares_});
   for (std::size_t k = 0; k < by_gram_.size(); ++k)
-    sign_->start(block(by_gram_[k]), norms_[static_cast<Index>(k)]);
+    sign_->start(block(by_gram_[k]), norms_.matrix(static_cast<Index>(k), 1, 1));
 
   const auto for_each_gram = [&](auto visit) {
     Index offset = 0;

@@ -33,8 +33,8 @@ class ElementwiseOptimizer {
   /// One update of piece i with g = gradient_scale x gradient.
   ///
   /// Shapes: (1, elements of the piece), where the piece lies.
-  virtual void update(Index i, MatrixView<const Real> gradient, MatrixView<Real> weight, Real gradient_scale,
-                      double learning_rate) = 0;
+  virtual void update(Index i, MatrixView<const Real> gradient, MatrixView<Real> weight,
+                      const Scalar& gradient_scale, double learning_rate) = 0;
   /// "<name>.<letter>" in the order of pieces.
   virtual std::vector<StateTensor<Real>> state() = 0;
 };

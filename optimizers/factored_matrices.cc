@@ -2,6 +2,7 @@
 
 #include "optimizers/keyed_columns.h"
 #include "runtime/copy.h"
+#include "runtime/numbers.h"
 #include "runtime/passes.h"
 
 #include <algorithm>
@@ -37,6 +38,7 @@ FactoredMatrices<Real>::FactoredMatrices(ProcessMesh& mesh, Communicator& alone,
   }
   Device* const device = mesh.world().device();
   next_q_ = Buffer<Real>(largest_q, device);
+  stays_ = Buffer<std::uint8_t>(size(), device);
   if (first_rider_ == 0) return;
   from_means_.emplace(FactorGroups{.replica = &alone, .within_replica = &mesh.within_replica()},
                       factor_shapes(mesh, matrices_, true), std::vector<DenseTensor>{},
@@ -107,7 +109,8 @@ std::vector<DenseTensor> FactoredMatrices<Real>::dense_tensors(const std::vector
 }
 
 template <class Real>
-void FactoredMatrices<Real>::exchange(std::span<const Piece> pieces, Real gradient_scale, Index /*step*/) {
+void FactoredMatrices<Real>::exchange(std::span<const Piece> pieces, const Scalar& gradient_scale,
+                                      Index /*step*/) {
   if (first_rider_ < size()) gather_q(false);
   left_products(pieces, gradient_scale);
   exchange_.exchange_left();
@@ -117,12 +120,11 @@ void FactoredMatrices<Real>::exchange(std::span<const Piece> pieces, Real gradie
       if (matrix.dense) continue;
       // right <- B^T P, where S holds B; dead columns of P give zero columns of R
       const MatrixView<Real> right = exchange_.right(matrix.place);
-      if (pieces[i].skipped) {
-        fill<Real>(Real{0}, right);
-      } else {
+      where(pieces[i].skipped, [&] { fill<Real>(Real{0}, right); });
+      unless(pieces[i].skipped, [&] {
         multiply<Real>(matrix.tall ? Op::kTranspose : Op::kNone, matrix.s, exchange_.left(matrix.place),
                        right);
-      }
+      });
     }
     exchange_.exchange_right();
   }
@@ -145,27 +147,27 @@ MatrixView<const Real> FactoredMatrices<Real>::q_of_block(const Matrix& matrix) 
 }
 
 template <class Real>
-void FactoredMatrices<Real>::left_products(std::span<const Piece> pieces, Real gradient_scale) {
+void FactoredMatrices<Real>::left_products(std::span<const Piece> pieces, const Scalar& gradient_scale) {
   for (std::size_t i = 0; i < matrices_.size(); ++i) {
     Matrix& matrix = matrices_[i];
     const Piece& piece = pieces[i];
     if (matrix.dense) {
-      if (piece.skipped) {
+      where(piece.skipped, [&] {
         const MatrixView<Real> nothing = mean_b_.matrix(0, matrix.s.rows, matrix.s.cols);
         fill<Real>(Real{0}, nothing);
         exchange_.put_dense(matrix.place, nothing);
-        continue;
-      }
-      // S <- B = S + G, which travels itself
-      add<Real>(gradient_scale, piece.gradient, Real{1}, matrix.s);
-      exchange_.put_dense(matrix.place, matrix.s);
-    } else if (piece.skipped) {
-      fill<Real>(Real{0}, exchange_.left(matrix.place));
+      });
+      unless(piece.skipped, [&] {  // S <- B = S + G, which travels itself
+        add<Real>(gradient_scale, piece.gradient, Real{1}, matrix.s);
+        exchange_.put_dense(matrix.place, matrix.s);
+      });
     } else {
-      // S <- B = S + G ; left <- B Q
-      accumulate_and_multiply<Real>(gradient_scale, piece.gradient, matrix.s,
-                                    matrix.tall ? Op::kNone : Op::kTranspose, q_of_block(matrix),
-                                    exchange_.left(matrix.place));
+      where(piece.skipped, [&] { fill<Real>(Real{0}, exchange_.left(matrix.place)); });
+      unless(piece.skipped, [&] {  // S <- B = S + G ; left <- B Q
+        accumulate_and_multiply<Real>(gradient_scale, piece.gradient, matrix.s,
+                                      matrix.tall ? Op::kNone : Op::kTranspose, q_of_block(matrix),
+                                      exchange_.left(matrix.place));
+      });
     }
   }
 }
@@ -207,43 +209,71 @@ MatrixView<const Real> FactoredMatrices<Real>::mean_b(const Matrix& matrix) {
 }
 
 template <class Real>
-double FactoredMatrices<Real>::sum_of_squares() const {
-  double squares = 0;
-  for (Index i = 0; i < size(); ++i) {
-    for (const double norm : r_norms(i)) squares += norm * norm;
-  }
-  return squares;
+void FactoredMatrices<Real>::add_sum_of_squares(MatrixView<double> sum) const {
+  for (Index i = 0; i < size(); ++i) add_squares(r_norms(i), sum);
 }
 
 template <class Real>
-typename FactoredMatrices<Real>::Outcome FactoredMatrices<Real>::update(std::span<const Piece> pieces,
-                                                                        Real update_scale,
-                                                                        const StepInfo& info,
-                                                                        Diagnosis<Real>* diagnosis) {
-  Outcome outcome;
+typename FactoredMatrices<Real>::LaterOutcome FactoredMatrices<Real>::update(std::span<const Piece> pieces,
+                                                                             const Scalar& update_scale,
+                                                                             const StepInfo& info,
+                                                                             Diagnosis<Real>* diagnosis) {
   for (Index i = 0; i < size(); ++i) {
     Matrix& matrix = matrices_[at(i)];
-    const std::string& name = matrix.definition.info.name;
-    if (diagnosis != nullptr) diagnosis->begin(name, matrix.definition.factor_rank, matrix.s);
-    if (pieces[at(i)].skipped) {
-      if (diagnosis != nullptr) diagnosis->end_unsent(matrix.s);
-      continue;
-    }
-    const Factorisation factorisation = exchange_of(matrix).factorisation(matrix.place);
-    if (factorisation == Factorisation::kNonFinite)
-      throw Error(cat("optimizer: step ", info.step, ": ", state_letter_, " of ", name,
-                      " is not finite although its gradients are"));
-    apply(i, pieces[at(i)].weight, update_scale, info);
-    const std::span<const std::uint8_t> dead = exchange_of(matrix).dead(matrix.place);
-    const Index dead_columns = std::ranges::count(dead, std::uint8_t{1});
     if (diagnosis != nullptr)
-      diagnosis->end(matrix.s, matrix.pair(p(i), mean_r(i)), removed(), r_norms(i), dead_columns);
-    keep_q(matrix);
-    refill(matrix, dead, info.step);
-    outcome.dead_columns += dead_columns;
-    outcome.householder_fallbacks += fell_back(factorisation);
+      diagnosis->begin(matrix.definition.info.name, matrix.definition.factor_rank, matrix.s);
+    const MatrixView<std::uint8_t> stays = stays_.matrix(i, 1, 1);
+    find_equal<Real>(static_cast<Real>(Factorisation::kNonFinite), outcome(matrix).block(0, 1, 0, 1),
+                     pieces[at(i)].skipped, stays);
+    // Weights of what stays take part in products under a condition, as 0 P R^T: P must be finite.
+    where(stays, [&] { fill<Real>(Real{0}, exchange_of(matrix).left(matrix.place)); });
+    unless(stays, [&] {
+      apply(i, pieces[at(i)].weight, update_scale, info);
+      keep_q(matrix);
+      refill(matrix, info.step);
+    });
+    if (diagnosis == nullptr) continue;
+    const FactorExchange<Real>& exchange = exchange_of(matrix);
+    if (is_set(stays)) {
+      diagnosis->end_unsent(matrix.s);
+    } else {
+      diagnosis->end(matrix.s, matrix.pair(p(i), mean_r(i)), removed(), exchange.right_norms(matrix.place),
+                     std::ranges::count(exchange.dead(matrix.place), std::uint8_t{1}));
+    }
   }
-  return outcome;
+  return later_outcome(info.step);
+}
+
+// A matrix that stays was skipped, and then sent zeros, or its outcome is kNonFinite.
+template <class Real>
+typename FactoredMatrices<Real>::LaterOutcome FactoredMatrices<Real>::later_outcome(Index step) const {
+  struct Place {
+    std::string name;
+    Index begin, columns;  // of its outcome
+    bool dense;
+  };
+  std::vector<Place> places;
+  for (const Matrix& matrix : matrices_)
+    places.push_back({matrix.definition.info.name, exchange_of(matrix).outcome_begin(matrix.place),
+                      matrix.definition.factor_rank, matrix.dense});
+  const Arriving<std::uint8_t> stays(stays_.line());
+  const Arriving<Real> of_factors = exchange_.outcomes();
+  const Arriving<Real> of_means = from_means_ ? from_means_->outcomes() : of_factors;
+  return [=, letter = state_letter_] {
+    Outcome found;
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      const auto& [name, begin, columns, dense] = places[i];
+      const auto numbers = (dense ? of_means : of_factors).get().subspan(at(begin), at(1 + columns));
+      const auto factorisation = static_cast<Factorisation>(numbers[0]);
+      if (factorisation == Factorisation::kNonFinite)
+        throw Error(cat("optimizer: step ", step, ": ", letter, " of ", name,
+                        " is not finite although its gradients are"));
+      if (stays.get()[i] != 0) continue;
+      found.dead_columns += std::ranges::count(numbers.subspan(1), Real{1});
+      found.householder_fallbacks += fell_back(factorisation);
+    }
+    return found;
+  };
 }
 
 template <class Real>
@@ -258,17 +288,17 @@ void FactoredMatrices<Real>::keep_q(Matrix& matrix) {
 }
 
 template <class Real>
-void FactoredMatrices<Real>::refill(Matrix& matrix, std::span<const std::uint8_t> dead, Index step) {
-  if (std::ranges::find(dead, std::uint8_t{1}) == dead.end()) return;
+void FactoredMatrices<Real>::refill(Matrix& matrix, Index step) {
   const ParameterInfo& info = matrix.definition.info;
-  const Index b = std::min(info.rows, info.cols);
-  const Index r = matrix.q.cols;
-  const RandomStream stream = random_of_q(info, options_.seed, step + 1);  // stream 0 gave the first Q
-  for (Index j = 0; j < r; ++j) {
-    if (!dead[at(j)]) continue;
-    const std::vector<double> column = keyed_unit_column(stream, b, r, j);
-    copy_column(column, matrix.kept.begin, matrix.q.block(0, matrix.q.rows, j, 1));
-  }
+  const MatrixView<const Real> dead = outcome(matrix).block(0, 1, 1, matrix.q.cols);
+  // Stream 0 gave the first Q.
+  redraw_columns<Real>(dead, random_of_q(info, options_.seed, step + 1), std::min(info.rows, info.cols),
+                       matrix.kept.begin, matrix.q);
+}
+
+template <class Real>
+MatrixView<const Real> FactoredMatrices<Real>::outcome(const Matrix& matrix) const {
+  return exchange_of(matrix).outcome(matrix.place);
 }
 
 template <class Real>
@@ -289,8 +319,8 @@ MatrixView<const Real> FactoredMatrices<Real>::residual_r(Index i) {
 }
 
 template <class Real>
-std::span<const double> FactoredMatrices<Real>::r_norms(Index i) const {
-  return exchange_of(matrix(i)).right_norms(matrix(i).place);
+MatrixView<const double> FactoredMatrices<Real>::r_norms(Index i) const {
+  return exchange_of(matrix(i)).norms_of_right(matrix(i).place);
 }
 
 template <class Real>

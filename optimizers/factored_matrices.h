@@ -42,6 +42,7 @@ template <class Real>
 class FactoredMatrices : public CompressedMatrices<Real> {
  public:
   using typename MatrixOptimizer<Real>::Piece;
+  using typename MatrixOptimizer<Real>::LaterOutcome;
   using typename MatrixOptimizer<Real>::Outcome;
 
   /// Copies this process's summand of rider k into the exchange; before `exchange`.
@@ -50,16 +51,16 @@ class FactoredMatrices : public CompressedMatrices<Real> {
   void get_rider(Index k, MatrixView<Real> values) const { exchange_.get_dense(first_rider_ + k, values); }
 
   /// Adds G = gradient_scale x piece.gradient to the states and forms P, R and R_i.
-  void exchange(std::span<const Piece> pieces, Real gradient_scale, Index step) override;
+  void exchange(std::span<const Piece> pieces, const Scalar& gradient_scale, Index step) override;
   /// |R|^2 = |P R^T|^2
-  double sum_of_squares() const override;
+  void add_sum_of_squares(MatrixView<double> sum) const override;
 
   /// Takes what was sent out of the states, updates right factors and weights. Sends nothing, but for a
   /// diagnosis, where one is wanted (on all processes).
   /// `update_scale` multiplies the gradient that PowerSGD decompressed; Dion's is clipped before its
-  /// exchange. Throws: Error, on all processes, when a state is not finite although the gradients are.
-  Outcome update(std::span<const Piece> pieces, Real update_scale, const StepInfo& info,
-                 Diagnosis<Real>* diagnosis) override;
+  /// exchange.
+  LaterOutcome update(std::span<const Piece> pieces, const Scalar& update_scale, const StepInfo& info,
+                      Diagnosis<Real>* diagnosis) override;
 
   Index size() const override { return static_cast<Index>(matrices_.size()); }
   /// "<name>.<letter>" of matrix i: the owned block of S ("M" or "e"), the kept rows of Q, and what else the
@@ -100,12 +101,12 @@ class FactoredMatrices : public CompressedMatrices<Real> {
   /// R_i with the local residual, mean R with the aggregated one: what the state loses.
   MatrixView<const Real> residual_r(Index i);
   /// Norms of the columns of mean R.
-  std::span<const double> r_norms(Index i) const;
+  MatrixView<const double> r_norms(Index i) const;
   /// (block's extent along b, r): where `apply` puts the Q of the next step.
   MatrixView<Real> next_q(const Matrix& matrix);
 
  private:
-  virtual void apply(Index i, MatrixView<Real> weight, Real update_scale, const StepInfo& info) = 0;
+  virtual void apply(Index i, MatrixView<Real> weight, const Scalar& update_scale, const StepInfo& info) = 0;
   /// The multiple of P R^T that the state loses.
   virtual double removed() const = 0;
   virtual void add_state(Index /*i*/, std::vector<StateTensor<Real>>& /*tensors*/) {}
@@ -121,15 +122,18 @@ class FactoredMatrices : public CompressedMatrices<Real> {
   /// The rows of Q that the blocks of the matrices of one exchange multiply, now in the place of their R.
   void gather_q(bool dense);
   MatrixView<const Real> q_of_block(const Matrix& matrix);
-  void left_products(std::span<const Piece> pieces, Real gradient_scale);
+  void left_products(std::span<const Piece> pieces, const Scalar& gradient_scale);
   void factor_means();
   MatrixView<const Real> mean_b(const Matrix& matrix);
   FactorExchange<Real>& exchange_of(const Matrix& matrix) { return matrix.dense ? *from_means_ : exchange_; }
   const FactorExchange<Real>& exchange_of(const Matrix& matrix) const {
     return matrix.dense ? *from_means_ : exchange_;
   }
+  /// FactorExchange::outcome
+  MatrixView<const Real> outcome(const Matrix& matrix) const;
   void keep_q(Matrix& matrix);
-  void refill(Matrix& matrix, std::span<const std::uint8_t> dead, Index step);
+  void refill(Matrix& matrix, Index step);
+  LaterOutcome later_outcome(Index step) const;
 
   OptimizerOptions options_;
   std::string state_letter_;
@@ -141,6 +145,7 @@ class FactoredMatrices : public CompressedMatrices<Real> {
   std::vector<Buffer<Real>> own_right_;             // R_i of those that travel dense, with the local residual
   Buffer<Real> mean_b_;                             // of one of them
   Buffer<Real> next_q_;                             // of one matrix, where processes share Q
+  Buffer<std::uint8_t> stays_;                      // by matrix: skipped, or its state is not finite
 };
 
 }  // namespace lowband

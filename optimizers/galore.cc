@@ -3,6 +3,7 @@
 #include "runtime/copy.h"
 #include "runtime/linalg.h"
 #include "runtime/low_rank.h"
+#include "runtime/numbers.h"
 #include "runtime/passes.h"
 #include "runtime/random.h"
 
@@ -123,7 +124,7 @@ std::vector<typename FactorRows<Real>::Shape> Galore<Real>::shapes_of_basis(
 }
 
 template <class Real>
-void Galore<Real>::exchange(std::span<const Piece> pieces, Real gradient_scale, Index step) {
+void Galore<Real>::exchange(std::span<const Piece> pieces, const Scalar& gradient_scale, Index step) {
   if (matrices_.empty()) return;
   basis_.all_gather();
   std::vector<bool> from_means;
@@ -133,11 +134,11 @@ void Galore<Real>::exchange(std::span<const Piece> pieces, Real gradient_scale, 
     from_means.push_back(matrix.basis_steps.contains(step));
     if (from_means.back()) {
       project_mean(i, pieces[at(i)], gradient_scale);
-    } else if (pieces[at(i)].skipped) {
+    } else if (is_set(pieces[at(i)].skipped)) {
       fill<Real>(Real{0}, h);
     } else {
       multiply<Real>(matrix.op(), pieces[at(i)].gradient, basis_.piece(i), h);
-      scale<Real>(gradient_scale, h);
+      scale<Real>(on_host<Real>(gradient_scale), h);
     }
   }
   h_.reduce_scatter();
@@ -150,10 +151,10 @@ void Galore<Real>::exchange(std::span<const Piece> pieces, Real gradient_scale, 
 
 // A skipped matrix takes part with zeros, which leave the basis as it is.
 template <class Real>
-void Galore<Real>::project_mean(Index i, const Piece& piece, Real gradient_scale) {
+void Galore<Real>::project_mean(Index i, const Piece& piece, const Scalar& gradient_scale) {
   const Matrix& matrix = matrices_[at(i)];
   const MatrixView<Real> block = block_.matrix(0, matrix.rows.size(), matrix.cols.size());
-  if (piece.skipped) {
+  if (is_set(piece.skipped)) {
     fill<Real>(Real{0}, block);
   } else {
     add<Real>(gradient_scale, piece.gradient, Real{0}, block);
@@ -253,19 +254,24 @@ void Galore<Real>::average(const std::vector<bool>& from_means) {
 }
 
 template <class Real>
-double Galore<Real>::sum_of_squares() const {
-  double sum = 0;
-  for (const double squares : squares_) sum += squares;
-  return sum;
+void Galore<Real>::add_sum_of_squares(MatrixView<double> sum) const {
+  double found = 0;
+  for (const double squares : squares_) found += squares;
+  Buffer<double> total(1);
+  copy<double>(sum, total.line());
+  total[0] += found;
+  copy<double>(total.line(), sum);
 }
 
 template <class Real>
-typename Galore<Real>::Outcome Galore<Real>::update(std::span<const Piece> pieces, Real update_scale,
-                                                    const StepInfo& info, Diagnosis<Real>* /*diagnosis*/) {
+typename Galore<Real>::LaterOutcome Galore<Real>::update(std::span<const Piece> pieces,
+                                                         const Scalar& update_scale, const StepInfo& info,
+                                                         Diagnosis<Real>* /*diagnosis*/) {
+  const Real c = on_host<Real>(update_scale);
   for (Index i = 0; i < size(); ++i) {
     Matrix& matrix = matrices_[at(i)];
     const MatrixView<Real> n = n_.owned(i);
-    if (pieces[at(i)].skipped) {
+    if (is_set(pieces[at(i)].skipped)) {
       fill<Real>(Real{0}, n);
       continue;
     }
@@ -279,14 +285,14 @@ typename Galore<Real>::Outcome Galore<Real>::update(std::span<const Piece> piece
                                         .new2 = static_cast<Real>(1 - kBeta2),
                                         .correction = static_cast<Real>(correction),
                                         .epsilon = static_cast<Real>(kEpsilon),
-                                        .gradient_scale = update_scale};
+                                        .gradient_scale = c};
     lowband::update<Real>(direction, h_.owned(i).line(), matrix.m1.line(), matrix.m2.line(), n.line());
   }
   n_.all_gather();
   const double eta = info.learning_rate;
   const double decay = 1 - eta * options_.weight_decay;
   for (Index i = 0; i < size(); ++i) {
-    if (pieces[at(i)].skipped) continue;
+    if (is_set(pieces[at(i)].skipped)) continue;
     // W <- (1 - eta wd) (W - alpha eta N B^T)
     const Matrix& matrix = matrices_[at(i)];
     const MatrixView<const Real> n = n_.piece(i), basis = basis_.piece(i);
@@ -294,7 +300,7 @@ typename Galore<Real>::Outcome Galore<Real>::update(std::span<const Piece> piece
                       matrix.tall ? FactorPair<Real>{n, basis} : FactorPair<Real>{basis, n},
                       static_cast<Real>(decay), pieces[at(i)].weight);
   }
-  return {};
+  return [] { return Outcome{}; };
 }
 
 template <class Real>

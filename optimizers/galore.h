@@ -45,6 +45,7 @@ template <class Real>
 class Galore final : public CompressedMatrices<Real> {
  public:
   using typename MatrixOptimizer<Real>::Piece;
+  using typename MatrixOptimizer<Real>::LaterOutcome;
   using typename MatrixOptimizer<Real>::Outcome;
 
   /// `exchange` runs on `exchange_mesh`, `update` on `update_mesh`. Collective: all processes of both, equal
@@ -52,11 +53,11 @@ class Galore final : public CompressedMatrices<Real> {
   Galore(ProcessMesh& exchange_mesh, ProcessMesh& update_mesh, const std::vector<LayerMatrix>& matrices,
          const OptimizerOptions& options);
 
-  void exchange(std::span<const Piece> pieces, Real gradient_scale, Index step) override;
+  void exchange(std::span<const Piece> pieces, const Scalar& gradient_scale, Index step) override;
   /// |H|^2
-  double sum_of_squares() const override;
-  Outcome update(std::span<const Piece> pieces, Real update_scale, const StepInfo& info,
-                 Diagnosis<Real>* diagnosis) override;
+  void add_sum_of_squares(MatrixView<double> sum) const override;
+  LaterOutcome update(std::span<const Piece> pieces, const Scalar& update_scale, const StepInfo& info,
+                      Diagnosis<Real>* diagnosis) override;
   Index size() const override { return static_cast<Index>(matrices_.size()); }
   std::vector<StateTensor<Real>> state(Index i) override;
 
@@ -81,7 +82,7 @@ class Galore final : public CompressedMatrices<Real> {
                                                                        const std::vector<Matrix>& matrices);
 
   /// H from the mean gradient, with a new basis.
-  void project_mean(Index i, const Piece& piece, Real gradient_scale);
+  void project_mean(Index i, const Piece& piece, const Scalar& gradient_scale);
   /// basis <- singular vectors of the mean whose blocks all processes hold, unless that is zero.
   void take_basis(Index i, MatrixView<const Real> block);
   /// Owned rows of H of the matrices that are not in `from_means` <- means over replicas.

@@ -1,29 +1,16 @@
 #include "optimizers/gradient_sketch.h"
 
+#include "runtime/device.h"
 #include "runtime/error.h"
+#include "runtime/numbers.h"
 #include "runtime/random.h"
+#include "runtime/sketch_hash.h"
 
 #include <algorithm>
 #include <numeric>
 
 namespace lowband {
 namespace {
-
-/// splitmix64's finaliser: every input bit reaches every output bit.
-std::uint64_t mix(std::uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
-/// 1 or -1 from the low word of `key` and the column; 32-bit arithmetic, because processors multiply it in
-/// vectors. The rounds are those of murmur3's finaliser.
-inline float sign_of(std::uint32_t key, std::uint32_t col) {
-  std::uint32_t x = col * 0x9e3779b1u ^ key;
-  x = (x ^ (x >> 16)) * 0x85ebca6bu;
-  x = (x ^ (x >> 13)) * 0xc2b2ae35u;
-  return (x ^ (x >> 16)) & 1u ? 1.0f : -1.0f;
-}
 
 /// buckets[j] += sign * values[j]
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
@@ -34,21 +21,21 @@ inline float sign_of(std::uint32_t key, std::uint32_t col) {
 LB_VECTOR_CLONES void add_signed(const float* values, Index count, std::uint32_t key, std::uint32_t col,
                                  double* buckets) {
   for (Index j = 0; j < count; ++j)
-    buckets[j] += static_cast<double>(sign_of(key, col + static_cast<std::uint32_t>(j)) * values[j]);
+    buckets[j] += static_cast<double>(sketch_sign(key, col + static_cast<std::uint32_t>(j)) * values[j]);
 }
 LB_VECTOR_CLONES void add_signed(const double* values, Index count, std::uint32_t key, std::uint32_t col,
                                  double* buckets) {
   for (Index j = 0; j < count; ++j)
-    buckets[j] += static_cast<double>(sign_of(key, col + static_cast<std::uint32_t>(j))) * values[j];
+    buckets[j] += static_cast<double>(sketch_sign(key, col + static_cast<std::uint32_t>(j))) * values[j];
 }
 
 }  // namespace
 
-GradientSketch::GradientSketch(std::span<double> buckets, std::uint64_t seed, Index step)
+GradientSketch::GradientSketch(MatrixView<double> buckets, std::uint64_t seed, Index step)
     : buckets_(buckets), seed_(seed), step_(step) {
-  LB_EXPECTS(static_cast<Index>(buckets.size()) == kBuckets, "sketch: found ", buckets.size(),
-             " buckets, expected ", kBuckets);
-  std::ranges::fill(buckets, 0.0);
+  LB_EXPECTS(buckets.elements() == kBuckets, "sketch: found ", buckets.elements(), " buckets, expected ",
+             kBuckets);
+  zero(buckets);
 }
 
 // Columns are cut into segments as long as the sketch. A segment of one row is added to consecutive buckets,
@@ -58,18 +45,18 @@ GradientSketch::GradientSketch(std::span<double> buckets, std::uint64_t seed, In
 template <class Real>
 void GradientSketch::add(std::string_view name, MatrixView<const Real> piece, Index row, Index col) {
   const std::uint64_t parameter = RandomStream(seed_, name, step_).bits(0);
+  if (Device* const device = computing_device<Real>("sketch", piece, buckets_)) {
+    if constexpr (kOnDevices<Real>) return device->add_to_sketch(parameter, piece, row, col, buckets_);
+  }
   for (Index i = 0; i < piece.rows; ++i) {
-    const std::uint64_t row_key = mix(parameter + static_cast<std::uint64_t>(row + i));
     const Real* values = piece.row(i);
     Index j = 0;
     while (j < piece.cols) {
       const Index segment = (col + j) / kBuckets;
-      const std::uint64_t key = mix(row_key + static_cast<std::uint64_t>(segment));
-      const Index offset = static_cast<Index>(key >> 32) % kBuckets;
-      const Index bucket = (offset + col + j) % kBuckets;
+      const SketchSegment place(parameter, row + i, segment, kBuckets);
+      const Index bucket = (place.offset + col + j) % kBuckets;
       const Index count = std::min({piece.cols - j, (segment + 1) * kBuckets - (col + j), kBuckets - bucket});
-      add_signed(values + j, count, static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(col + j),
-                 buckets_.data() + bucket);
+      add_signed(values + j, count, place.key, static_cast<std::uint32_t>(col + j), buckets_.data + bucket);
       j += count;
     }
   }

@@ -3,6 +3,7 @@
 #include "runtime/tensor.h"
 
 #include <cstdint>
+#include <iterator>
 #include <span>
 #include <string_view>
 
@@ -23,15 +24,18 @@ class GradientSketch {
   static constexpr Index kBuckets = 4096;
 
   /// Empties `buckets`. The hash changes with the step, so that estimation errors are independent over steps.
-  /// Ownership: borrows kBuckets doubles, which the caller may sum over processes.
-  GradientSketch(std::span<double> buckets, std::uint64_t seed, Index step);
+  /// Ownership: borrows kBuckets doubles in one row, which the caller may sum over processes.
+  GradientSketch(MatrixView<double> buckets, std::uint64_t seed, Index step);
+  GradientSketch(std::span<double> buckets, std::uint64_t seed, Index step)
+      : GradientSketch(MatrixView<double>(buckets.data(), 1, std::ssize(buckets)), seed, step) {}
 
-  /// Adds a piece of parameter `name` whose first element is global element (row, col).
+  /// Adds a piece of parameter `name` whose first element is global element (row, col). It lies where the
+  /// buckets do.
   template <class Real>
   void add(std::string_view name, MatrixView<const Real> piece, Index row, Index col);
 
  private:
-  std::span<double> buckets_;
+  MatrixView<double> buckets_;
   std::uint64_t seed_;
   Index step_;
 };

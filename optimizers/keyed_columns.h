@@ -20,4 +20,10 @@ void copy_column(const std::vector<double>& column, Index first, MatrixView<Real
   copy<Real>(part.matrix(0, to.rows, 1), to);
 }
 
+/// The columns j of X with redrawn_j = 1 <- rows [first, first + X.rows) of unit columns of a
+/// (rows, X.cols) matrix as above. Shapes: redrawn is one row of numbers, where X lies. Waits for nothing.
+template <class Real>
+void redraw_columns(MatrixView<const Real> redrawn, const RandomStream& stream, Index rows, Index first,
+                    MatrixView<Real> x);
+
 }  // namespace lowband

@@ -14,7 +14,7 @@ Lion<Real>::Lion(std::vector<ElementwisePiece> pieces, const OptimizerOptions& o
 
 template <class Real>
 void Lion<Real>::update(Index i, MatrixView<const Real> gradient, MatrixView<Real> weight,
-                        Real gradient_scale, double learning_rate) {
+                        const Scalar& gradient_scale, double learning_rate) {
   Momentum& momentum = momenta_[static_cast<std::size_t>(i)];
   const LionStep<Real> step{
       .beta1 = static_cast<Real>(options_.lion_beta1),
@@ -23,8 +23,8 @@ void Lion<Real>::update(Index i, MatrixView<const Real> gradient, MatrixView<Rea
       .new2 = static_cast<Real>(1 - options_.lion_beta2),
       .eta = static_cast<Real>(learning_rate),
       .decay = static_cast<Real>(momentum.piece.decays ? 1 - learning_rate * options_.weight_decay : 1),
-      .gradient_scale = gradient_scale};
-  lowband::update<Real>(step, gradient, momentum.m.line(), weight);
+      .gradient_scale = 1};
+  lowband::update<Real>(step, gradient_scale, gradient, momentum.m.line(), weight);
 }
 
 template <class Real>

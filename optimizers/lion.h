@@ -17,7 +17,7 @@ class Lion final : public ElementwiseOptimizer<Real> {
  public:
   Lion(std::vector<ElementwisePiece> pieces, const OptimizerOptions& options);
 
-  void update(Index i, MatrixView<const Real> gradient, MatrixView<Real> weight, Real gradient_scale,
+  void update(Index i, MatrixView<const Real> gradient, MatrixView<Real> weight, const Scalar& gradient_scale,
               double learning_rate) override;
   std::vector<StateTensor<Real>> state() override;
 

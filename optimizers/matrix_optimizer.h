@@ -4,6 +4,7 @@
 #include "optimizers/optimizer.h"
 #include "runtime/tensor.h"
 
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -20,7 +21,9 @@ class MatrixOptimizer {
   struct Piece {
     MatrixView<const Real> gradient;  // contiguous
     MatrixView<Real> weight;
-    bool skipped = false;  // agreed by all processes: no state changes, zeros travel
+    /// Agreed by all processes: where it is set no state changes, zeros travel. Where the weight lies, or
+    /// on the host for optimizers that decide there (decides_on_the_host).
+    MatrixView<const std::uint8_t> skipped;
   };
 
   MatrixOptimizer() = default;
@@ -33,10 +36,13 @@ class MatrixOptimizer {
     Index dead_columns = 0;
     Index householder_fallbacks = 0;
   };
+  /// To be asked once at any time later, by a caller that then waits for a device if need be. Throws: Error,
+  /// on all processes, when a state is not finite although the gradients are; such a matrix is left alone.
+  using LaterOutcome = std::function<Outcome()>;
   /// New states and weights. `scale` multiplies the gradients, where they are sums over the processes that
   /// share the data, and what was decompressed where matrices are exchanged by their factors.
-  virtual Outcome update(std::span<const Piece> pieces, Real scale, const StepInfo& info,
-                         Diagnosis<Real>* diagnosis) = 0;
+  virtual LaterOutcome update(std::span<const Piece> pieces, const Scalar& scale, const StepInfo& info,
+                              Diagnosis<Real>* diagnosis) = 0;
 
   virtual Index size() const = 0;
   /// LayerMatrix::state_name of the paper's letters, of matrix i.

@@ -2,11 +2,11 @@
 
 #include "runtime/copy.h"
 #include "runtime/linalg.h"
+#include "runtime/numbers.h"
 #include "runtime/passes.h"
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 
 namespace lowband {
 namespace {
@@ -72,14 +72,16 @@ MatrixSign<Real>::MatrixSign(SignPolynomial polynomial, Index short_side, Index 
     : iteration_(&sign_iteration(polynomial)),
       gram_(short_side * short_side, device),
       polynomial_(short_side * short_side, device),
-      previous_(elements, device) {}
+      previous_(elements, device),
+      square_(1, device) {}
 
 template <class Real>
 void MatrixSign<Real>::compute(MatrixView<Real> x) {
   const bool wide = x.rows <= x.cols;
   const Index side = std::min(x.rows, x.cols);
   const MatrixView<Real> a = gram_.matrix(0, side, side);
-  start(x, sum_of_squares<Real>(x));
+  sum_of_squares<Real>(x, square_.line());
+  start(x, square_.line());
   for (Index k = 0; k < steps(); ++k) {
     gram(x, wide, a);
     advance(k, wide, a, x);
@@ -87,9 +89,8 @@ void MatrixSign<Real>::compute(MatrixView<Real> x) {
 }
 
 template <class Real>
-void MatrixSign<Real>::start(MatrixView<Real> x, double sum_of_squares) const {
-  const double scale = 1 / (iteration_->safety * std::sqrt(sum_of_squares) + iteration_->epsilon);
-  lowband::scale<Real>(static_cast<Real>(scale), x);
+void MatrixSign<Real>::start(MatrixView<Real> x, MatrixView<const double> sum_of_squares) const {
+  divide_by_norm<Real>(sum_of_squares, iteration_->safety, iteration_->epsilon, x);
 }
 
 template <class Real>

@@ -40,8 +40,8 @@ class MatrixSign {
 
   // The parts, for a matrix whose long side is cut into blocks: Gram matrices of all blocks add up.
   Index steps() const { return static_cast<Index>(iteration_->steps.size()); }
-  /// X <- X_0, given the sum of squares of all blocks.
-  void start(MatrixView<Real> x, double sum_of_squares) const;
+  /// X <- X_0, given the sum of squares of all blocks, where they lie.
+  void start(MatrixView<Real> x, MatrixView<const double> sum_of_squares) const;
   /// A <- X X^T where `wide`, otherwise X^T X; both triangles.
   void gram(MatrixView<const Real> x, bool wide, MatrixView<Real> gram);
   /// X <- a X + (b A + c A^2) X, in step k.
@@ -50,6 +50,7 @@ class MatrixSign {
  private:
   const SignIteration* iteration_;
   Buffer<Real> gram_, polynomial_, previous_;
+  Buffer<double> square_;
 };
 
 }  // namespace lowband

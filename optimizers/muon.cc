@@ -14,7 +14,7 @@ Muon<Real>::Muon(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, const Opt
 }
 
 template <class Real>
-void Muon<Real>::form_direction(Index i, const Piece& piece, Real scale) {
+void Muon<Real>::form_direction(Index i, const Piece& piece, const Scalar& scale) {
   const auto mu = static_cast<Real>(this->options().mu);
   const MatrixView<Real> u = this->sign().block(i);
   const MatrixView<Real> m = momenta_[static_cast<std::size_t>(i)].matrix(0, u.rows, u.cols);

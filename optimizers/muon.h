@@ -23,7 +23,7 @@ class Muon : public SignDescent<Real> {
   std::vector<StateTensor<Real>> state(Index i) override;
 
  private:
-  void form_direction(Index i, const Piece& piece, Real scale) override;
+  void form_direction(Index i, const Piece& piece, const Scalar& scale) override;
 
   std::vector<Buffer<Real>> momenta_;
 };

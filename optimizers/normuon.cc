@@ -1,5 +1,7 @@
 #include "optimizers/normuon.h"
 
+#include "runtime/numbers.h"
+
 #include <numeric>
 
 namespace lowband {
@@ -24,7 +26,7 @@ void NorMuon<Real>::form_signs(std::span<const Piece> pieces, const StepInfo& /*
   this->sign().compute();
   std::vector<typename RowScaling<Real>::Rows> rows;
   for (std::size_t i = 0; i < v_.size(); ++i)
-    rows.push_back({pieces[i].skipped, v_[i].span(), first_kept_[i], places_[i]});
+    rows.push_back({is_set(pieces[i].skipped), v_[i].span(), first_kept_[i], places_[i]});
   row_scaling_.apply(rows);
 }
 

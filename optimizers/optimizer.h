@@ -5,10 +5,12 @@
 #include "sharding/parameter.h"
 #include "sharding/process_mesh.h"
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace lowband {
@@ -48,6 +50,36 @@ struct StepReport {
   std::vector<MatrixDiagnostics> diagnostics;  // by matrix, when asked for
 };
 
+/// The report of a step that a device may not have done yet.
+///
+/// Whoever wants the report, waits: a step of which nobody does costs no wait. Ownership: of a device,
+/// borrows it until it is read.
+class PendingReport {
+ public:
+  explicit PendingReport(StepReport known) : report_(std::move(known)) {}
+  /// `complete` fills in what `known` lacks, and waits unless `over` says that it need not.
+  PendingReport(StepReport known, std::function<bool()> over, std::function<void(StepReport&)> complete)
+      : report_(std::move(known)), over_(std::move(over)), complete_(std::move(complete)) {}
+
+  /// Whether `get` returns, or throws, without waiting.
+  bool over() const { return !complete_ || over_(); }
+
+  /// Waits for the device, the first time. Throws: Error, on all processes, when a state is not finite
+  /// although its gradients are; the matrix was left alone, and its weight will not change before that is
+  /// cured.
+  const StepReport& get() {
+    if (auto complete = std::exchange(complete_, nullptr)) complete(report_);
+    return report_;
+  }
+  // NOLINTNEXTLINE(google-explicit-constructor): whoever asks for a report gets it
+  operator StepReport() { return get(); }
+
+ private:
+  StepReport report_;
+  std::function<bool()> over_;
+  std::function<void(StepReport&)> complete_;
+};
+
 /// Named pieces of state of this process, for checkpoints. Names are "<parameter>.<letter>" in the paper's
 /// letters, with "[i]" behind it of block i. Values are views: saving reads them, loading writes them in
 /// place; shapes and dtype must match exactly.
@@ -73,8 +105,10 @@ class Optimizer {
   /// beforehand.
   virtual void gradient_ready(Index parameter) = 0;
   /// Consumes the gradients of `parameters` (mean over this process's own tokens) and updates the weights.
+  ///
+  /// Without a device the step is over on return, and throws what its report would. On one it is enqueued.
   /// Throws: what the exchange threw, on whichever thread it ran.
-  virtual StepReport step(const StepInfo& info) = 0;
+  virtual PendingReport step(const StepInfo& info) = 0;
   /// All persistent state of this process, in a fixed order.
   virtual std::vector<StateTensor<Real>> state() = 0;
   /// What each step sends.

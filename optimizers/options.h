@@ -127,6 +127,23 @@ constexpr bool exchange_follows_the_step(OptimizerKind kind) {
   return kind == OptimizerKind::kAcpSgd || kind == OptimizerKind::kGalore;
 }
 
+/// Whether what becomes of a layer matrix is decided on the host in the middle of a step, which therefore
+/// waits for a device; of the others no step of one process waits.
+constexpr bool decides_on_the_host(OptimizerKind kind) {
+  switch (kind) {
+    case OptimizerKind::kNorMuon:
+    case OptimizerKind::kDion2:
+    case OptimizerKind::kNorDion2:
+    case OptimizerKind::kSpecGd:
+    case OptimizerKind::kSpectra:
+    case OptimizerKind::kAcpSgd:
+    case OptimizerKind::kGalore:
+      return true;
+    default:
+      return false;
+  }
+}
+
 /// Whether a part of the momentum of a layer matrix is signed in each step.
 constexpr bool selects_slices(OptimizerKind kind) {
   return kind == OptimizerKind::kDion2 || kind == OptimizerKind::kNorDion2;

@@ -13,7 +13,8 @@ PowerSgd<Real>::PowerSgd(ProcessMesh& mesh, Communicator& alone, const std::vect
 }
 
 template <class Real>
-void PowerSgd<Real>::apply(Index i, MatrixView<Real> weight, Real update_scale, const StepInfo& info) {
+void PowerSgd<Real>::apply(Index i, MatrixView<Real> weight, const Scalar& update_scale,
+                           const StepInfo& info) {
   const auto& matrix = this->matrix(i);
   const MatrixView<const Real> p = this->p(i);
   const MatrixView<const Real> r = this->mean_r(i);

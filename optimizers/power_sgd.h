@@ -24,7 +24,7 @@ class PowerSgd final : public FactoredMatrices<Real> {
 
  private:
   double removed() const override { return 1; }
-  void apply(Index i, MatrixView<Real> weight, Real update_scale, const StepInfo& info) override;
+  void apply(Index i, MatrixView<Real> weight, const Scalar& update_scale, const StepInfo& info) override;
   void add_state(Index i, std::vector<StateTensor<Real>>& tensors) override;
 
   std::vector<Buffer<Real>> momentum_;  // u, as the block of e

@@ -13,8 +13,8 @@ Sgd<Real>::Sgd(std::vector<ElementwisePiece> pieces, const OptimizerOptions& opt
 }
 
 template <class Real>
-void Sgd<Real>::update(Index i, MatrixView<const Real> gradient, MatrixView<Real> weight, Real gradient_scale,
-                       double learning_rate) {
+void Sgd<Real>::update(Index i, MatrixView<const Real> gradient, MatrixView<Real> weight,
+                       const Scalar& gradient_scale, double learning_rate) {
   Momentum& momentum = momenta_[static_cast<std::size_t>(i)];
   const auto mu = static_cast<Real>(options_.sgd_momentum);
   const SgdStep<Real> step{
@@ -23,8 +23,8 @@ void Sgd<Real>::update(Index i, MatrixView<const Real> gradient, MatrixView<Real
       .across = options_.sgd_nesterov ? mu : Real{1},
       .eta = static_cast<Real>(learning_rate),
       .decay = static_cast<Real>(momentum.piece.decays ? 1 - learning_rate * options_.weight_decay : 1),
-      .gradient_scale = gradient_scale};
-  lowband::update<Real>(step, gradient, momentum.v.line(), weight);
+      .gradient_scale = 1};
+  lowband::update<Real>(step, gradient_scale, gradient, momentum.v.line(), weight);
 }
 
 template <class Real>

@@ -1,14 +1,19 @@
 #include "optimizers/sharded_optimizer.h"
 
+#include "runtime/copy.h"
+#include "runtime/numbers.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <map>
+#include <limits>
 
 namespace lowband {
 namespace {
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+
+constexpr double kNoLimit = std::numeric_limits<double>::infinity();
 
 }  // namespace
 
@@ -44,7 +49,11 @@ ShardedOptimizer<Real>::ShardedOptimizer(ProcessMesh& mesh, std::span<Parameter<
              mesh.shape().replica,
              " replicas, expected sketch: no process holds the mean gradient whose norm is asked for");
   norm_parts_ = Buffer<double>(
-      options.clip_estimator == NormEstimator::kSketch && dion_factors ? 1 + GradientSketch::kBuckets : 1);
+      options.clip_estimator == NormEstimator::kSketch && dion_factors ? 1 + GradientSketch::kBuckets : 1,
+      device);
+  norm_squares_ = Buffer<double>(3, device);
+  norm_and_scale_ = Buffer<double>(2, device);
+  clip(kNoLimit, norm_squares_.line(), 1, norm_and_scale_.line());
 
   Communicator& world = mesh.world();
   if (options.overlap) {
@@ -149,7 +158,7 @@ void ShardedOptimizer<Real>::wait_for(const Stage& stage) {
 }
 
 template <class Real>
-StepReport ShardedOptimizer<Real>::step(const StepInfo& info) {
+PendingReport ShardedOptimizer<Real>::step(const StepInfo& info) {
   const auto begin = std::chrono::steady_clock::now();
   const Ledger& ledger = mesh_->world().ledger();
   const double caller_before = ledger.seconds_inside(std::this_thread::get_id());
@@ -162,29 +171,25 @@ StepReport ShardedOptimizer<Real>::step(const StepInfo& info) {
   for (Stage& stage : stages_) stage.missing = 0;
   start_announced(info.step);
   const bool clips = options_.clip_norm > 0;
-  if (clips) report.gradient_norm = gradient_norm(info.step);
-  if (clips && report.gradient_norm > options_.clip_norm)
-    report.clip_scale = options_.clip_norm / report.gradient_norm;
+  if (clips) find_norm(info.step);
+  const MatrixView<const double> clip_scale = norm_and_scale_.matrix(1, 1, 1);  // 1 where nothing clips
   if (Bucket<Real>::factors_wait(options_)) {
     for (Stage& stage : stages_) {
-      start(stage, "factors", [bucket = stage.bucket.get(), scale = report.clip_scale, step = info.step] {
-        bucket->exchange_factors(scale, step);
+      start(stage, "factors", [bucket = stage.bucket.get(), clip_scale, step = info.step] {
+        bucket->exchange_factors(clip_scale, step);
       });
     }
   }
 
   std::optional<Diagnosis<Real>> diagnosis;
   if (info.diagnose) diagnosis.emplace(*mesh_);
+  std::vector<typename Bucket<Real>::LaterOutcome> outcomes;
   for (Stage& stage : stages_) {
     wait_for(stage);
-    const auto outcome = stage.bucket->update(report.clip_scale, info, diagnosis ? &*diagnosis : nullptr);
-    report.skipped_matrices += outcome.skipped_matrices;
-    report.skipped_other += outcome.skipped_other;
-    report.dead_columns += outcome.dead_columns;
-    report.householder_fallbacks += outcome.householder_fallbacks;
+    outcomes.push_back(stage.bucket->update(clip_scale, info, diagnosis ? &*diagnosis : nullptr));
     start(stage, "weights", [bucket = stage.bucket.get()] { bucket->gather_weights(); });
   }
-  if (!clips) report.gradient_norm = gradient_norm(info.step);
+  if (!clips) find_norm(info.step);
   if (diagnosis) diagnose(report, *diagnosis);
   for (Stage& stage : stages_) {
     wait_for(stage);
@@ -201,7 +206,23 @@ StepReport ShardedOptimizer<Real>::step(const StepInfo& info) {
   report.exposed_seconds = caller_seconds + waited_seconds_;
   reported_seconds_ = thread_seconds;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  return report;
+
+  const Arriving<double> norm_and_scale(norm_and_scale_.line());  // the last to arrive
+  const auto over = [norm_and_scale] { return norm_and_scale.over(); };
+  PendingReport pending(std::move(report), over,
+                        [norm_and_scale, outcomes = std::move(outcomes)](StepReport& found) {
+                          found.gradient_norm = norm_and_scale.get()[0];
+                          found.clip_scale = norm_and_scale.get()[1];
+                          for (const auto& of_bucket : outcomes) {
+                            const auto outcome = of_bucket();
+                            found.skipped_matrices += outcome.skipped_matrices;
+                            found.skipped_other += outcome.skipped_other;
+                            found.dead_columns += outcome.dead_columns;
+                            found.householder_fallbacks += outcome.householder_fallbacks;
+                          }
+                        });
+  if (mesh_->world().device() == nullptr) pending.get();
+  return pending;
 }
 
 // In the order of parameters, while buckets go from the last to the first.
@@ -223,26 +244,27 @@ void ShardedOptimizer<Real>::diagnose(StepReport& report, Diagnosis<Real>& diagn
 //             pieces and replicas to the sketch of D F mean G; the exact norm, where there is one replica,
 //             adds over pieces.
 template <class Real>
-double ShardedOptimizer<Real>::gradient_norm(Index step) {
+void ShardedOptimizer<Real>::find_norm(Index step) {
   const bool sketches = norm_parts_.size() > 1;
-  norm_parts_.fill(0);
-  double decompressed = 0;
+  const MatrixView<double> exact = norm_parts_.matrix(0, 1, 1),
+                           buckets = norm_parts_.matrix(1, 1, norm_parts_.size() - 1);
+  const auto square_of = [&](Index k) { return norm_squares_.matrix(k, 1, 1); };
+  zero(norm_parts_.line());
+  zero(norm_squares_.line());
   std::optional<GradientSketch> sketch;
-  if (sketches) sketch.emplace(norm_parts_.span(1, GradientSketch::kBuckets), options_.seed, step);
+  if (sketches) sketch.emplace(buckets, options_.seed, step);
   for (const Stage& stage : stages_) {
     wait_for(stage);
     if (sketch) stage.bucket->add_to(*sketch);
-    norm_parts_[0] += stage.bucket->sum_of_squares(options_.kind == OptimizerKind::kDion && !sketches);
+    stage.bucket->add_sum_of_squares(options_.kind == OptimizerKind::kDion && !sketches, exact);
     if (exchanges_factors(options_.kind) && options_.kind != OptimizerKind::kDion)
-      decompressed += stage.bucket->decompressed_sum_of_squares();
+      stage.bucket->add_decompressed_sum_of_squares(square_of(1));
   }
   mesh_->world().all_reduce(norm_parts_.span(), Reduction::kSum, {Purpose::kControl});
-  double squares = norm_parts_[0] + decompressed;
-  if (sketches) {
-    squares += estimated_sum_of_squares(norm_parts_.span(1, GradientSketch::kBuckets)) /
-               std::pow(mesh_->data_size(), 2);
-  }
-  return std::sqrt(squares);
+  copy<double>(exact, square_of(0));
+  if (sketches) add_squares(buckets, square_of(2));
+  const double limit = options_.clip_norm > 0 ? options_.clip_norm : kNoLimit;
+  clip(limit, norm_squares_.line(), std::pow(mesh_->data_size(), 2), norm_and_scale_.line());
 }
 
 template <class Real>

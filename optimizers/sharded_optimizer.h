@@ -60,7 +60,7 @@ class ShardedOptimizer final : public Optimizer<Real> {
   void rebind(Index parameter, Real* weight, Real* gradient);
   /// Throws: InvalidArgument for a parameter that is not there or was announced before in this step.
   void gradient_ready(Index parameter) override;
-  StepReport step(const StepInfo& info) override;
+  PendingReport step(const StepInfo& info) override;
   /// Of matrices, then of everything else, in the letters of each optimizer, whatever the buckets. Every
   /// process has every name; M of Dion and e of PowerSGD and ACP-SGD differ between replicas, and pieces may
   /// be empty.
@@ -85,7 +85,7 @@ class ShardedOptimizer final : public Optimizer<Real> {
   void start(Stage& stage, std::string_view what, std::function<void()> exchange);
   void start_announced(Index step);
   void wait_for(const Stage& stage);
-  double gradient_norm(Index step);
+  void find_norm(Index step);
   void diagnose(StepReport& report, Diagnosis<Real>& diagnosis) const;
 
   ProcessMesh* mesh_;
@@ -99,9 +99,11 @@ class ShardedOptimizer final : public Optimizer<Real> {
   std::vector<bool> announced_;     // by parameter
   std::optional<Index> next_step_;  // the one that announcements belong to, after the first
   PlannedTraffic planned_;
-  Buffer<double> norm_parts_;  // what gradient_norm sums: the exact part, then the sketch where there is one
-  double waited_seconds_ = 0;  // in this step for the thread, while it was in a collective
-  double reported_seconds_ = 0;                // of the thread in collectives, in earlier steps
+  Buffer<double> norm_parts_;      // what find_norm sums: the exact part, then the sketch where there is one
+  Buffer<double> norm_squares_;    // of the exact part, of what was decompressed, of the sketch
+  Buffer<double> norm_and_scale_;  // of the gradient of this step
+  double waited_seconds_ = 0;      // in this step for the thread, while it was in a collective
+  double reported_seconds_ = 0;    // of the thread in collectives, in earlier steps
   std::optional<CommunicationThread> thread_;  // last: it ends before what its tasks use
 };
 

@@ -1,5 +1,6 @@
 #include "optimizers/sign_descent.h"
 
+#include "runtime/numbers.h"
 #include "runtime/passes.h"
 
 #include <algorithm>
@@ -43,25 +44,23 @@ SignDescent<Real>::SignDescent(ProcessMesh& mesh, std::vector<LayerMatrix> matri
 
 // A skipped matrix takes part with zeros.
 template <class Real>
-typename SignDescent<Real>::Outcome SignDescent<Real>::update(std::span<const Piece> pieces, Real scale,
-                                                              const StepInfo& info,
-                                                              Diagnosis<Real>* /*diagnosis*/) {
+typename SignDescent<Real>::LaterOutcome SignDescent<Real>::update(std::span<const Piece> pieces,
+                                                                   const Scalar& scale, const StepInfo& info,
+                                                                   Diagnosis<Real>* /*diagnosis*/) {
   for (Index i = 0; i < size(); ++i) {
-    if (pieces[at(i)].skipped) {
-      fill<Real>(Real{0}, sign_.block(i));
-    } else {
-      form_direction(i, pieces[at(i)], scale);
-    }
+    where(pieces[at(i)].skipped, [&] { fill<Real>(Real{0}, sign_.block(i)); });
+    unless(pieces[at(i)].skipped, [&] { form_direction(i, pieces[at(i)], scale); });
   }
   form_signs(pieces, info);
   // W <- (1 - eta wd) W - s U
   const auto decay = static_cast<Real>(1 - info.learning_rate * options_.weight_decay);
   for (Index i = 0; i < size(); ++i) {
     const MatrixView<const Real> u = sign_.block(i);
-    if (pieces[at(i)].skipped || u.elements() == 0) continue;
-    add<Real>(static_cast<Real>(-step_size(i, info)), u, decay, pieces[at(i)].weight);
+    if (u.elements() == 0) continue;
+    unless(pieces[at(i)].skipped,
+           [&] { add<Real>(static_cast<Real>(-step_size(i, info)), u, decay, pieces[at(i)].weight); });
   }
-  return {};
+  return [] { return Outcome{}; };
 }
 
 template <class Real>

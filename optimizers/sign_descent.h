@@ -22,10 +22,11 @@ template <class Real>
 class SignDescent : public MatrixOptimizer<Real> {
  public:
   using typename MatrixOptimizer<Real>::Piece;
+  using typename MatrixOptimizer<Real>::LaterOutcome;
   using typename MatrixOptimizer<Real>::Outcome;
 
-  Outcome update(std::span<const Piece> pieces, Real scale, const StepInfo& info,
-                 Diagnosis<Real>* diagnosis) override;
+  LaterOutcome update(std::span<const Piece> pieces, const Scalar& scale, const StepInfo& info,
+                      Diagnosis<Real>* diagnosis) override;
   Index size() const override { return static_cast<Index>(matrices_.size()); }
 
  protected:
@@ -44,7 +45,7 @@ class SignDescent : public MatrixOptimizer<Real> {
 
  private:
   /// Block i of sign() <- U; not of a matrix that is skipped.
-  virtual void form_direction(Index i, const Piece& piece, Real scale) = 0;
+  virtual void form_direction(Index i, const Piece& piece, const Scalar& scale) = 0;
   /// Blocks of sign() <- what weights move along. Collective.
   virtual void form_signs(std::span<const Piece> /*pieces*/, const StepInfo& /*info*/) { sign_.compute(); }
 

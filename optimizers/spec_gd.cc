@@ -1,5 +1,6 @@
 #include "optimizers/spec_gd.h"
 
+#include "runtime/numbers.h"
 #include "runtime/passes.h"
 
 namespace lowband {
@@ -14,8 +15,8 @@ SpecGd<Real>::SpecGd(ProcessMesh& mesh, std::vector<LayerMatrix> matrices, const
 }
 
 template <class Real>
-void SpecGd<Real>::form_direction(Index i, const Piece& piece, Real scale) {
-  scale_ = static_cast<double>(scale);
+void SpecGd<Real>::form_direction(Index i, const Piece& piece, const Scalar& scale) {
+  scale_ = static_cast<double>(on_host<Real>(scale));
   add<Real>(scale, piece.gradient, Real{0}, this->sign().block(i));
 }
 
@@ -25,7 +26,7 @@ void SpecGd<Real>::form_signs(std::span<const Piece> pieces, const StepInfo& /*i
   inner_products_.fill(0);
   for (Index i = 0; i < this->size(); ++i) {
     const Piece& piece = pieces[static_cast<std::size_t>(i)];
-    if (piece.skipped) continue;
+    if (is_set(piece.skipped)) continue;
     inner_products_[i] = scale_ * inner_product<Real>(piece.gradient, this->sign().block(i));
   }
   if (group_->size() > 1 && this->size() > 0)

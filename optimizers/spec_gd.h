@@ -27,7 +27,7 @@ class SpecGd final : public SignDescent<Real> {
   std::vector<StateTensor<Real>> state(Index /*i*/) override { return {}; }
 
  private:
-  void form_direction(Index i, const Piece& piece, Real scale) override;
+  void form_direction(Index i, const Piece& piece, const Scalar& scale) override;
   void form_signs(std::span<const Piece> pieces, const StepInfo& info) override;
   double step_size(Index i, const StepInfo& info) const override;
 

@@ -3,6 +3,7 @@
 #include "optimizers/keyed_columns.h"
 #include "runtime/copy.h"
 #include "runtime/low_rank.h"
+#include "runtime/numbers.h"
 #include "runtime/passes.h"
 
 #include <algorithm>
@@ -101,17 +102,19 @@ std::vector<typename FactorRows<Real>::Shape> Spectra<Real>::v_shapes(
 }
 
 template <class Real>
-typename Spectra<Real>::Outcome Spectra<Real>::update(std::span<const Piece> pieces, Real scale,
-                                                      const StepInfo& info, Diagnosis<Real>* /*diagnosis*/) {
+typename Spectra<Real>::LaterOutcome Spectra<Real>::update(std::span<const Piece> pieces, const Scalar& scale,
+                                                           const StepInfo& info,
+                                                           Diagnosis<Real>* /*diagnosis*/) {
   Outcome outcome;
-  if (matrices_.empty()) return outcome;
-  accumulate(pieces, scale);
+  if (matrices_.empty()) return [outcome] { return outcome; };
+  const Real gradient_scale = on_host<Real>(scale);
+  accumulate(pieces, gradient_scale);
   cache_.all_gather();
   const Index iterations = options_.spectra_iterations + (info.step == 0 ? kFirstIterations : 0);
   for (Index iteration = 0; iteration < iterations; ++iteration) {
-    iterate(pieces, scale, iteration == 0);
+    iterate(pieces, gradient_scale, iteration == 0);
     for (Index i = 0; i < size(); ++i) {
-      if (pieces[at(i)].skipped) continue;
+      if (is_set(pieces[at(i)].skipped)) continue;
       if (exchange_.factorisation(i) == Factorisation::kNonFinite)
         throw Error(cat("optimizer: step ", info.step, ": M of ", matrices_[at(i)].info.name,
                         " is not finite although its gradients are"));
@@ -120,13 +123,13 @@ typename Spectra<Real>::Outcome Spectra<Real>::update(std::span<const Piece> pie
     }
   }
   for (Index i = 0; i < size(); ++i) {
-    if (pieces[at(i)].skipped) continue;
+    if (is_set(pieces[at(i)].skipped)) continue;
     const MatrixView<Real> cached = cache_.owned(i);
     copy<Real>(exchange_.right(i).row_block(matrices_[at(i)].owned_begin, cached.rows), cached);
     outcome.dead_columns += std::ranges::count(exchange_.dead(i), std::uint8_t{1});
     apply(i, pieces[at(i)].weight, info);
   }
-  return outcome;
+  return [outcome] { return outcome; };
 }
 
 // M <- mu M + G, and its square. A skipped matrix takes part with zeros.
@@ -134,7 +137,7 @@ template <class Real>
 void Spectra<Real>::accumulate(std::span<const Piece> pieces, Real scale) {
   for (Index i = 0; i < size(); ++i) {
     squares_[i] = 0;
-    if (pieces[at(i)].skipped || matrices_[at(i)].one_pass) continue;
+    if (is_set(pieces[at(i)].skipped) || matrices_[at(i)].one_pass) continue;
     squares_[i] = lowband::accumulate<Real>(scale, pieces[at(i)].gradient, static_cast<Real>(options_.mu),
                                             matrices_[at(i)].m);
   }
@@ -146,7 +149,7 @@ template <class Real>
 void Spectra<Real>::iterate(std::span<const Piece> pieces, Real scale, bool first) {
   for (Index i = 0; i < size(); ++i) {
     const MatrixView<Real> u = exchange_.left(i);
-    if (pieces[at(i)].skipped) {
+    if (is_set(pieces[at(i)].skipped)) {
       fill<Real>(Real{0}, u);
       fill<Real>(Real{0}, exchange_.right(i));
       continue;
@@ -164,7 +167,7 @@ void Spectra<Real>::iterate(std::span<const Piece> pieces, Real scale, bool firs
   }
   exchange_.exchange_left();
   for (Index i = 0; i < size(); ++i) {
-    if (pieces[at(i)].skipped || exchange_.right_followed(i)) continue;
+    if (is_set(pieces[at(i)].skipped) || exchange_.right_followed(i)) continue;
     // Z <- M^T U; dead columns of U give zero columns
     multiply<Real>(Op::kTranspose, matrices_[at(i)].m, exchange_.left(i), exchange_.right(i));
   }

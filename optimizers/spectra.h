@@ -42,6 +42,7 @@ template <class Real>
 class Spectra final : public MatrixOptimizer<Real> {
  public:
   using typename MatrixOptimizer<Real>::Piece;
+  using typename MatrixOptimizer<Real>::LaterOutcome;
   using typename MatrixOptimizer<Real>::Outcome;
 
   /// A subspace iteration gains the ratio of neighbouring singular values squared. Five in all leave of a
@@ -52,8 +53,8 @@ class Spectra final : public MatrixOptimizer<Real> {
   Spectra(ProcessMesh& mesh, Communicator& alone, const std::vector<LayerMatrix>& matrices,
           const OptimizerOptions& options);
 
-  Outcome update(std::span<const Piece> pieces, Real scale, const StepInfo& info,
-                 Diagnosis<Real>* diagnosis) override;
+  LaterOutcome update(std::span<const Piece> pieces, const Scalar& scale, const StepInfo& info,
+                      Diagnosis<Real>* diagnosis) override;
   Index size() const override { return static_cast<Index>(matrices_.size()); }
   std::vector<StateTensor<Real>> state(Index i) override;
 

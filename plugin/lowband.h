@@ -23,8 +23,8 @@ extern "C" {
 #endif
 
 /* 2 added lowband_state_place_of, 3 more kinds of optimizers and their options, 4 blocks of parameters, 5
- * CUDA devices. */
-#define LOWBAND_ABI_VERSION 5
+ * CUDA devices, 6 lowband_last_report. */
+#define LOWBAND_ABI_VERSION 6
 
 typedef enum lowband_status {
   LOWBAND_OK = 0,
@@ -305,9 +305,14 @@ typedef struct lowband_step_report {
 void lowband_step_report_defaults(lowband_step_report* report);
 
 /* Weights <- their update from the gradients, each the mean over this process's own data. May leave anything
- * in the gradients. `report` may be NULL. Collective, equal `info`, which is checked. */
+ * in the gradients. `report` may be NULL: on a device the step then does not wait for it, where no other
+ * process has to be waited for; of a state that is not finite the next call tells. Collective, equal `info`,
+ * which is checked. */
 lowband_status lowband_step(lowband_optimizer* optimizer, const lowband_step_info* info,
                             lowband_step_report* report);
+/* The report of the last step; waits until a device has done it. LOWBAND_INTERNAL, on all processes alike,
+ * when a state is not finite although its gradients were. */
+lowband_status lowband_last_report(lowband_optimizer* optimizer, lowband_step_report* report);
 
 /* ---- What it did ---- */
 

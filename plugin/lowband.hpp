@@ -95,6 +95,22 @@ class Optimizer {
     return report;
   }
 
+  /// Likewise without its report: on a device it does not wait for it.
+  void enqueue_step(std::int64_t step, double learning_rate, double scalar_learning_rate,
+                    void* stream = nullptr) {
+    auto info = defaults(lowband_step_info_defaults);
+    info.step = step;
+    info.learning_rate = learning_rate;
+    info.scalar_learning_rate = scalar_learning_rate;
+    info.stream = stream;
+    check(lowband_step(handle_.get(), &info, nullptr));
+  }
+  lowband_step_report last_report() {
+    auto report = defaults(lowband_step_report_defaults);
+    check(lowband_last_report(handle_.get(), &report));
+    return report;
+  }
+
   /// What this process moved in the last step.
   lowband_bytes step_bytes(const char* axis, lowband_purpose purpose) const {
     auto bytes = defaults(lowband_bytes_defaults);

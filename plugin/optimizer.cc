@@ -32,7 +32,7 @@ struct lowband_optimizer {
 
   virtual void rebind(Index parameter, void* weight, void* gradient) = 0;
   virtual void gradient_ready(Index parameter) = 0;
-  virtual lowband::StepReport step(const lowband::StepInfo& info) = 0;
+  virtual lowband::PendingReport step(const lowband::StepInfo& info) = 0;
   virtual const lowband::PlannedTraffic& planned() const = 0;
 
   /// Transfers from here on belong to the next step; called by whatever may start one.
@@ -52,6 +52,8 @@ struct lowband_optimizer {
   std::vector<lowband_state_place> places;  // of the pieces
   std::deque<std::string> piece_names;
   std::map<std::string, lowband::MatrixDiagnostics> diagnoses;  // of the last step, by matrix
+  std::optional<lowband::PendingReport> last_report;
+  double agreeing_seconds = 0;  // of the last step, which its report does not know
 };
 
 namespace lowband::plugin {
@@ -113,7 +115,7 @@ struct BoundOptimizer final : lowband_optimizer {
     optimizer.rebind(parameter, static_cast<Real*>(weight), static_cast<Real*>(gradient));
   }
   void gradient_ready(Index parameter) override { optimizer.gradient_ready(parameter); }
-  StepReport step(const StepInfo& info) override { return optimizer.step(info); }
+  PendingReport step(const StepInfo& info) override { return optimizer.step(info); }
   const PlannedTraffic& planned() const override { return optimizer.planned(); }
 
   ProcessMesh mesh;
@@ -302,6 +304,14 @@ void write(const StepReport& from, lowband_step_report& to) {
   to.exposed_seconds = from.exposed_seconds;
 }
 
+/// Of the last step; waits for the device, the first time.
+void write_last(lowband_optimizer& optimizer, lowband_step_report& to) {
+  StepReport found = optimizer.last_report->get();
+  for (double* seconds : {&found.seconds, &found.communication_seconds, &found.exposed_seconds})
+    *seconds += optimizer.agreeing_seconds;
+  write(found, to);
+}
+
 Index factor_rank_of(const lowband_optimizer& optimizer, Index parameter, Index block) {
   const std::vector<Index>& ranks = optimizer.factor_ranks[at(parameter)];
   return ranks.empty() ? 0 : ranks[at(block)];
@@ -474,24 +484,35 @@ lowband_status lowband_step(lowband_optimizer* optimizer, const lowband_step_inf
     // Its bytes count with the step before: the next one begins when its number is agreed. Its time is of
     // this one: here the processes wait for the last of them.
     const auto begin = std::chrono::steady_clock::now();
+    if (optimizer->last_report && optimizer->last_report->over()) optimizer->last_report->get();
     expect_equal_info(*optimizer->world.communicator, info);
-    const double agreeing = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    optimizer->agreeing_seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     if (!optimizer->in_step) optimizer->next_step = info.step;
     optimizer->begin_step();
     if (optimizer->device) optimizer->device->follow(info.stream);
-    lowband::StepReport found = optimizer->step({.step = info.step,
-                                                 .learning_rate = info.learning_rate,
-                                                 .scalar_learning_rate = info.scalar_learning_rate,
-                                                 .diagnose = info.diagnose != 0});
+    optimizer->last_report.emplace(optimizer->step({.step = info.step,
+                                                    .learning_rate = info.learning_rate,
+                                                    .scalar_learning_rate = info.scalar_learning_rate,
+                                                    .diagnose = info.diagnose != 0}));
     if (optimizer->device) optimizer->device->precede(info.stream);
-    for (double* seconds : {&found.seconds, &found.communication_seconds, &found.exposed_seconds})
-      *seconds += agreeing;
     optimizer->in_step = false;
     optimizer->next_step = info.step + 1;
     optimizer->diagnoses.clear();
-    for (const lowband::MatrixDiagnostics& matrix : found.diagnostics)
-      optimizer->diagnoses[matrix.name] = matrix;
-    if (report != nullptr) write(found, *report);
+    if (info.diagnose != 0) {
+      for (const lowband::MatrixDiagnostics& matrix : optimizer->last_report->get().diagnostics)
+        optimizer->diagnoses[matrix.name] = matrix;
+    }
+    if (report != nullptr) write_last(*optimizer, *report);
+  });
+}
+
+lowband_status lowband_last_report(lowband_optimizer* optimizer, lowband_step_report* report) {
+  return guarded([&] {
+    expect_pointer(optimizer, "optimizer");
+    expect_struct(report, "report");
+    LB_EXPECTS(optimizer->last_report, "lowband_last_report: found no step, expected one before it");
+    write_last(*optimizer, *report);
   });
 }
 

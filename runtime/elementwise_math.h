@@ -48,6 +48,23 @@ struct AdamWStep {
   }
 };
 
+/// AdamW's numbers in its update t = 1, 2, ...
+template <class Real>
+struct AdamWRule {
+  double beta1, beta2, epsilon, decay, learning_rate;
+
+  LB_HOST_DEVICE AdamWStep<Real> step(double t, Real gradient_scale) const {
+    using std::pow, std::sqrt;
+    return {static_cast<Real>(beta1),
+            static_cast<Real>(beta2),
+            static_cast<Real>(learning_rate / (1 - pow(beta1, t))),
+            static_cast<Real>(1 / sqrt(1 - pow(beta2, t))),
+            static_cast<Real>(epsilon),
+            static_cast<Real>(decay),
+            gradient_scale};
+  }
+};
+
 /// m1 <- b1 m1 + (1 - b1) g' ;  m2 <- b2 m2 + (1 - b2) g'^2 ;  n <- correction m1 / (sqrt(m2) + epsilon)
 ///
 /// Adam's direction, without a weight. correction = sqrt(1 - b2^t) / (1 - b1^t).

@@ -352,6 +352,15 @@ void accumulate_and_multiply(Real alpha, MatrixView<const Real> g, MatrixView<Re
 }
 
 template <class Real>
+void accumulate_and_multiply(const Scalar& alpha, MatrixView<const Real> g, MatrixView<Real> m, Op op,
+                             MatrixView<const Real> q, MatrixView<Real> out) {
+  if (alpha.number.device == nullptr)
+    return accumulate_and_multiply<Real>(alpha.value<Real>(), g, m, op, q, out);
+  add<Real>(alpha, g, Real{1}, m);
+  multiply<Real>(op, m, q, out);
+}
+
+template <class Real>
 void multiply(Op op, MatrixView<const Real> m, MatrixView<const Real> q, MatrixView<Real> out) {
   expect_product<Real>("multiply", op, m, q, out);
   if (const auto* kernels = skinny_kernels<Real>(q, columns_for(op))) {
@@ -460,20 +469,22 @@ template std::vector<NamedLowRankKernels<float>> runnable_low_rank_kernels<float
 template std::vector<NamedLowRankKernels<double>> runnable_low_rank_kernels<double>();
 template const LowRankKernels<float>* low_rank_kernels<float>();
 template const LowRankKernels<double>* low_rank_kernels<double>();
-#define LB_INSTANTIATE(Real)                                                                              \
-  template void accumulate_and_multiply<Real>(Real, MatrixView<const Real>, MatrixView<Real>, Op,         \
-                                              MatrixView<const Real>, MatrixView<Real>);                  \
-  template void multiply<Real>(Op, MatrixView<const Real>, MatrixView<const Real>, MatrixView<Real>);     \
-  template void multiply_there_and_back<Real>(MatrixView<const Real>, MatrixView<const Real>,             \
-                                              MatrixView<Real>, MatrixView<Real>);                        \
-  template double accumulate<Real>(Real, MatrixView<const Real>, Real, MatrixView<Real>);                 \
-  template double accumulate_and_multiply_there_and_back<Real>(Real, MatrixView<const Real>, Real,        \
-                                                               MatrixView<Real>, MatrixView<const Real>,  \
-                                                               MatrixView<Real>, MatrixView<Real>);       \
-  template void add_product<Real>(Real, const FactorPair<Real>&, Real, MatrixView<Real>);                 \
-  template void decompress<Real>(const FactorPair<Real>&, const FactorPair<Real>&, MatrixView<Real>,      \
-                                 MatrixView<Real>);                                                       \
-  template void decompress_and_update<Real>(const FactorPair<Real>&, const FactorPair<Real>&, Real, Real, \
+#define LB_INSTANTIATE(Real)                                                                               \
+  template void accumulate_and_multiply<Real>(Real, MatrixView<const Real>, MatrixView<Real>, Op,          \
+                                              MatrixView<const Real>, MatrixView<Real>);                   \
+  template void accumulate_and_multiply<Real>(const Scalar&, MatrixView<const Real>, MatrixView<Real>, Op, \
+                                              MatrixView<const Real>, MatrixView<Real>);                   \
+  template void multiply<Real>(Op, MatrixView<const Real>, MatrixView<const Real>, MatrixView<Real>);      \
+  template void multiply_there_and_back<Real>(MatrixView<const Real>, MatrixView<const Real>,              \
+                                              MatrixView<Real>, MatrixView<Real>);                         \
+  template double accumulate<Real>(Real, MatrixView<const Real>, Real, MatrixView<Real>);                  \
+  template double accumulate_and_multiply_there_and_back<Real>(Real, MatrixView<const Real>, Real,         \
+                                                               MatrixView<Real>, MatrixView<const Real>,   \
+                                                               MatrixView<Real>, MatrixView<Real>);        \
+  template void add_product<Real>(Real, const FactorPair<Real>&, Real, MatrixView<Real>);                  \
+  template void decompress<Real>(const FactorPair<Real>&, const FactorPair<Real>&, MatrixView<Real>,       \
+                                 MatrixView<Real>);                                                        \
+  template void decompress_and_update<Real>(const FactorPair<Real>&, const FactorPair<Real>&, Real, Real,  \
                                             Real, MatrixView<Real>, MatrixView<Real>, MatrixView<Real>);
 LB_INSTANTIATE(float)
 LB_INSTANTIATE(double)

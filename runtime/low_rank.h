@@ -28,6 +28,9 @@ struct FactorPair {
 template <class Real>
 void accumulate_and_multiply(Real alpha, MatrixView<const Real> g, MatrixView<Real> m, Op op,
                              MatrixView<const Real> q, MatrixView<Real> out);
+template <class Real>
+void accumulate_and_multiply(const Scalar& alpha, MatrixView<const Real> g, MatrixView<Real> m, Op op,
+                             MatrixView<const Real> q, MatrixView<Real> out);
 
 /// out <- op(M) Q, shapes as above.
 template <class Real>

@@ -1,5 +1,6 @@
 #include "runtime/passes.h"
 
+#include "runtime/copy.h"
 #include "runtime/device.h"
 #include "runtime/linalg.h"
 #include "runtime/vector_kernels.h"
@@ -25,6 +26,14 @@ template <class Real>
 void expect_one_for_each(const char* function, std::size_t numbers, Index expected) {
   LB_EXPECTS(static_cast<Index>(numbers) == expected, function, ": found ", numbers, " numbers, expected ",
              expected);
+}
+
+/// Calls sum(numbers of the device) and brings these to `sums`, of the host.
+template <class Sum>
+void sum_on(Device* device, std::span<double> sums, Sum sum) {
+  Buffer<double> there(std::ssize(sums), device);
+  sum(there.data());
+  copy<double>(there.line(), MatrixView<double>(sums.data(), 1, std::ssize(sums)));
 }
 
 Index place(std::span<const Index> places, Index k) { return places[static_cast<std::size_t>(k)]; }
@@ -133,6 +142,15 @@ void add(Real alpha, MatrixView<const Real> x, Real beta, MatrixView<Real> y) {
 }
 
 template <class Real>
+void add(const Scalar& alpha, MatrixView<const Real> x, Real beta, MatrixView<Real> y) {
+  expect_equal_shapes("add", x, y);
+  if (Device* const device = computing_device<Real>("add", x, y, alpha.number)) {
+    if constexpr (kOnDevices<Real>) return device->add(alpha, x, beta, y);
+  }
+  add<Real>(alpha.value<Real>(), x, beta, y);
+}
+
+template <class Real>
 void scale(Real alpha, MatrixView<Real> x) {
   if (Device* const device = computing_device<Real>("scale", x)) {
     if constexpr (kOnDevices<Real>) return device->add(alpha, x, 0, x);
@@ -212,7 +230,7 @@ template <class Real>
 void update(const LionStep<Real>& step, MatrixView<const Real> g, MatrixView<Real> m, MatrixView<Real> w) {
   expect_equal_shapes("update", g, m, w);
   if (Device* const device = computing_device<Real>("update", g, m, w)) {
-    if constexpr (kOnDevices<Real>) return device->update(step, g, m, w);
+    if constexpr (kOnDevices<Real>) return device->update(step, Scalar{}, g, m, w);
   }
   update_one_moment(step, g, m, w);
 }
@@ -221,9 +239,44 @@ template <class Real>
 void update(const SgdStep<Real>& step, MatrixView<const Real> g, MatrixView<Real> v, MatrixView<Real> w) {
   expect_equal_shapes("update", g, v, w);
   if (Device* const device = computing_device<Real>("update", g, v, w)) {
-    if constexpr (kOnDevices<Real>) return device->update(step, g, v, w);
+    if constexpr (kOnDevices<Real>) return device->update(step, Scalar{}, g, v, w);
   }
   update_one_moment(step, g, v, w);
+}
+
+template <class Real>
+void update(const AdamWRule<Real>& rule, const Scalar& gradient_scale, MatrixView<Real> t,
+            MatrixView<const Real> g, MatrixView<Real> m, MatrixView<Real> v, MatrixView<Real> w) {
+  expect_equal_shapes("update", g, m, v, w);
+  if (Device* const device = computing_device<Real>("update", g, m, v, w, t, gradient_scale.number)) {
+    if constexpr (kOnDevices<Real>) return device->update(rule, gradient_scale, t, g, m, v, w);
+  }
+  *t.data += 1;
+  update<Real>(rule.step(static_cast<double>(*t.data), gradient_scale.value<Real>()), g, m, v, w);
+}
+
+template <class Real>
+void update(const LionStep<Real>& step, const Scalar& gradient_scale, MatrixView<const Real> g,
+            MatrixView<Real> m, MatrixView<Real> w) {
+  expect_equal_shapes("update", g, m, w);
+  if (Device* const device = computing_device<Real>("update", g, m, w, gradient_scale.number)) {
+    if constexpr (kOnDevices<Real>) return device->update(step, gradient_scale, g, m, w);
+  }
+  LionStep<Real> scaled = step;
+  scaled.gradient_scale = gradient_scale.value<Real>();
+  update<Real>(scaled, g, m, w);
+}
+
+template <class Real>
+void update(const SgdStep<Real>& step, const Scalar& gradient_scale, MatrixView<const Real> g,
+            MatrixView<Real> v, MatrixView<Real> w) {
+  expect_equal_shapes("update", g, v, w);
+  if (Device* const device = computing_device<Real>("update", g, v, w, gradient_scale.number)) {
+    if constexpr (kOnDevices<Real>) return device->update(step, gradient_scale, g, v, w);
+  }
+  SgdStep<Real> scaled = step;
+  scaled.gradient_scale = gradient_scale.value<Real>();
+  update<Real>(scaled, g, v, w);
 }
 
 template <class Real>
@@ -261,7 +314,10 @@ template <class Real>
 double inner_product(MatrixView<const Real> x, MatrixView<const Real> y) {
   expect_equal_shapes("inner_product", x, y);
   if (Device* const device = computing_device<Real>("inner_product", x, y)) {
-    if constexpr (kOnDevices<Real>) return device->inner_product(x, y);
+    double sum = 0;
+    if constexpr (kOnDevices<Real>)
+      sum_on(device, {&sum, 1}, [&](double* there) { device->inner_product(x, y, there); });
+    return sum;
   }
   double sum = 0;
   for_each_stretch(
@@ -276,7 +332,8 @@ template <class Real>
 void sums_of_magnitudes(bool of_rows, MatrixView<const Real> x, std::span<double> sums) {
   expect_one_for_each<Real>("sums_of_magnitudes", sums.size(), of_rows ? x.rows : x.cols);
   if (Device* const device = computing_device<Real>("sums_of_magnitudes", x)) {
-    if constexpr (kOnDevices<Real>) return device->sums_of_magnitudes(of_rows, x, sums);
+    if constexpr (kOnDevices<Real>)
+      return sum_on(device, sums, [&](double* there) { device->sums_of_magnitudes(of_rows, x, there); });
   }
   std::ranges::fill(sums, 0.0);
   for (Index i = 0; i < x.rows; ++i) {
@@ -286,41 +343,49 @@ void sums_of_magnitudes(bool of_rows, MatrixView<const Real> x, std::span<double
 }
 
 template <class Real>
-void usable_sums_of_squares(std::span<const MatrixView<const Real>> matrices, std::span<double> sums) {
-  expect_one_for_each<Real>("usable_sums_of_squares", sums.size(), std::ssize(matrices));
+void usable_sums_of_squares(std::span<const MatrixView<const Real>> matrices, MatrixView<double> sums) {
+  expect_one_for_each<Real>("usable_sums_of_squares", matrices.size(), sums.elements());
   if (matrices.empty()) return;
   for (const MatrixView<const Real>& matrix : matrices)
-    computing_device<Real>("usable_sums_of_squares", matrices.front(), matrix);
-  if (Device* const device = matrices.front().device) {
-    if constexpr (kOnDevices<Real>) return device->sums_of_squares(matrices, true, sums);
+    computing_device<Real>("usable_sums_of_squares", matrices.front(), matrix, sums);
+  if (Device* const device = sums.device) {
+    if constexpr (kOnDevices<Real>) return device->sums_of_squares(matrices, true, sums.data);
   }
-  for (std::size_t k = 0; k < matrices.size(); ++k) sums[k] = usable_sum_of_squares<Real>(matrices[k]);
+  for (std::size_t k = 0; k < matrices.size(); ++k) sums.data[k] = usable_sum_of_squares<Real>(matrices[k]);
+}
+
+template <class Real>
+void usable_sums_of_squares(std::span<const MatrixView<const Real>> matrices, std::span<double> sums) {
+  Buffer<double> found(std::ssize(sums), matrices.empty() ? nullptr : matrices.front().device);
+  usable_sums_of_squares<Real>(matrices, found.line());
+  copy<double>(found.line(), MatrixView<double>(sums.data(), 1, std::ssize(sums)));
 }
 
 template <class Real>
 void sums_of_squares_of_rows(MatrixView<const Real> x, std::span<double> sums) {
   expect_one_for_each<Real>("sums_of_squares_of_rows", sums.size(), x.rows);
   if (Device* const device = computing_device<Real>("sums_of_squares_of_rows", x)) {
-    if constexpr (kOnDevices<Real>) return device->sums_of_squares_of_rows(x, sums);
+    if constexpr (kOnDevices<Real>)
+      return sum_on(device, sums, [&](double* there) { device->sums_of_squares_of_rows(x, there); });
   }
   for (Index i = 0; i < x.rows; ++i)
     sums[static_cast<std::size_t>(i)] = vector_kernels<Real>().sum_of_squares(x.row(i), x.cols);
 }
 
 template <class Real>
-void sums_of_squares_of_columns(std::span<const MatrixView<const Real>> matrices, std::span<double> sums) {
+void sums_of_squares_of_columns(std::span<const MatrixView<const Real>> matrices, MatrixView<double> sums) {
   Index columns = 0;
   for (const MatrixView<const Real>& matrix : matrices) {
-    computing_device<Real>("sums_of_squares_of_columns", matrices.front(), matrix);
+    computing_device<Real>("sums_of_squares_of_columns", matrices.front(), matrix, sums);
     columns += matrix.cols;
   }
-  expect_one_for_each<Real>("sums_of_squares_of_columns", sums.size(), columns);
+  expect_one_for_each<Real>("sums_of_squares_of_columns", static_cast<std::size_t>(sums.elements()), columns);
   if (matrices.empty()) return;
-  if (Device* const device = matrices.front().device) {
-    if constexpr (kOnDevices<Real>) return device->sums_of_squares_of_columns(matrices, sums);
+  if (Device* const device = sums.device) {
+    if constexpr (kOnDevices<Real>) return device->sums_of_squares_of_columns(matrices, sums.data);
   }
-  std::ranges::fill(sums, 0.0);
-  double* of_matrix = sums.data();
+  std::ranges::fill(sums.flat(), 0.0);
+  double* of_matrix = sums.data;
   for (const MatrixView<const Real>& matrix : matrices) {
     add_squares_of_columns(matrix, of_matrix);
     of_matrix += matrix.cols;
@@ -328,10 +393,18 @@ void sums_of_squares_of_columns(std::span<const MatrixView<const Real>> matrices
 }
 
 template <class Real>
+void sums_of_squares_of_columns(std::span<const MatrixView<const Real>> matrices, std::span<double> sums) {
+  Buffer<double> found(std::ssize(sums), matrices.empty() ? nullptr : matrices.front().device);
+  sums_of_squares_of_columns<Real>(matrices, found.line());
+  copy<double>(found.line(), MatrixView<double>(sums.data(), 1, std::ssize(sums)));
+}
+
+template <class Real>
 double sum_of_squares(MatrixView<const Real> a) {
   if (Device* const device = computing_device<Real>("sum_of_squares", a)) {
     double sum = 0;
-    if constexpr (kOnDevices<Real>) device->sums_of_squares({&a, 1}, false, {&sum, 1});
+    if constexpr (kOnDevices<Real>)
+      sum_on(device, {&sum, 1}, [&](double* there) { device->sums_of_squares({&a, 1}, false, there); });
     return sum;
   }
   const VectorKernels<Real>& kernels = vector_kernels<Real>();
@@ -341,30 +414,49 @@ double sum_of_squares(MatrixView<const Real> a) {
   return sum;
 }
 
-#define LB_INSTANTIATE(Real)                                                                               \
-  template void fill<Real>(Real, MatrixView<Real>);                                                        \
-  template void add<Real>(Real, MatrixView<const Real>, Real, MatrixView<Real>);                           \
-  template void scale<Real>(Real, MatrixView<Real>);                                                       \
-  template void scale_rows<Real>(std::span<const Real>, MatrixView<Real>);                                 \
-  template void scale_columns<Real>(std::span<const Real>, MatrixView<Real>);                              \
-  template void round_to_bf16<Real>(MatrixView<const Real>, MatrixView<BFloat16>);                         \
-  template void widen_bf16<Real>(MatrixView<const BFloat16>, MatrixView<Real>);                            \
-  template void update<Real>(const AdamWStep<Real>&, MatrixView<const Real>, MatrixView<Real>,             \
-                             MatrixView<Real>, MatrixView<Real>);                                          \
-  template void update<Real>(const AdamDirection<Real>&, MatrixView<const Real>, MatrixView<Real>,         \
-                             MatrixView<Real>, MatrixView<Real>);                                          \
-  template void take_slices<Real>(bool, std::span<const Index>, MatrixView<const Real>, MatrixView<Real>); \
-  template void add_to_slices<Real>(Real, MatrixView<const Real>, bool, std::span<const Index>,            \
-                                    MatrixView<Real>);                                                     \
-  template double inner_product<Real>(MatrixView<const Real>, MatrixView<const Real>);                     \
-  template void sums_of_magnitudes<Real>(bool, MatrixView<const Real>, std::span<double>);                 \
-  template void update<Real>(const LionStep<Real>&, MatrixView<const Real>, MatrixView<Real>,              \
-                             MatrixView<Real>);                                                            \
-  template void update<Real>(const SgdStep<Real>&, MatrixView<const Real>, MatrixView<Real>,               \
-                             MatrixView<Real>);                                                            \
-  template double sum_of_squares<Real>(MatrixView<const Real>);                                            \
-  template void usable_sums_of_squares<Real>(std::span<const MatrixView<const Real>>, std::span<double>);  \
-  template void sums_of_squares_of_rows<Real>(MatrixView<const Real>, std::span<double>);                  \
+template <class Real>
+void sum_of_squares(MatrixView<const Real> x, MatrixView<double> sum) {
+  if (Device* const device = computing_device<Real>("sum_of_squares", x, sum)) {
+    if constexpr (kOnDevices<Real>) return device->sums_of_squares({&x, 1}, false, sum.data);
+  }
+  *sum.data = sum_of_squares<Real>(x);
+}
+
+#define LB_INSTANTIATE(Real)                                                                                 \
+  template void fill<Real>(Real, MatrixView<Real>);                                                          \
+  template void add<Real>(Real, MatrixView<const Real>, Real, MatrixView<Real>);                             \
+  template void add<Real>(const Scalar&, MatrixView<const Real>, Real, MatrixView<Real>);                    \
+  template void update<Real>(const AdamWRule<Real>&, const Scalar&, MatrixView<Real>,                        \
+                             MatrixView<const Real>, MatrixView<Real>, MatrixView<Real>, MatrixView<Real>);  \
+  template void update<Real>(const LionStep<Real>&, const Scalar&, MatrixView<const Real>, MatrixView<Real>, \
+                             MatrixView<Real>);                                                              \
+  template void update<Real>(const SgdStep<Real>&, const Scalar&, MatrixView<const Real>, MatrixView<Real>,  \
+                             MatrixView<Real>);                                                              \
+  template void sum_of_squares<Real>(MatrixView<const Real>, MatrixView<double>);                            \
+  template void usable_sums_of_squares<Real>(std::span<const MatrixView<const Real>>, MatrixView<double>);   \
+  template void sums_of_squares_of_columns<Real>(std::span<const MatrixView<const Real>>,                    \
+                                                 MatrixView<double>);                                        \
+  template void scale<Real>(Real, MatrixView<Real>);                                                         \
+  template void scale_rows<Real>(std::span<const Real>, MatrixView<Real>);                                   \
+  template void scale_columns<Real>(std::span<const Real>, MatrixView<Real>);                                \
+  template void round_to_bf16<Real>(MatrixView<const Real>, MatrixView<BFloat16>);                           \
+  template void widen_bf16<Real>(MatrixView<const BFloat16>, MatrixView<Real>);                              \
+  template void update<Real>(const AdamWStep<Real>&, MatrixView<const Real>, MatrixView<Real>,               \
+                             MatrixView<Real>, MatrixView<Real>);                                            \
+  template void update<Real>(const AdamDirection<Real>&, MatrixView<const Real>, MatrixView<Real>,           \
+                             MatrixView<Real>, MatrixView<Real>);                                            \
+  template void take_slices<Real>(bool, std::span<const Index>, MatrixView<const Real>, MatrixView<Real>);   \
+  template void add_to_slices<Real>(Real, MatrixView<const Real>, bool, std::span<const Index>,              \
+                                    MatrixView<Real>);                                                       \
+  template double inner_product<Real>(MatrixView<const Real>, MatrixView<const Real>);                       \
+  template void sums_of_magnitudes<Real>(bool, MatrixView<const Real>, std::span<double>);                   \
+  template void update<Real>(const LionStep<Real>&, MatrixView<const Real>, MatrixView<Real>,                \
+                             MatrixView<Real>);                                                              \
+  template void update<Real>(const SgdStep<Real>&, MatrixView<const Real>, MatrixView<Real>,                 \
+                             MatrixView<Real>);                                                              \
+  template double sum_of_squares<Real>(MatrixView<const Real>);                                              \
+  template void usable_sums_of_squares<Real>(std::span<const MatrixView<const Real>>, std::span<double>);    \
+  template void sums_of_squares_of_rows<Real>(MatrixView<const Real>, std::span<double>);                    \
   template void sums_of_squares_of_columns<Real>(std::span<const MatrixView<const Real>>, std::span<double>);
 LB_INSTANTIATE(float)
 LB_INSTANTIATE(double)

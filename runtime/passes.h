@@ -23,6 +23,8 @@ void fill(Real value, MatrixView<Real> x);
 /// Y is not read. Y may be X.
 template <class Real>
 void add(Real alpha, MatrixView<const Real> x, Real beta, MatrixView<Real> y);
+template <class Real>
+void add(const Scalar& alpha, MatrixView<const Real> x, Real beta, MatrixView<Real> y);
 
 /// X <- alpha X
 template <class Real>
@@ -51,6 +53,17 @@ template <class Real>
 void update(const LionStep<Real>& step, MatrixView<const Real> g, MatrixView<Real> m, MatrixView<Real> w);
 template <class Real>
 void update(const SgdStep<Real>& step, MatrixView<const Real> g, MatrixView<Real> v, MatrixView<Real> w);
+/// Likewise with this gradient_scale; AdamW as t <- t + 1, then its step of update t. Shapes: t is one
+/// number.
+template <class Real>
+void update(const AdamWRule<Real>& rule, const Scalar& gradient_scale, MatrixView<Real> t,
+            MatrixView<const Real> g, MatrixView<Real> m, MatrixView<Real> v, MatrixView<Real> w);
+template <class Real>
+void update(const LionStep<Real>& step, const Scalar& gradient_scale, MatrixView<const Real> g,
+            MatrixView<Real> m, MatrixView<Real> w);
+template <class Real>
+void update(const SgdStep<Real>& step, const Scalar& gradient_scale, MatrixView<const Real> g,
+            MatrixView<Real> v, MatrixView<Real> w);
 
 /// U_k <- slice places[k] of X ;  slice places[k] of X += alpha U_k, by fma. Slices are rows or columns.
 ///
@@ -61,11 +74,18 @@ template <class Real>
 void add_to_slices(Real alpha, MatrixView<const Real> u, bool of_rows, std::span<const Index> places,
                    MatrixView<Real> x);
 
-// Sums, in double, for the host. On a Device they wait for it.
+// Sums, in double. Those with a view of `sums` leave them where the matrices lie; the others bring them to
+// the host, and wait for a Device.
 
 /// sums[k] <- sum of squares of matrices[k]; NaN where an element or its square is no finite Real.
 template <class Real>
+void usable_sums_of_squares(std::span<const MatrixView<const Real>> matrices, MatrixView<double> sums);
+template <class Real>
 void usable_sums_of_squares(std::span<const MatrixView<const Real>> matrices, std::span<double> sums);
+
+/// sum <- sum of squares, as sum_of_squares of runtime/linalg.h
+template <class Real>
+void sum_of_squares(MatrixView<const Real> x, MatrixView<double> sum);
 
 /// sum of X_ij Y_ij
 template <class Real>
@@ -80,6 +100,8 @@ template <class Real>
 void sums_of_squares_of_rows(MatrixView<const Real> x, std::span<double> sums);
 
 /// sums[j] <- sum over i of X_ij^2 for the columns of all matrices, one matrix after the other.
+template <class Real>
+void sums_of_squares_of_columns(std::span<const MatrixView<const Real>> matrices, MatrixView<double> sums);
 template <class Real>
 void sums_of_squares_of_columns(std::span<const MatrixView<const Real>> matrices, std::span<double> sums);
 

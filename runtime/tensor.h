@@ -25,10 +25,11 @@ struct MatrixView {
   MatrixView(T* data_, Index rows_, Index cols_) : MatrixView(data_, rows_, cols_, cols_) {}
   MatrixView(T* data_, Index rows_, Index cols_, Index row_stride_, Device* device_ = nullptr)
       : data(data_), rows(rows_), cols(cols_), row_stride(row_stride_), device(device_) {}
-  // NOLINTNEXTLINE(google-explicit-constructor): a const view of the same elements
-  operator MatrixView<const T>() const requires(!std::is_const_v<T>) {
-    return {data, rows, cols, row_stride, device};
-  }
+  /// Of the same elements.
+  template <class U>
+  requires(std::is_const_v<T>&& std::is_same_v<const U, T>)
+      MatrixView(const MatrixView<U>& other)  // NOLINT(google-explicit-constructor)
+      : MatrixView(other.data, other.rows, other.cols, other.row_stride, other.device) {}
 
   T& operator()(Index i, Index j) const { return data[i * row_stride + j]; }
   T* row(Index i) const { return data + i * row_stride; }
@@ -47,6 +48,19 @@ struct MatrixView {
   }
   /// All elements in storage order, for the host or a Communicator. Requires contiguous().
   std::span<T> flat() const { return {data, static_cast<std::size_t>(elements())}; }
+};
+
+/// number / divisor, rounded once, as a factor of matrices that lie where the number does: on a device the
+/// host does not learn it. Ownership: borrows the number.
+struct Scalar {
+  MatrixView<const double> number;
+  double divisor = 1;
+
+  /// Of a number in host memory.
+  template <class Real>
+  Real value() const {
+    return static_cast<Real>(number(0, 0) / divisor);
+  }
 };
 
 }  // namespace lowband

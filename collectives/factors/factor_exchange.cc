@@ -226,7 +226,7 @@ FactorExchange<Real>::FactorExchange(const FactorGroups& groups, const std::vect
 
   norm_offsets_.push_back(0);
   for (const FactorShape& shape : shapes) norm_offsets_.push_back(norm_offsets_.back() + shape.factor_rank);
-  norms_ = Buffer<double>(norm_offsets_.back());
+  norms_ = Buffer<double>(norm_offsets_.back(), device);
 
   place_outcomes();
   cut_waves();
@@ -257,12 +257,11 @@ void FactorExchange<Real>::place_outcomes() {
   for (std::size_t i = 0; i < homes_.size(); ++i) outcomes_of_part_[at(part_of(i))] += elements_of(i);
   std::vector<Index> next{0};  // in outcome_values_, by part
   for (const Index elements : outcomes_of_part_) next.push_back(next.back() + elements);
-  outcome_values_ = Buffer<Real>(next.back());
+  outcome_values_ = Buffer<Real>(next.back(), groups_.replica->device());
   for (std::size_t i = 0; i < homes_.size(); ++i) {
-    outcome_numbers_.push_back(outcome_values_.span(next[at(part_of(i))], elements_of(i)));
+    outcome_begins_.push_back(next[at(part_of(i))]);
     next[at(part_of(i))] += elements_of(i);
   }
-  outcomes_ = Buffer<std::uint8_t>(norm_offsets_.back() + std::ssize(homes_));
 }
 
 template <class Real>
@@ -281,7 +280,7 @@ void FactorExchange<Real>::cut_waves() {
       if (wave_of_[i] != static_cast<int>(w)) continue;
       const PayloadShare& share = left_.owned_shares()[i];
       wave.shares.push_back(share);
-      wave.shares.push_back({share.parameter, std::ssize(outcome_numbers_[i]), Purpose::kControl});
+      wave.shares.push_back({share.parameter, 1 + columns(static_cast<Index>(i)), Purpose::kControl});
     }
     wave.orthonormalised =
         std::ranges::count_if(at_home_, [&](Index i) { return wave_of_[at(i)] <= static_cast<int>(w); });
@@ -388,29 +387,27 @@ void FactorExchange<Real>::orthonormalise(Index count) {
   orthonormaliser_.run(count);
 }
 
-// Outcomes are the host's; the end of a part takes them from there, and gives them back.
+// The end of a part takes outcomes along, and gives them back.
 template <class Real>
 void FactorExchange<Real>::write_outcomes(std::size_t w) {
   for (std::size_t k = 0; k < at_home_.size(); ++k) {
-    if (wave_of_[at(at_home_[k])] != static_cast<int>(w)) continue;
-    const std::span<Real> numbers = outcome_numbers_[at(at_home_[k])];
-    numbers[0] = static_cast<Real>(orthonormaliser_.factorisation(static_cast<Index>(k)));
-    std::ranges::copy(orthonormaliser_.dead(static_cast<Index>(k)), numbers.begin() + 1);
+    const Index i = at_home_[k];
+    if (wave_of_[at(i)] == static_cast<int>(w))
+      orthonormaliser_.copy_outcome(static_cast<Index>(k),
+                                    outcome_values_.matrix(outcome_begin(i), 1, 1 + columns(i)));
   }
   const Index own_part = static_cast<Index>(w) * groups_.replica->size() + groups_.replica->process();
-  for_each_outcomes([&](Index part, MatrixView<Real> host, MatrixView<Real> carried) {
-    if (part == own_part) copy<Real>(host, carried);
+  for_each_outcomes([&](Index part, MatrixView<Real> outcomes, MatrixView<Real> carried) {
+    if (part == own_part) copy<Real>(outcomes, carried);
   });
 }
 
 template <class Real>
 void FactorExchange<Real>::read_outcomes() {
-  for_each_outcomes(
-      [](Index /*part*/, MatrixView<Real> host, MatrixView<Real> carried) { copy<Real>(carried, host); });
-  std::uint8_t* to = outcomes_.data();
-  for (const std::span<Real> numbers : outcome_numbers_) {
-    for (const Real x : numbers) *to++ = static_cast<std::uint8_t>(x);
-  }
+  for_each_outcomes([](Index /*part*/, MatrixView<Real> outcomes, MatrixView<Real> carried) {
+    copy<Real>(carried, outcomes);
+  });
+  outcomes_on_host_.clear();
 }
 
 template <class Real>
@@ -446,7 +443,8 @@ void FactorExchange<Real>::exchange_right() {
   const Stopwatch time(times_.within_replica);
   if (groups_.within_replica->size() > 1)
     groups_.within_replica->all_reduce(norms_.span(), Reduction::kSum, {Purpose::kControl});
-  for (double& x : norms_.span()) x = std::sqrt(x);
+  square_roots(norms_.line());
+  norms_on_host_.clear();
   right_.all_gather();
   if (own_right_) own_right_->all_gather();
 }
@@ -561,18 +559,26 @@ void FactorExchange<Real>::finish_right() {
     if (rounds()) widen_bf16<Real>(wire_.matrix(begin, 1, count), r);
     scale<Real>(Real{1} / replicas, r);
   });
-  sums_of_squares_of_columns<Real>(factors, norms_.span());
+  sums_of_squares_of_columns<Real>(factors, norms_.line());
+}
+
+template <class Real>
+std::span<const std::uint8_t> FactorExchange<Real>::outcome_on_host(Index i) const {
+  if (outcomes_on_host_.empty()) {
+    const OnHost<Real> numbers(outcome_values_.line());
+    for (const Real x : numbers.view().flat()) outcomes_on_host_.push_back(static_cast<std::uint8_t>(x));
+  }
+  return std::span(outcomes_on_host_).subspan(at(outcome_begin(i)), at(1 + columns(i)));
 }
 
 template <class Real>
 Factorisation FactorExchange<Real>::factorisation(Index i) const {
-  return static_cast<Factorisation>(outcomes_[norm_offsets_[at(i)] + i]);
+  return static_cast<Factorisation>(outcome_on_host(i).front());
 }
 
 template <class Real>
 std::span<const std::uint8_t> FactorExchange<Real>::dead(Index i) const {
-  const Index rank_elements = norm_offsets_[at(i) + 1] - norm_offsets_[at(i)];
-  return outcomes_.span(norm_offsets_[at(i)] + i + 1, rank_elements);
+  return outcome_on_host(i).subspan(1);
 }
 
 template <class Real>
@@ -583,8 +589,11 @@ bool FactorExchange<Real>::right_followed(Index i) const {
 
 template <class Real>
 std::span<const double> FactorExchange<Real>::right_norms(Index i) const {
-  const Index begin = norm_offsets_[at(i)];
-  return norms_.span(begin, norm_offsets_[at(i) + 1] - begin);
+  if (norms_on_host_.empty()) {
+    const OnHost<double> norms(norms_.line());
+    norms_on_host_.assign(norms.view().data, norms.view().data + norms_.size());
+  }
+  return std::span(norms_on_host_).subspan(at(norm_offsets_[at(i)]), at(columns(i)));
 }
 
 template class FactorExchange<float>;

@@ -2,6 +2,7 @@
 
 #include "collectives/factors/factor_rows.h"
 #include "collectives/factors/orthonormalise.h"
+#include "runtime/numbers.h"
 
 #include <optional>
 #include <span>
@@ -122,13 +123,27 @@ class FactorExchange {
   /// owned_right.
   void gather_right();
 
-  /// Of the last exchange_left; equal on all processes.
+  /// Of the last exchange_left, where the factors lie: how matrix i was factorised, a Factorisation as a
+  /// number, then for each column 1 where it is dead and 0 otherwise; equal on all processes.
+  MatrixView<const Real> outcome(Index i) const {
+    return outcome_values_.matrix(outcome_begin(i), 1, 1 + columns(i));
+  }
+  /// Of all matrices, on their way to the host, and where those of matrix i begin.
+  Arriving<Real> outcomes() const { return Arriving<Real>(outcome_values_.line()); }
+  Index outcome_begin(Index i) const { return outcome_begins_[static_cast<std::size_t>(i)]; }
+  /// The same on the host: these wait for a device.
   Factorisation factorisation(Index i) const;
   std::span<const std::uint8_t> dead(Index i) const;
   /// Whether right(i) = B^T P since the last exchange_left, to the accuracy of a product with P (see
   /// Orthonormaliser); otherwise it is to be computed. Always false without `right_follows`.
   bool right_followed(Index i) const;
-  /// Norms of the columns of the mean R, of the last exchange_right; equal on all processes.
+  /// Norms of the columns of the mean R, of the last exchange_right, where the factors lie; equal on all
+  /// processes.
+  MatrixView<const double> norms_of_right(Index i) const {
+    return norms_.matrix(norm_offsets_[static_cast<std::size_t>(i)], 1, columns(i));
+  }
+  MatrixView<const double> norms_of_right() const { return norms_.line(); }  // of all matrices
+  /// The same on the host: this waits for a device.
   std::span<const double> right_norms(Index i) const;
 
   /// The replica that orthonormalises matrix i; equal on all processes.
@@ -165,7 +180,11 @@ class FactorExchange {
   void place_outcomes();
   void write_outcomes(std::size_t w);
   void read_outcomes();
-  /// Calls visit(part of left_, its outcomes on the host, the same in left_).
+  Index columns(Index i) const {
+    return norm_offsets_[static_cast<std::size_t>(i) + 1] - norm_offsets_[static_cast<std::size_t>(i)];
+  }
+  std::span<const std::uint8_t> outcome_on_host(Index i) const;
+  /// Calls visit(part of left_, its outcomes in outcome_values_, the same in left_).
   template <class Visit>
   void for_each_outcomes(Visit visit);
   /// The two halves of a reduction over replicas of the elements of `owned` from `begin` on, cut into
@@ -205,9 +224,9 @@ class FactorExchange {
   std::vector<Index> at_home_;                 // the matrices of this home
   Orthonormaliser<Real> orthonormaliser_;      // of at_home_
   std::vector<Index> outcomes_of_part_;        // elements, by part of left_
-  Buffer<Real> outcome_values_;                // of the host, by part: what the end of each part carries
-  std::vector<std::span<Real>> outcome_numbers_;  // by matrix, of these: its Factorisation, then `dead`
-  Buffer<std::uint8_t> outcomes_;                 // the same, of all matrices one after the other
+  Buffer<Real> outcome_values_;                // by part: what the end of each part carries
+  std::vector<Index> outcome_begins_;          // by matrix, in these: its Factorisation, then `dead`
+  mutable std::vector<std::uint8_t> outcomes_on_host_;  // the same as they were asked for; empty before that
   std::vector<PayloadShare> dense_shares_;
   Buffer<Real> dense_;                         // with a rounded wire: all dense tensors
   std::vector<std::span<Real>> dense_slices_;  // consecutive, all dense tensors together
@@ -216,6 +235,7 @@ class FactorExchange {
   Buffer<BFloat16> wire_;                      // with a rounded wire: the owned rows of P or of R
   std::vector<Index> norm_offsets_;
   Buffer<double> norms_;
+  mutable std::vector<double> norms_on_host_;  // as they were asked for; empty before that
   Buffer<Real> rounding_;  // with a rounded wire, to keep its own R: the error of this replica's part
   ExchangeTimes times_;
 };

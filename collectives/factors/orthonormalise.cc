@@ -134,7 +134,7 @@ Orthonormaliser<Real>::Orthonormaliser(Communicator& group, std::vector<MatrixVi
   const std::vector<Index> counts(static_cast<std::size_t>(group.size()), matrices);
   group.all_gather(std::as_const(own_rows).span(), all_rows.span(), std::span(counts), {Purpose::kControl});
 
-  Index triangles = 0;
+  Index triangles = 0, outcomes = 0;
   Index widest = 0;
   for (Index i = 0; i < matrices; ++i) {
     const MatrixView<Real> p = blocks[static_cast<std::size_t>(i)];
@@ -153,6 +153,8 @@ Orthonormaliser<Real>::Orthonormaliser(Communicator& group, std::vector<MatrixVi
     block.triangle_offset = triangles;
     block.scaled = Buffer<Real>(p.elements(), p.device);
     block.dead.resize(static_cast<std::size_t>(p.cols));
+    block.outcome_offset = outcomes;
+    outcomes += 1 + p.cols;
     triangles += triangle_elements(p.cols);
     widest = std::max(widest, p.cols);
     blocks_.push_back(std::move(block));
@@ -160,6 +162,7 @@ Orthonormaliser<Real>::Orthonormaliser(Communicator& group, std::vector<MatrixVi
   largest_ = Buffer<double>(matrices);
   square_ = Buffer<double>(widest * widest);
   if (group.size() > 1) triangles_ = Buffer<double>(triangles);
+  if (group.size() == 1 && device_ != nullptr) outcomes_there_ = Buffer<Real>(outcomes, device_);
 }
 
 // For every matrix, with G and U (r, r) in double:
@@ -201,21 +204,39 @@ void Orthonormaliser<Real>::run_on_device(Index count) {
     const std::span<Block> blocks =
         std::span(blocks_).subspan(static_cast<std::size_t>(next_), static_cast<std::size_t>(count - next_));
     std::vector<MatrixView<float>> matrices;
-    for (const Block& block : blocks) matrices.push_back(block.p);
-    const auto outcomes = device_->orthonormalise(matrices, kDeadColumnTolerance);
-    for (std::size_t i = 0; i < blocks.size(); ++i) {
-      Block& block = blocks[i];
-      const auto how = outcomes[i].factorisation;
-      block.dead = outcomes[i].dead;
+    std::vector<float*> outcomes;
+    for (Block& block : blocks) {
+      matrices.push_back(block.p);
+      outcomes.push_back(outcomes_there_.data() + block.outcome_offset);
       block.followed = false;
-      const bool all_dead = std::ranges::count(block.dead, std::uint8_t{1}) == block.p.cols;
-      block.factorisation = how == Device::Factorisation::kNonFinite     ? Factorisation::kNonFinite
-                            : all_dead                                   ? Factorisation::kZero
-                            : how == Device::Factorisation::kGramSchmidt ? Factorisation::kGramSchmidt
-                                                                         : Factorisation::kCholesky;
     }
+    device_->orthonormalise(matrices, kDeadColumnTolerance, outcomes);
+    told_ = false;
     next_ = count;
   }
+}
+
+template <class Real>
+const typename Orthonormaliser<Real>::Block& Orthonormaliser<Real>::told(Index i) const {
+  if (!told_) {
+    const OnHost<Real> numbers(outcomes_there_.line());
+    for (Block& block : blocks_) {
+      const Real* const own = numbers.view().data + block.outcome_offset;
+      block.factorisation = static_cast<Factorisation>(own[0]);
+      for (std::size_t j = 0; j < block.dead.size(); ++j) block.dead[j] = own[1 + j] != Real{0};
+    }
+    told_ = true;
+  }
+  return at(i);
+}
+
+template <class Real>
+void Orthonormaliser<Real>::copy_outcome(Index i, MatrixView<Real> to) const {
+  if (outcomes_there_.size() > 0) return copy<Real>(outcome_there(at(i)), to);
+  Buffer<Real> numbers(1 + at(i).p.cols);
+  numbers[0] = static_cast<Real>(at(i).factorisation);
+  std::ranges::copy(at(i).dead, numbers.data() + 1);
+  copy<Real>(numbers.line(), to);
 }
 
 template <class Real>
@@ -233,7 +254,9 @@ void Orthonormaliser<Real>::find_largest(std::span<const Block> blocks, std::spa
     if (device_ != nullptr) {
       std::vector<MatrixView<const float>> matrices;
       for (const Block& block : blocks) matrices.push_back(block.p);
-      device_->sums_of_squares(matrices, false, largest);
+      Buffer<double> squares(std::ssize(largest), device_);
+      device_->sums_of_squares(matrices, false, squares.data());
+      copy<double>(squares.line(), MatrixView<double>(largest.data(), 1, squares.size()));
       for (double& x : largest) x = std::isfinite(x) ? x : std::numeric_limits<double>::infinity();
       return;
     }

@@ -2,21 +2,14 @@
 
 #include "collectives/communicator.h"
 #include "runtime/buffer.h"
+#include "runtime/device.h"
+#include "runtime/factorisation.h"
 #include "runtime/tensor.h"
 
 #include <array>
 #include <vector>
 
 namespace lowband {
-
-/// How the columns of one matrix became orthonormal.
-enum class Factorisation : std::uint8_t {
-  kCholesky,     // two passes of Cholesky QR
-  kHouseholder,  // two passes were not accurate: gathered, and factorised by every process
-  kGramSchmidt,  // likewise, on a device that holds the whole matrix
-  kZero,         // the matrix is zero and stays so; every column is dead
-  kNonFinite,    // the input holds a NaN or an infinity and was left alone
-};
 
 /// Whether Cholesky QR was not accurate.
 inline bool fell_back(Factorisation factorisation) {
@@ -46,7 +39,7 @@ inline constexpr double kLargestAmplification = 16;
 /// another pass over B. Rounding of column i of F, relative to the norm d_i of column i of P_in, reaches
 /// column j multiplied by d_i |U^-1|_ij; the largest sum over i is the *amplification*, which does not depend
 /// on the scales of the columns, 1 for orthogonal ones and of the order of their condition number otherwise.
-/// On a device that holds whole matrices all of it is done there, without followers.
+/// On a device that holds whole matrices all of it is done there, without followers and without a wait.
 /// Ownership: borrows the group, the blocks and the followers.
 /// Reference: CholeskyQR2 (Yamamoto et al. 2015) with a double-precision Gram matrix and a pivot test.
 template <class Real>
@@ -69,9 +62,12 @@ class Orthonormaliser {
   bool run_next(Index count);
   void run() { begin(), run(static_cast<Index>(blocks_.size())); }
 
-  /// Of the last run; equal on all processes.
-  Factorisation factorisation(Index i) const { return at(i).factorisation; }
-  std::span<const std::uint8_t> dead(Index i) const { return at(i).dead; }
+  /// Of the last run; equal on all processes. They wait for a device that did all of it.
+  Factorisation factorisation(Index i) const { return told(i).factorisation; }
+  std::span<const std::uint8_t> dead(Index i) const { return told(i).dead; }
+  /// The same as numbers, Factorisation first, to where `to` lies, which is where the blocks lie or the host.
+  /// Waits for a device only from one place to the other.
+  void copy_outcome(Index i, MatrixView<Real> to) const;
   /// Whether the follower of matrix i is F U^-1 to an amplification of at most kLargestAmplification.
   /// Otherwise, as after a Householder factorisation, it may hold anything.
   bool followed(Index i) const { return at(i).followed; }
@@ -84,6 +80,7 @@ class Orthonormaliser {
     std::array<Real, 2> unit_scale = {};  // whose product brings max |P| near 1
     std::vector<Index> elements_of;       // of each process
     Index triangle_offset = 0;            // of its Gram matrix in triangles_
+    Index outcome_offset = 0;             // in outcomes_there_
     Buffer<Real> scaled;                  // the input after scaling, for the fallback
     std::vector<std::uint8_t> dead;
     Factorisation factorisation = Factorisation::kCholesky;
@@ -93,6 +90,10 @@ class Orthonormaliser {
     }
   };
   const Block& at(Index i) const { return blocks_[static_cast<std::size_t>(i)]; }
+  const Block& told(Index i) const;
+  MatrixView<const Real> outcome_there(const Block& block) const {
+    return outcomes_there_.matrix(block.outcome_offset, 1, 1 + block.p.cols);
+  }
 
   void run_on_device(Index count);
   void find_largest(std::span<const Block> blocks, std::span<double> largest);
@@ -103,12 +104,14 @@ class Orthonormaliser {
   void householder(Block& block);
 
   Communicator* group_;
-  Device* device_ = nullptr;  // where all blocks lie
-  std::vector<Block> blocks_;
-  Index next_ = 0;            // the first block that is not done
-  Buffer<double> largest_;    // max |P| of each matrix, infinity when it is not finite
-  Buffer<double> triangles_;  // upper triangles of all Gram matrices, one after the other
-  Buffer<double> square_;     // one Gram matrix
+  Device* device_ = nullptr;           // where all blocks lie
+  mutable std::vector<Block> blocks_;  // outcomes_there_ are told when they are asked for
+  Buffer<Real> outcomes_there_;        // on a device that holds whole matrices
+  mutable bool told_ = true;           // outcomes_there_ to blocks_
+  Index next_ = 0;                     // the first block that is not done
+  Buffer<double> largest_;             // max |P| of each matrix, infinity when it is not finite
+  Buffer<double> triangles_;           // upper triangles of all Gram matrices, one after the other
+  Buffer<double> square_;              // one Gram matrix
 };
 
 }  // namespace lowband

@@ -59,7 +59,7 @@ struct Plan {
 };
 
 // Everything that an algorithm may depend on.
-using Key = std::array<Index, 20>;
+using Key = std::array<Index, 21>;
 
 // The largest power of two up to 256 that divides the address.
 std::uint32_t alignment_of(const void* address) {
@@ -86,7 +86,8 @@ Layout layout_of(DeviceMatrix<const T> a) {
   return owner;
 }
 
-Product product_of(cublasComputeType_t compute, cudaDataType_t scale, Op op_first, Op op_second) {
+Product product_of(cublasComputeType_t compute, cudaDataType_t scale, bool scalars_there, Op op_first,
+                   Op op_second) {
   cublasLtMatmulDesc_t product = nullptr;
   check_blas(cublasLtMatmulDescCreate(&product, compute, scale), "cublasLtMatmulDescCreate");
   Product owner(product);
@@ -97,6 +98,9 @@ Product product_of(cublasComputeType_t compute, cudaDataType_t scale, Op op_firs
   };
   set(CUBLASLT_MATMUL_DESC_TRANSA, op_first);
   set(CUBLASLT_MATMUL_DESC_TRANSB, op_second);
+  const std::int32_t mode = scalars_there ? CUBLASLT_POINTER_MODE_DEVICE : CUBLASLT_POINTER_MODE_HOST;
+  check_blas(cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_POINTER_MODE, &mode, sizeof mode),
+             "cublasLtMatmulDescSetAttribute");
   return owner;
 }
 
@@ -191,9 +195,10 @@ CudaBlas::~CudaBlas() = default;
 Index CudaBlas::plans() const { return static_cast<Index>(state_->plans.size()); }
 
 // Row-major D = op(A) op(B) is column-major D^T = op(B)^T op(A)^T: the operands change places.
-template <class In, class Out>
-void CudaBlas::gemm(Op op_a, Op op_b, double alpha, DeviceMatrix<const In> a, DeviceMatrix<const In> b,
-                    double beta, DeviceMatrix<const Out> c, DeviceMatrix<Out> d) {
+template <class In, class Out, class Scale>
+void CudaBlas::multiply(Op op_a, Op op_b, bool scalars_there, const Scale* alpha, DeviceMatrix<const In> a,
+                        DeviceMatrix<const In> b, const Scale* beta, DeviceMatrix<const Out> c,
+                        DeviceMatrix<Out> d) {
   const Index rows = op_a == Op::kNone ? a.rows : a.cols, inner = op_a == Op::kNone ? a.cols : a.rows;
   const Index inner_b = op_b == Op::kNone ? b.rows : b.cols, cols = op_b == Op::kNone ? b.cols : b.rows;
   const auto what = [&] {
@@ -210,6 +215,7 @@ void CudaBlas::gemm(Op op_a, Op op_b, double alpha, DeviceMatrix<const In> a, De
                               alignment_of(d.data)};
   const Key key{kDataType<In>,
                 kDataType<Out>,
+                Index{scalars_there},
                 static_cast<Index>(op_a),
                 static_cast<Index>(op_b),
                 rows,
@@ -228,19 +234,17 @@ void CudaBlas::gemm(Op op_a, Op op_b, double alpha, DeviceMatrix<const In> a, De
                 alignments.second,
                 alignments.c,
                 alignments.d};
-  using Scale = std::conditional_t<std::is_same_v<In, double>, double, float>;
-  const auto scale_alpha = static_cast<Scale>(alpha), scale_beta = static_cast<Scale>(beta);
   const auto enqueue = [&](const Plan& plan, const cublasLtMatmulAlgo_t& algorithm, Out* to) {
-    return cublasLtMatmul(shared_->handle.get(), plan.product.get(), &scale_alpha, b.data, plan.first.get(),
-                          a.data, plan.second.get(), &scale_beta, c.data, plan.c.get(), to, plan.d.get(),
-                          &algorithm, shared_->workspace.data(), static_cast<std::size_t>(kWorkspaceBytes),
+    return cublasLtMatmul(shared_->handle.get(), plan.product.get(), alpha, b.data, plan.first.get(), a.data,
+                          plan.second.get(), beta, c.data, plan.c.get(), to, plan.d.get(), &algorithm,
+                          shared_->workspace.data(), static_cast<std::size_t>(kWorkspaceBytes),
                           stream_->handle());
   };
   auto kept = state_->plans.find(key);
   if (kept == state_->plans.end()) {
     Plan plan;
     plan.product = product_of(std::is_same_v<In, double> ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F,
-                              kDataType<Scale>, op_b, op_a);
+                              kDataType<Scale>, scalars_there, op_b, op_a);
     plan.first = layout_of<In>(b);
     plan.second = layout_of<In>(a);
     plan.c = layout_of<Out>(c);
@@ -260,6 +264,19 @@ void CudaBlas::gemm(Op op_a, Op op_b, double alpha, DeviceMatrix<const In> a, De
     kept = state_->plans.emplace(key, std::move(plan)).first;
   }
   check_blas(enqueue(kept->second, kept->second.algorithm, d.data), "cublasLtMatmul");
+}
+
+template <class In, class Out>
+void CudaBlas::gemm(Op op_a, Op op_b, double alpha, DeviceMatrix<const In> a, DeviceMatrix<const In> b,
+                    double beta, DeviceMatrix<const Out> c, DeviceMatrix<Out> d) {
+  using Scale = std::conditional_t<std::is_same_v<In, double>, double, float>;
+  const auto scale_alpha = static_cast<Scale>(alpha), scale_beta = static_cast<Scale>(beta);
+  multiply<In, Out, Scale>(op_a, op_b, false, &scale_alpha, a, b, &scale_beta, c, d);
+}
+
+void CudaBlas::gemm(Op op_a, Op op_b, const float* scalars, DeviceMatrix<const float> a,
+                    DeviceMatrix<const float> b, DeviceMatrix<const float> c, DeviceMatrix<float> d) {
+  multiply<float, float, float>(op_a, op_b, true, scalars, a, b, scalars + 1, c, d);
 }
 
 template <class T>

@@ -40,6 +40,9 @@ class CudaBlas {
   template <class In, class Out>
   void gemm(Op op_a, Op op_b, double alpha, DeviceMatrix<const In> a, DeviceMatrix<const In> b, double beta,
             DeviceMatrix<const Out> c, DeviceMatrix<Out> d);
+  /// Likewise with alpha = scalars[0] and beta = scalars[1], of the device when its turn comes.
+  void gemm(Op op_a, Op op_b, const float* scalars, DeviceMatrix<const float> a, DeviceMatrix<const float> b,
+            DeviceMatrix<const float> c, DeviceMatrix<float> d);
 
   /// D <- alpha op(A) op(B) + beta C where the result is symmetric: of a large one only the blocks on and
   /// below the diagonal are computed, the others copied. Shapes: as above, one matrix.
@@ -51,6 +54,10 @@ class CudaBlas {
   Index plans() const;
 
  private:
+  template <class In, class Out, class Scale>
+  void multiply(Op op_a, Op op_b, bool scalars_there, const Scale* alpha, DeviceMatrix<const In> a,
+                DeviceMatrix<const In> b, const Scale* beta, DeviceMatrix<const Out> c, DeviceMatrix<Out> d);
+
   struct State;
   struct Shared;
   const CudaStream* stream_;

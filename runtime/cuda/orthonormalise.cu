@@ -1,5 +1,6 @@
 #include "runtime/cuda/elements.cuh"
 #include "runtime/cuda/orthonormalise.h"
+#include "runtime/factorisation.h"
 
 #include <algorithm>
 
@@ -166,6 +167,26 @@ __global__ void gram_schmidt_kernel(const float* p, Index rows, int cols, double
   }
 }
 
+// A block for each matrix. A zero matrix has dead columns alone.
+__global__ void outcomes_kernel(const std::uint8_t* dead, const std::int32_t* factorisation, Index cols,
+                                float* outcomes) {
+  const std::uint8_t* const own_dead = dead + Index{blockIdx.x} * cols;
+  float* const own = outcomes + Index{blockIdx.x} * (1 + cols);
+  float live = 0;
+  for (Index j = threadIdx.x; j < cols; j += blockDim.x) {
+    own[1 + j] = own_dead[j];
+    live += 1.0F - static_cast<float>(own_dead[j]);
+  }
+  live = block_sum(live);
+  if (threadIdx.x != 0) return;
+  const std::int32_t how = factorisation[blockIdx.x];
+  const Factorisation found = how == kNonFinite     ? Factorisation::kNonFinite
+                              : live == 0           ? Factorisation::kZero
+                              : how == kGramSchmidt ? Factorisation::kGramSchmidt
+                                                    : Factorisation::kCholesky;
+  own[0] = static_cast<float>(found);
+}
+
 }  // namespace
 
 DeviceOrthonormaliser::DeviceOrthonormaliser(Index count, Index rows, Index cols, double dead_tolerance,
@@ -238,6 +259,11 @@ void DeviceOrthonormaliser::eliminate(Index begin, Index columns) {
   blas_->gemm<double, double>(Op::kNone, Op::kTranspose, 1, g.block(end, left, begin, columns), own, 0, below,
                               below);
   blas_->gemm<double, double>(Op::kNone, Op::kTranspose, -1, below, below, 1, rest, rest);
+}
+
+void DeviceOrthonormaliser::write_outcomes(float* outcomes) const {
+  launch("orthonormalise, outcomes", blas_->stream(), {static_cast<unsigned>(count_), kThreads},
+         outcomes_kernel, dead_.data(), factorisation_.data(), cols_, outcomes);
 }
 
 void DeviceOrthonormaliser::run(DeviceMatrix<float> p) {

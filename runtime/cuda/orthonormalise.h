@@ -34,6 +34,10 @@ class DeviceOrthonormaliser {
   /// Shapes: as constructed, contiguous. Enqueued.
   void run(DeviceMatrix<float> p);
 
+  /// For each matrix of the last run: its Factorisation (runtime/factorisation.h) as a number, then for each
+  /// column 1 where it is dead and 0 otherwise. Shapes: (count, 1 + cols). Enqueued.
+  void write_outcomes(float* outcomes) const;
+
   /// Of the last run, (count, cols): 1 where a column is dead.
   const DeviceBuffer<std::uint8_t>& dead() const { return dead_; }
   /// Of the last run, for each matrix: a DeviceFactorisation.

@@ -13,7 +13,9 @@ constexpr int kThreads = kElementThreads;
 
 // Blocks go along rows first and over the rows second, so that no thread divides by the number of columns.
 template <class Body>
-__global__ void elements_kernel(Index rows, Index cols, Body body) {
+__global__ void elements_kernel(Index rows, Index cols, Guard guard, Body body) {
+  if (guard.closed()) return;
+  if constexpr (requires { body.prepare(); }) body.prepare();
   for (Index i = blockIdx.y; i < rows; i += gridDim.y) {
 #pragma unroll 4
     for (Index j = first_element(); j < cols; j += element_stride()) body(i, j);
@@ -22,7 +24,7 @@ __global__ void elements_kernel(Index rows, Index cols, Body body) {
 
 // body(i, j) for all elements of equal matrices; as one row where all of them are contiguous.
 template <class Body>
-void for_each_element(const char* name, Index rows, Index cols, bool one_row, const CudaStream& stream,
+void for_each_element(const char* name, Index rows, Index cols, bool one_row, const GuardedStream& to,
                       Body body) {
   if (rows * cols == 0) return;
   if (one_row) {
@@ -33,7 +35,7 @@ void for_each_element(const char* name, Index rows, Index cols, bool one_row, co
   const Index across = std::min<Index>(blocks_for(cols), kMostBlocks);
   const Index down = std::clamp<Index>(kMostBlocks / across, 1, std::min(rows, kMostRows));
   const dim3 blocks(static_cast<unsigned>(across), static_cast<unsigned>(down));
-  launch(name, stream, {blocks, kThreads}, elements_kernel<Body>, rows, cols, body);
+  launch(name, to.stream, {blocks, kThreads}, elements_kernel<Body>, rows, cols, to.guard, body);
 }
 
 template <class T>
@@ -53,10 +55,15 @@ struct Fill {
   __device__ void operator()(Index i, Index j) const { x(i, j) = value; }
 };
 
+// What a body takes from the device: `prepare` is called before its first element.
 struct Add {
   float alpha, beta;
   Elements<const float> x;
   Elements<float> y;
+  DeviceScalar alpha_there = {};
+  __device__ void prepare() {
+    if (alpha_there.number != nullptr) alpha = alpha_there.value();
+  }
   __device__ void operator()(Index i, Index j) const {
     float& sum = y(i, j);
     if (beta == 0) {
@@ -66,6 +73,31 @@ struct Add {
     } else {
       sum = fmaf(beta, sum, alpha * x(i, j));
     }
+  }
+};
+
+template <class T>
+struct Copy {
+  Elements<const T> from;
+  Elements<T> to;
+  __device__ void operator()(Index i, Index j) const { to(i, j) = from(i, j); }
+};
+
+struct DivideByNorm {
+  const double* square;
+  double safety, epsilon;
+  Elements<float> x;
+  float factor = 0;
+  __device__ void prepare() { factor = static_cast<float>(1 / (safety * sqrt(*square) + epsilon)); }
+  __device__ void operator()(Index i, Index j) const { x(i, j) = factor * x(i, j); }
+};
+
+struct DivideColumns {
+  const double* norms;
+  float epsilon;
+  Elements<float> x;
+  __device__ void operator()(Index i, Index j) const {
+    x(i, j) *= 1.0F / (static_cast<float>(norms[j]) + epsilon);
   }
 };
 
@@ -94,6 +126,10 @@ struct TwoMoments {
   Step step;
   Elements<const float> g;
   Elements<float> m, v, w;
+  const Step* step_there = nullptr;
+  __device__ void prepare() {
+    if (step_there != nullptr) step = *step_there;
+  }
   __device__ void operator()(Index i, Index j) const { step(g(i, j), m(i, j), v(i, j), w(i, j)); }
 };
 
@@ -102,6 +138,10 @@ struct OneMoment {
   Step step;
   Elements<const float> g;
   Elements<float> m, w;
+  DeviceScalar scale_there = {};
+  __device__ void prepare() {
+    if (scale_there.number != nullptr) step.gradient_scale = scale_there.value();
+  }
   __device__ void operator()(Index i, Index j) const { step(g(i, j), m(i, j), w(i, j)); }
 };
 
@@ -212,60 +252,136 @@ __global__ void add_slabs_kernel(const double* partial, double* sum) {
   if (threadIdx.x == 0) *sum = total;
 }
 
+__global__ void adamw_step_kernel(Guard guard, AdamWRule<float> rule, DeviceScalar gradient_scale, float* t,
+                                  AdamWStep<float>* step) {
+  if (guard.closed()) return;
+  *t += 1;
+  *step = rule.step(static_cast<double>(*t), gradient_scale.value());
+}
+
+// A block for each column. The numbers are drawn twice: the norm needs all of them, and they are rare.
+__global__ void redraw_columns_kernel(Guard guard, const float* redrawn, RandomStream stream,
+                                      Index column_rows, Index first_row, DeviceMatrix<float> x) {
+  if (guard.closed()) return;
+  for (Index j = blockIdx.x; j < x.cols; j += gridDim.x) {
+    if (redrawn[j] == 0) continue;
+    double sum = 0;
+    for (Index i = threadIdx.x; i < column_rows; i += blockDim.x) {
+      const double number = stream.normal(i * x.cols + j);
+      sum += number * number;
+    }
+    const double norm = sqrt(block_sum(sum));
+    for (Index i = threadIdx.x; i < x.rows; i += blockDim.x)
+      x.data[i * x.row_stride + j] = static_cast<float>(stream.normal((first_row + i) * x.cols + j) / norm);
+  }
+}
+
+__global__ void scalars_of_product_kernel(Guard guard, float alpha, float beta, float* two) {
+  two[0] = guard.closed() ? 0.0F : alpha;
+  two[1] = guard.closed() ? 1.0F : beta;
+}
+
 }  // namespace
 
-void fill(float value, DeviceMatrix<float> x, const CudaStream& stream) {
+void fill(float value, DeviceMatrix<float> x, const GuardedStream& stream) {
   for_each_element("fill", x.rows, x.cols, x.contiguous(), stream, Fill{value, elements(x)});
 }
 
 void add(float alpha, DeviceMatrix<const float> x, float beta, DeviceMatrix<float> y,
-         const CudaStream& stream) {
+         const GuardedStream& stream) {
   for_each_element("add", y.rows, y.cols, x.contiguous() && y.contiguous(), stream,
                    Add{alpha, beta, elements(x), elements(y)});
 }
 
-void scale_by(const float* factors, bool by_row, DeviceMatrix<float> x, const CudaStream& stream) {
+void add(const DeviceScalar& alpha, DeviceMatrix<const float> x, float beta, DeviceMatrix<float> y,
+         const GuardedStream& stream) {
+  for_each_element("add", y.rows, y.cols, x.contiguous() && y.contiguous(), stream,
+                   Add{0, beta, elements(x), elements(y), alpha});
+}
+
+template <class T>
+void copy(DeviceMatrix<const T> from, DeviceMatrix<T> to, const GuardedStream& stream) {
+  for_each_element("copy", to.rows, to.cols, from.contiguous() && to.contiguous(), stream,
+                   Copy<T>{elements(from), elements(to)});
+}
+
+void scale_by(const float* factors, bool by_row, DeviceMatrix<float> x, const GuardedStream& stream) {
   for_each_element("scale_by", x.rows, x.cols, false, stream, ScaleBy{factors, by_row, elements(x)});
 }
 
 template <class From, class To>
-void convert(DeviceMatrix<const From> from, DeviceMatrix<To> to, const CudaStream& stream) {
+void convert(DeviceMatrix<const From> from, DeviceMatrix<To> to, const GuardedStream& stream) {
   for_each_element("convert", to.rows, to.cols, from.contiguous() && to.contiguous(), stream,
                    Convert<From, To>{elements(from), elements(to)});
 }
 
-void widen(DeviceMatrix<const float> from, DeviceMatrix<double> to, const CudaStream& stream) {
+void widen(DeviceMatrix<const float> from, DeviceMatrix<double> to, const GuardedStream& stream) {
   convert<float, double>(from, to, stream);
 }
-void narrow(DeviceMatrix<const double> from, DeviceMatrix<float> to, const CudaStream& stream) {
+void narrow(DeviceMatrix<const double> from, DeviceMatrix<float> to, const GuardedStream& stream) {
   convert<double, float>(from, to, stream);
 }
 
 void update(const AdamWStep<float>& step, DeviceMatrix<const float> g, DeviceMatrix<float> m,
-            DeviceMatrix<float> v, DeviceMatrix<float> w, const CudaStream& stream) {
+            DeviceMatrix<float> v, DeviceMatrix<float> w, const GuardedStream& stream) {
   const bool one_row = g.contiguous() && m.contiguous() && v.contiguous() && w.contiguous();
   for_each_element("adamw", w.rows, w.cols, one_row, stream,
                    TwoMoments<AdamWStep<float>>{step, elements(g), elements(m), elements(v), elements(w)});
 }
 
 void update(const AdamDirection<float>& step, DeviceMatrix<const float> g, DeviceMatrix<float> m1,
-            DeviceMatrix<float> m2, DeviceMatrix<float> n, const CudaStream& stream) {
+            DeviceMatrix<float> m2, DeviceMatrix<float> n, const GuardedStream& stream) {
   const bool one_row = g.contiguous() && m1.contiguous() && m2.contiguous() && n.contiguous();
   for_each_element(
       "adam_direction", n.rows, n.cols, one_row, stream,
       TwoMoments<AdamDirection<float>>{step, elements(g), elements(m1), elements(m2), elements(n)});
 }
 
-void update(const LionStep<float>& step, DeviceMatrix<const float> g, DeviceMatrix<float> m,
-            DeviceMatrix<float> w, const CudaStream& stream) {
-  for_each_element("lion", w.rows, w.cols, g.contiguous() && m.contiguous() && w.contiguous(), stream,
-                   OneMoment<LionStep<float>>{step, elements(g), elements(m), elements(w)});
+void update(const AdamWRule<float>& rule, const DeviceScalar& gradient_scale, float* t,
+            AdamWStep<float>* step, DeviceMatrix<const float> g, DeviceMatrix<float> m, DeviceMatrix<float> v,
+            DeviceMatrix<float> w, const GuardedStream& stream) {
+  launch("adamw, its numbers", stream.stream, {1, 1}, adamw_step_kernel, stream.guard, rule, gradient_scale,
+         t, step);
+  const bool one_row = g.contiguous() && m.contiguous() && v.contiguous() && w.contiguous();
+  for_each_element(
+      "adamw", w.rows, w.cols, one_row, stream,
+      TwoMoments<AdamWStep<float>>{{}, elements(g), elements(m), elements(v), elements(w), step});
 }
 
-void update(const SgdStep<float>& step, DeviceMatrix<const float> g, DeviceMatrix<float> v,
-            DeviceMatrix<float> w, const CudaStream& stream) {
+void update(const LionStep<float>& step, const DeviceScalar& gradient_scale, DeviceMatrix<const float> g,
+            DeviceMatrix<float> m, DeviceMatrix<float> w, const GuardedStream& stream) {
+  for_each_element("lion", w.rows, w.cols, g.contiguous() && m.contiguous() && w.contiguous(), stream,
+                   OneMoment<LionStep<float>>{step, elements(g), elements(m), elements(w), gradient_scale});
+}
+
+void update(const SgdStep<float>& step, const DeviceScalar& gradient_scale, DeviceMatrix<const float> g,
+            DeviceMatrix<float> v, DeviceMatrix<float> w, const GuardedStream& stream) {
   for_each_element("sgd", w.rows, w.cols, g.contiguous() && v.contiguous() && w.contiguous(), stream,
-                   OneMoment<SgdStep<float>>{step, elements(g), elements(v), elements(w)});
+                   OneMoment<SgdStep<float>>{step, elements(g), elements(v), elements(w), gradient_scale});
+}
+
+void divide_by_norm(const double* square, double safety, double epsilon, DeviceMatrix<float> x,
+                    const GuardedStream& stream) {
+  for_each_element("divide_by_norm", x.rows, x.cols, x.contiguous(), stream,
+                   DivideByNorm{square, safety, epsilon, elements(x)});
+}
+
+void divide_columns(const double* norms, float epsilon, DeviceMatrix<float> x, const GuardedStream& stream) {
+  for_each_element("divide_columns", x.rows, x.cols, false, stream,
+                   DivideColumns{norms, epsilon, elements(x)});
+}
+
+void redraw_columns(const float* redrawn, const RandomStream& random, Index column_rows, Index first_row,
+                    DeviceMatrix<float> x, const GuardedStream& stream) {
+  if (x.cols == 0) return;
+  const auto blocks = static_cast<unsigned>(std::min<Index>(x.cols, 65'535));
+  launch("redraw_columns", stream.stream, {blocks, kThreads}, redraw_columns_kernel, stream.guard, redrawn,
+         random, column_rows, first_row, x);
+}
+
+void scalars_of_product(float alpha, float beta, float* two, const GuardedStream& stream) {
+  launch("scalars_of_product", stream.stream, {1, 1}, scalars_of_product_kernel, stream.guard, alpha, beta,
+         two);
 }
 
 void sums_of_squares_of_rows(DeviceMatrix<const float> x, double* sums, const CudaStream& stream) {
@@ -284,13 +400,13 @@ void sum_of_squares(DeviceMatrix<const float> x, bool usable, double* partial, d
 }
 
 void take_slices(bool of_rows, const Index* places, DeviceMatrix<const float> x, DeviceMatrix<float> u,
-                 const CudaStream& stream) {
+                 const GuardedStream& stream) {
   for_each_element("take_slices", u.rows, u.cols, false, stream,
                    TakeSlices{of_rows, places, elements(x), elements(u)});
 }
 
 void add_to_slices(float alpha, DeviceMatrix<const float> u, bool of_rows, const Index* places,
-                   DeviceMatrix<float> x, const CudaStream& stream) {
+                   DeviceMatrix<float> x, const GuardedStream& stream) {
   for_each_element("add_to_slices", u.rows, u.cols, false, stream,
                    AddToSlices{alpha, elements(u), of_rows, places, elements(x)});
 }
@@ -317,7 +433,12 @@ void inner_product(DeviceMatrix<const float> x, DeviceMatrix<const float> y, dou
   launch("inner_product, second pass", stream, {1, kThreads}, add_slabs_kernel, partial, sum);
 }
 
-template void convert<float, BFloat16>(DeviceMatrix<const float>, DeviceMatrix<BFloat16>, const CudaStream&);
-template void convert<BFloat16, float>(DeviceMatrix<const BFloat16>, DeviceMatrix<float>, const CudaStream&);
+template void copy<std::uint8_t>(DeviceMatrix<const std::uint8_t>, DeviceMatrix<std::uint8_t>,
+                                 const GuardedStream&);
+template void copy<float>(DeviceMatrix<const float>, DeviceMatrix<float>, const GuardedStream&);
+template void convert<float, BFloat16>(DeviceMatrix<const float>, DeviceMatrix<BFloat16>,
+                                       const GuardedStream&);
+template void convert<BFloat16, float>(DeviceMatrix<const BFloat16>, DeviceMatrix<float>,
+                                       const GuardedStream&);
 
 }  // namespace lowband

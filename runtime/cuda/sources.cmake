@@ -4,6 +4,7 @@ set(cuda_sources
     cuda/device.cc
     cuda/kernels.cu
     cuda/matrix_sign.cc
+    cuda/numbers.cu
     cuda/orthonormalise.cu
     cuda/passes.cu
     cuda/stream.cc

@@ -17,6 +17,7 @@ struct cublasLtMatmulPreferenceOpaque_t {};
 struct cublasLtMatmulDescOpaque_t {
   cublasComputeType_t compute;
   cublasOperation_t op_a = CUBLAS_OP_N, op_b = CUBLAS_OP_N;
+  std::int32_t pointer_mode = CUBLASLT_POINTER_MODE_HOST;
 };
 struct cublasLtMatrixLayoutOpaque_t {
   cudaDataType_t type;
@@ -120,6 +121,11 @@ cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* product, cublasCom
 cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t product,
                                               cublasLtMatmulDescAttributes_t attribute, const void* value,
                                               std::size_t bytes) {
+  if (attribute == CUBLASLT_MATMUL_DESC_POINTER_MODE) {
+    if (bytes != sizeof product->pointer_mode) return CUBLAS_STATUS_INVALID_VALUE;
+    std::memcpy(&product->pointer_mode, value, bytes);
+    return CUBLAS_STATUS_SUCCESS;
+  }
   cublasOperation_t& op = attribute == CUBLASLT_MATMUL_DESC_TRANSA ? product->op_a : product->op_b;
   if (bytes != sizeof op) return CUBLAS_STATUS_INVALID_VALUE;
   std::memcpy(&op, value, bytes);
@@ -196,12 +202,15 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t 
   if (used_algorithm != fast_algorithm) std::this_thread::sleep_for(delay);
   // What the pointers to host memory say now is kept, should the product be recorded.
   const auto multiply = [&]<class In, class Out, class Real>() {
-    const auto work = [=, product = *product, alpha = *static_cast<const Real*>(alpha),
-                       beta = *static_cast<const Real*>(beta), a_layout = *a_layout, b_layout = *b_layout,
+    const bool there = product->pointer_mode == CUBLASLT_POINTER_MODE_DEVICE;
+    const Real alpha_here = there ? Real{0} : *static_cast<const Real*>(alpha);
+    const Real beta_here = there ? Real{0} : *static_cast<const Real*>(beta);
+    const auto work = [=, product = *product, a_layout = *a_layout, b_layout = *b_layout,
                        c_layout = *c_layout, d_layout = *d_layout] {
       const lowband::cuda_on_host::DeviceAccess access;
-      lowband::multiply<In, Out, Real>(product, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d,
-                                       d_layout);
+      lowband::multiply<In, Out, Real>(
+          product, there ? *static_cast<const Real*>(alpha) : alpha_here, a, a_layout, b, b_layout,
+          there ? *static_cast<const Real*>(beta) : beta_here, c, c_layout, d, d_layout);
       return cudaSuccess;
     };
     lowband::cuda_on_host::enqueue(stream, work);

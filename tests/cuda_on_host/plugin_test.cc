@@ -185,41 +185,33 @@ TEST(PluginOnDevice, StateGoesFromDeviceToHostAndBack) {
   });
 }
 
-TEST(PluginOnDevice, AddsNoWaitToTheStep) {
-  long waits = 0, own_waits = 0;
+// Of one process: others would have to be waited for.
+TEST(PluginOnDevice, WaitsForNothingButTheReportThatIsAskedFor) {
   run_c_world(1, [&](lowband_world* world) {
     Memory memory(true);
     const COptimizer optimizer(world, memory.described(), options_of(LOWBAND_ADAMW, memory));
-    lowband_step_info info = step_info(0);
-    const long before = cuda_on_host::host_waits();
-    expect_ok(lowband_step(optimizer.handle, &info, nullptr));
-    waits = cuda_on_host::host_waits() - before;
-  });
-  run_world(1, [&](Communicator& world) {
-    Memory memory(true);
-    world.set_device(memory.device.get());
-    ProcessMesh mesh(world, {});
-    constexpr std::array kRoles{Role::kQuery, Role::kEmbedding, Role::kNorm};
-    std::vector<Parameter<float>> parameters;
-    Index offset = 0;
-    for (std::size_t i = 0; i < kShapes.size(); ++i) {
-      const auto [name, role, rows, cols] = kShapes[i];
-      parameters.push_back({{name, kRoles[i], rows, cols, TensorCut::kNone},
-                            memory.weights.matrix(offset, rows, cols),
-                            memory.gradients.matrix(offset, rows, cols)});
-      offset += rows * cols;
+    lowband_step_report report{};
+    lowband_step_report_defaults(&report);
+    EXPECT_EQ(lowband_last_report(optimizer.handle, &report), LOWBAND_INVALID_ARGUMENT);
+    EXPECT_THAT(lowband_last_error(), ::testing::HasSubstr("found no step, expected one before it"));
+    for (int step = 0; step < 3; ++step) {
+      memory.write(1 + step, memory.gradients);
+      const lowband_step_info info = step_info(step);
+      const long before = cuda_on_host::host_waits();
+      expect_ok(lowband_step(optimizer.handle, &info, nullptr));
+      EXPECT_EQ(cuda_on_host::host_waits(), before);
     }
-    OptimizerOptions options;
-    options.kind = OptimizerKind::kAdamW;
-    options.clip_norm = 1;
-    ShardedOptimizer<float> optimizer(mesh, parameters, {.name = "none", .matrices = {}, .factor_ranks = {}},
-                                      options);
     const long before = cuda_on_host::host_waits();
-    optimizer.step({.step = 0, .learning_rate = 0, .scalar_learning_rate = 0});
-    own_waits = cuda_on_host::host_waits() - before;
+    expect_ok(lowband_last_report(optimizer.handle, &report));
+    EXPECT_GT(cuda_on_host::host_waits(), before);
+    EXPECT_GT(report.gradient_norm, 0);
+    lowband_step_report again = report;
+    expect_ok(lowband_last_report(optimizer.handle, &again));
+    EXPECT_EQ(again.gradient_norm, report.gradient_norm);
+    const lowband_step_info info = step_info(3);
+    expect_ok(lowband_step(optimizer.handle, &info, &again));
+    EXPECT_NE(again.gradient_norm, 0);
   });
-  EXPECT_GT(own_waits, 0);
-  EXPECT_EQ(waits, own_waits);
 }
 
 TEST(PluginOnDevice, BeginsAfterTheStreamOfTheProgramAndThatGoesOnAfterIt) {

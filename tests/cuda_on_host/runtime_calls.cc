@@ -32,6 +32,9 @@ struct CUmemPoolHandle_st {};
 struct CUevent_st {
   std::chrono::steady_clock::time_point time;
   cudaStream_t recorded_in = nullptr;
+  // As on a device, what was recorded just now is over when somebody has waited, or asks once more.
+  bool just_recorded = false;
+  long waits_before = 0;
 };
 
 namespace lowband {
@@ -292,11 +295,17 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   event->recorded_in = stream;
   event->time = std::chrono::steady_clock::now();
+  event->just_recorded = true;
+  event->waits_before = lowband::waits;
   return cudaSuccess;
 }
-cudaError_t cudaEventQuery(cudaEvent_t /*event*/) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t /*event*/) {
-  ++lowband::waits;
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  if (!std::exchange(event->just_recorded, false) || event->waits_before != lowband::waits)
+    return cudaSuccess;
+  return set_error(cudaErrorNotReady, "recorded just now");
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (std::exchange(event->just_recorded, false) && event->waits_before == lowband::waits) ++lowband::waits;
   return cudaSuccess;
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {

@@ -221,7 +221,7 @@ TEST(Overlap, ReportsWhatTheCallerWaitedFor) {
       for (int step = 1; step < 4; ++step) {
         small.optimizer.gradient_ready(1);
         small.optimizer.gradient_ready(0);
-        sum += small.optimizer.step({.step = step, .learning_rate = 0.1}).communication_seconds;
+        sum += small.optimizer.step({.step = step, .learning_rate = 0.1}).get().communication_seconds;
       }
       // of two threads
       EXPECT_LE(sum, 2 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());

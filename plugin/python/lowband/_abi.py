@@ -5,7 +5,7 @@ import os
 import pathlib
 from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_int32, c_int64, c_uint64, c_void_p
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 
 class Meeting(Structure):
@@ -101,6 +101,7 @@ _FUNCTIONS = {
     "step_info_defaults": (None, [POINTER(StepInfo)]),
     "step_report_defaults": (None, [POINTER(StepReport)]),
     "step": (c_int, [_Optimizer, POINTER(StepInfo), POINTER(StepReport)]),
+    "last_report": (c_int, [_Optimizer, POINTER(StepReport)]),
     "bytes_defaults": (None, [POINTER(Bytes)]),
     "step_bytes": (c_int, [_Optimizer, c_char_p, c_int32, POINTER(Bytes)]),
     "total_bytes": (c_int, [_Optimizer, c_char_p, c_int32, POINTER(Bytes)]),

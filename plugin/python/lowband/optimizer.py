@@ -300,17 +300,28 @@ class Optimizer:
 
     def step(self, step: int, learning_rate: float, scalar_learning_rate: float,
              diagnose: bool = False, stream: int = 0) -> StepReport:
+        """`enqueue_step`, and its report."""
+        self.enqueue_step(step, learning_rate, scalar_learning_rate, diagnose, stream)
+        return self.last_report()
+
+    def enqueue_step(self, step: int, learning_rate: float, scalar_learning_rate: float,
+                     diagnose: bool = False, stream: int = 0) -> None:
         """Weights <- their update from the gradients, each the mean over this process's own data.
 
         `learning_rate` is that of matrices, `scalar_learning_rate` of everything else. Leaves anything in the
         gradients. Collective, equal arguments. On a device the step begins when what is in `stream` so far (a
-        cudaStream_t, 0 is the default one) is over, and what comes to it afterwards begins when the step is over.
+        cudaStream_t, 0 is the default one) is over, and what comes to it afterwards begins when the step is over; it
+        is not waited for.
         """
         info = _abi.defaults(_abi.StepInfo, "step_info")
         info.step, info.learning_rate, info.scalar_learning_rate = step, learning_rate, scalar_learning_rate
         info.diagnose, info.stream = diagnose, stream
+        _abi.call("step", self.handle, ctypes.byref(info), None)
+
+    def last_report(self) -> StepReport:
+        """Of the last step. Waits until a device has done it."""
         report = _abi.defaults(_abi.StepReport, "step_report")
-        _abi.call("step", self.handle, ctypes.byref(info), ctypes.byref(report))
+        _abi.call("last_report", self.handle, ctypes.byref(report))
         return _plain(report, StepReport)
 
     def step_bytes(self, purpose: str, axis: str = "") -> ByteCounts:

@@ -131,7 +131,8 @@ class Optimizer(torch.optim.Optimizer):
         self._announced: dict[int, torch.Tensor] = {}  # gradients, alive until the step has used them
         self._steps = 0
         self._weights_compared = self._is_closed = False
-        self.last_report: lowband.StepReport | None = None
+        self._last_report: lowband.StepReport | None = None
+        self._report_is_due = False
 
         moved = [i for i, (held, pieces) in enumerate(zip(self._held, updated)) if held != pieces]
         # Weights and gradients that are updated, of parameters whose pieces lie otherwise.
@@ -199,11 +200,20 @@ class Optimizer(torch.optim.Optimizer):
                                [tensor for pair in zip(*self._moved.values()) for tensor in pair])
         with self._current_device():
             stream = torch.cuda.current_stream().cuda_stream if self.device.type == "cuda" else 0
-            self.last_report = self.exchange.step(self._steps, learning_rate, scalar_learning_rate, stream=stream)
+            self.exchange.enqueue_step(self._steps, learning_rate, scalar_learning_rate, stream=stream)
+        self._report_is_due = True
         if self._moves is not None:
             self._moves.scatter([weight for weight, _ in self._moved.values()], held)
         self._steps += 1
         return loss
+
+    @property
+    def last_report(self) -> lowband.StepReport | None:
+        """Of the last step; on a device the first look at it waits for the step. None before the first."""
+        if self._report_is_due:
+            self._report_is_due = False
+            self._last_report = self.exchange.last_report()
+        return self._last_report
 
     def state_dict(self) -> dict[str, Any]:
         """State of this process: momentum and error differ between replicas, so every process saves its own. For
@@ -241,6 +251,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def close(self) -> None:
         """Lets go of the other processes. Collective; at the end of the program it happens by itself."""
+        with contextlib.suppress(lowband.Error):
+            self._last_report = self.last_report
         for parameter in self._parameters:
             self.state[parameter] = {}  # they show memory that is about to go
         self._is_closed = True
