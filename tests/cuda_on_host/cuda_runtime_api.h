@@ -4,8 +4,9 @@
 // of what our device code computes; docs/gpu.md says what they can show and what they cannot.
 //
 // Names, types and meanings are those of CUDA's documentation. Every call is over when it returns, or is
-// recorded. Device memory lies between pages that cannot be touched, holds NaNs until something is written,
-// and the host cannot touch it but through these calls.
+// recorded, but behind one of NCCL's transfers (nccl.h), which go on while somebody asks for them. Device
+// memory lies between pages that cannot be touched, holds NaNs until something is written, and the host
+// cannot touch it but through these calls.
 
 #include <cstddef>
 
@@ -79,7 +80,7 @@ cudaError_t cudaMallocFromPoolAsync(void** memory, std::size_t bytes, cudaMemPoo
                                     cudaStream_t stream);
 cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream);
 
-enum cudaMemoryType { cudaMemoryTypeUnregistered = 0, cudaMemoryTypeDevice = 2 };
+enum cudaMemoryType { cudaMemoryTypeUnregistered = 0, cudaMemoryTypeDevice = 2, cudaMemoryTypeManaged = 3 };
 struct cudaPointerAttributes {
   cudaMemoryType type;
   int device;

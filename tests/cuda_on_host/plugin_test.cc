@@ -4,6 +4,7 @@
 #include "plugin/lowband.h"
 #include "runtime/buffer.h"
 #include "runtime/copy.h"
+#include "runtime/cuda/stream.h"
 #include "runtime/device.h"
 #include "tests/cuda_on_host/waits.h"
 #include "tests/plugin/c_world.h"
@@ -219,14 +220,14 @@ TEST(PluginOnDevice, BeginsAfterTheStreamOfTheProgramAndThatGoesOnAfterIt) {
     Memory memory(true);
     const COptimizer optimizer(world, memory.described(), options_of(LOWBAND_ADAMW, memory));
     lowband_step_info info = step_info(0);
-    int place = 0;
-    info.stream = &place;  // an address that is no stream: only events meet it
+    const CudaStream program;
+    info.stream = program.handle();
     cuda_on_host::log_stream_order(true);
     expect_ok(lowband_step(optimizer.handle, &info, nullptr));
     const std::vector<cuda_on_host::StreamOrder> order = cuda_on_host::log_stream_order(false);
     ASSERT_EQ(order.size(), 2U);
-    EXPECT_EQ(order[0].earlier, &place);
-    EXPECT_EQ(order[1].later, &place);
+    EXPECT_EQ(order[0].earlier, program.handle());
+    EXPECT_EQ(order[1].later, program.handle());
     EXPECT_EQ(order[0].later, order[1].earlier);
     EXPECT_NE(order[0].later, order[0].earlier);
   });

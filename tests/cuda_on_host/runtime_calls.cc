@@ -10,11 +10,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <iterator>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -25,12 +28,67 @@ struct CUgraph_st {
   std::vector<std::function<cudaError_t()>> work;
 };
 struct CUgraphExec_st : CUgraph_st {};
+
+namespace lowband {
+namespace {
+
+// What a stream has still to do, in order; empty but behind a transfer that goes on. It moves when somebody
+// asks.
+struct Queue {
+  std::recursive_mutex mutex;
+  std::deque<std::function<bool()>> work;  // each says whether it is over
+  bool moving = false;
+  cudaError_t error = cudaSuccess;  // the first of what ran late
+
+  /// Whether everything is over.
+  bool move() {
+    // Not waited for: two streams may wait for each other's events, and whoever holds it moves it.
+    const std::unique_lock lock(mutex, std::try_to_lock);
+    if (!lock || moving) return false;
+    moving = true;
+    while (!work.empty() && work.front()()) work.pop_front();
+    moving = false;
+    return work.empty();
+  }
+  void drain() {
+    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (!move()) {
+      if (std::chrono::steady_clock::now() > give_up) {
+        std::fputs("cuda_on_host: a wait for a stream whose transfer never ends\n", stderr);
+        std::abort();
+      }
+      std::this_thread::yield();
+    }
+  }
+};
+
+struct Moment {
+  std::chrono::steady_clock::time_point time;
+  std::weak_ptr<Queue> queue;
+  std::atomic<bool> over = true;
+
+  bool look() {
+    if (!over) {
+      if (const std::shared_ptr<Queue> own = queue.lock()) own->move();
+    }
+    return over;
+  }
+  void pass() {
+    time = std::chrono::steady_clock::now();
+    over = true;
+  }
+};
+
+}  // namespace
+}  // namespace lowband
+
 struct CUstream_st {
   CUgraph_st* recording = nullptr;
+  std::shared_ptr<lowband::Queue> queue = std::make_shared<lowband::Queue>();
 };
 struct CUmemPoolHandle_st {};
 struct CUevent_st {
-  std::chrono::steady_clock::time_point time;
+  std::shared_ptr<lowband::Moment> moment = std::make_shared<lowband::Moment>();
   cudaStream_t recorded_in = nullptr;
   // As on a device, what was recorded just now is over when somebody has waited, or asks once more.
   bool just_recorded = false;
@@ -47,7 +105,15 @@ constexpr int kUntouched = 0xff;  // a NaN in every type
 // Larger buffers stay open to the host: closing their pages for every call takes longer than the tests.
 constexpr std::size_t kMostClosedBytes = std::size_t{1} << 20;
 
+// Null is the default stream, in which only events are.
+CUstream_st default_stream;
+cudaStream_t or_default(cudaStream_t stream) { return stream == nullptr ? &default_stream : stream; }
+
 std::atomic<long> waits = 0;
+// Asked once.
+bool is_under_way(CUevent_st& event) {
+  return std::exchange(event.just_recorded, false) && event.waits_before == waits;
+}
 std::mutex pinned_mutex;
 std::map<const unsigned char*, std::size_t> pinned;  // bytes by address
 bool is_pinned(const void* memory) {
@@ -182,9 +248,28 @@ cudaError_t set_error(cudaError_t code, std::string why) {
 }
 
 cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work) {
-  if (stream->recording == nullptr) return work();
-  stream->recording->work.push_back(std::move(work));
+  if (stream->recording != nullptr) {
+    stream->recording->work.push_back(std::move(work));
+    return cudaSuccess;
+  }
+  const std::shared_ptr<Queue> queue = stream->queue;
+  const std::lock_guard lock(queue->mutex);
+  if (queue->work.empty()) return work();
+  queue->work.push_back([own = queue.get(), work = std::move(work)] {
+    const cudaError_t code = work();
+    if (own->error == cudaSuccess) own->error = code;
+    return true;
+  });
   return cudaSuccess;
+}
+
+void enqueue_until(cudaStream_t stream, std::function<bool()> over) {
+  const std::lock_guard lock(stream->queue->mutex);
+  stream->queue->work.push_back(std::move(over));
+}
+
+bool in_device_memory(const void* memory, std::size_t bytes) {
+  return device_memory().place_of(memory, bytes) == DeviceMemory::Place::kDevice;
 }
 
 DeviceAccess::DeviceAccess() { device_memory().open(); }
@@ -270,18 +355,26 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned /*flags*
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  stream->queue->drain();
   delete stream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned /*flags*/) {
   if (lowband::logs_order) lowband::order_log.push_back({event->recorded_in, stream});
+  stream = lowband::or_default(stream);
+  if (!event->moment->over)
+    lowband::cuda_on_host::enqueue_until(stream, [moment = event->moment] { return moment->look(); });
   return cudaSuccess;
 }
-cudaError_t cudaStreamQuery(cudaStream_t /*stream*/) { return cudaSuccess; }
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  return stream->queue->move() ? stream->queue->error : cudaErrorNotReady;
+}
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   ++lowband::waits;
-  if (stream->recording == nullptr) return cudaSuccess;
-  return set_error(cudaErrorStreamCaptureUnsupported, "a wait for a stream that records");
+  if (stream->recording != nullptr)
+    return set_error(cudaErrorStreamCaptureUnsupported, "a wait for a stream that records");
+  stream->queue->drain();
+  return stream->queue->error;
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
@@ -294,22 +387,28 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   event->recorded_in = stream;
-  event->time = std::chrono::steady_clock::now();
+  stream = lowband::or_default(stream);
   event->just_recorded = true;
   event->waits_before = lowband::waits;
-  return cudaSuccess;
+  event->moment = std::make_shared<lowband::Moment>();
+  event->moment->queue = stream->queue;
+  event->moment->over = false;
+  return enqueue(stream, [moment = event->moment] {
+    moment->pass();
+    return cudaSuccess;
+  });
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
-  if (!std::exchange(event->just_recorded, false) || event->waits_before != lowband::waits)
-    return cudaSuccess;
-  return set_error(cudaErrorNotReady, "recorded just now");
+  const bool under_way = lowband::is_under_way(*event);
+  return event->moment->look() && !under_way ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  if (std::exchange(event->just_recorded, false) && event->waits_before == lowband::waits) ++lowband::waits;
+  if (lowband::is_under_way(*event)) ++lowband::waits;
+  while (!event->moment->look()) std::this_thread::yield();
   return cudaSuccess;
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
-  *milliseconds = std::chrono::duration<float, std::milli>(end->time - begin->time).count();
+  *milliseconds = std::chrono::duration<float, std::milli>(end->moment->time - begin->moment->time).count();
   return cudaSuccess;
 }
 
@@ -341,8 +440,12 @@ cudaError_t cudaMallocFromPoolAsync(void** memory, std::size_t bytes, cudaMemPoo
   *memory = device_memory().allocate(bytes);
   return *memory != nullptr ? cudaSuccess : set_error(cudaErrorMemoryAllocation, "no memory");
 }
-cudaError_t cudaFreeAsync(void* memory, cudaStream_t /*stream*/) {
-  return device_memory().free(memory) ? cudaSuccess : set_error(cudaErrorInvalidValue, "not a device buffer");
+cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
+  const auto work = [=] {
+    return device_memory().free(memory) ? cudaSuccess
+                                        : set_error(cudaErrorInvalidValue, "not a device buffer");
+  };
+  return stream->recording != nullptr ? work() : enqueue(stream, work);
 }
 
 cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream) {
@@ -361,10 +464,20 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
   const Place target = device_memory().place_of(to, bytes), source = device_memory().place_of(from, bytes);
   if (target == Place::kBeside || source == Place::kBeside)
     return set_error(cudaErrorInvalidValue, "beyond a device buffer");
-  if (source == Place::kDevice && target == Place::kHost && !lowband::is_pinned(to)) ++lowband::waits;
+  if (source == Place::kDevice && target == Place::kHost && !lowband::is_pinned(to)) {
+    ++lowband::waits;
+    if (stream->recording == nullptr) stream->queue->drain();
+  }
+  // Behind a transfer, what is not pinned is read now.
+  std::shared_ptr<std::vector<unsigned char>> kept;
+  if (source == Place::kHost && stream->recording == nullptr && !lowband::is_pinned(from) &&
+      !stream->queue->move()) {
+    const auto* const begin = static_cast<const unsigned char*>(from);
+    kept = std::make_shared<std::vector<unsigned char>>(begin, begin + bytes);
+  }
   return enqueue(stream, [=] {
     const DeviceAccess access;
-    std::memcpy(to, from, bytes);
+    if (bytes > 0) std::memcpy(to, kept != nullptr ? kept->data() : from, bytes);
     if (source == Place::kDevice && target == Place::kHost) lowband::add_to_hash(to, bytes);
     return cudaSuccess;
   });
@@ -425,9 +538,9 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
   delete executable;
   return cudaSuccess;
 }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t /*stream*/) {
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   for (const auto& work : executable->work) {
-    const cudaError_t code = work();
+    const cudaError_t code = enqueue(stream, work);
     if (code != cudaSuccess) return code;
   }
   return cudaSuccess;

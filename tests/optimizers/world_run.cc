@@ -147,7 +147,9 @@ std::vector<Snapshot> run(const RunPlan& plan) {
   std::vector<std::vector<Assembly>> states(
       snapshots.size(), std::vector<Assembly>(static_cast<std::size_t>(plan.mesh.replica)));
   std::mutex mutex;
-  run_world(plan.mesh.processes(), [&](Communicator& world) {
+  run_world(plan.mesh.processes(), [&](Communicator& host) {
+    const std::unique_ptr<Communicator> made = plan.world ? plan.world(host) : nullptr;
+    Communicator& world = made ? *made : host;
     const std::unique_ptr<Device> device = plan.on_device ? open_device() : nullptr;
     world.set_device(device.get());
     ProcessMesh mesh(world, plan.mesh);

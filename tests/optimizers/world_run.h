@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,8 @@ struct RunPlan {
   std::vector<Index> announced = {};
   bool diagnose = false;   // every step
   bool on_device = false;  // parameters and states in the memory of CUDA device 0; groups go through the host
+  /// Makes the world of the run from the process's own on threads; without it that is the world.
+  std::function<std::unique_ptr<Communicator>(Communicator& host)> world = {};
 };
 
 /// The whole model after a step, put together from the pieces of all processes.
