@@ -110,7 +110,8 @@ struct Alignments {
 
 // What the heuristic names, at most `most`, the one first that it thinks best.
 std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, const Alignments& alignments,
-                                             const Plan& plan, int most, const std::string& what) {
+                                             bool rounds_output, const Plan& plan, int most,
+                                             const std::string& what) {
   cublasLtMatmulPreference_t preference = nullptr;
   check_blas(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
   const Preference owner(preference);
@@ -119,6 +120,10 @@ std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, const Alig
                "cublasLtMatmulPreferenceSetAttribute");
   };
   set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::uint64_t>(kWorkspaceBytes));
+  // An algorithm that splits the inner dimension may add up its parts in the type of the output: not in bf16.
+  if (rounds_output)
+    set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+        static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignments.first);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignments.second);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignments.c);
@@ -210,6 +215,12 @@ void CudaBlas::multiply(Op op_a, Op op_b, bool scalars_there, const Scale* alpha
   LB_EXPECTS(fits && d.elements() > 0 && inner > 0, "gemm: found ", what(),
              ", expected op(A) (m, k), op(B) (k, n), C and D (m, n), none empty, equal counts");
 
+  // cuBLASLt computes in place where C and D are described by one layout.
+  const bool in_place = c.data == d.data;
+  LB_EXPECTS(!in_place || (c.row_stride == d.row_stride && c.matrix_stride == d.matrix_stride),
+             "gemm: found C in the place of D with strides ", c.row_stride, ", ", c.matrix_stride,
+             ", expected those of D, ", d.row_stride, ", ", d.matrix_stride);
+
   stream_->make_current();
   const Alignments alignments{alignment_of(b.data), alignment_of(a.data), alignment_of(c.data),
                               alignment_of(d.data)};
@@ -236,9 +247,9 @@ void CudaBlas::multiply(Op op_a, Op op_b, bool scalars_there, const Scale* alpha
                 alignments.d};
   const auto enqueue = [&](const Plan& plan, const cublasLtMatmulAlgo_t& algorithm, Out* to) {
     return cublasLtMatmul(shared_->handle.get(), plan.product.get(), alpha, b.data, plan.first.get(), a.data,
-                          plan.second.get(), beta, c.data, plan.c.get(), to, plan.d.get(), &algorithm,
-                          shared_->workspace.data(), static_cast<std::size_t>(kWorkspaceBytes),
-                          stream_->handle());
+                          plan.second.get(), beta, c.data, (in_place ? plan.d : plan.c).get(), to,
+                          plan.d.get(), &algorithm, shared_->workspace.data(),
+                          static_cast<std::size_t>(kWorkspaceBytes), stream_->handle());
   };
   auto kept = state_->plans.find(key);
   if (kept == state_->plans.end()) {
@@ -250,8 +261,8 @@ void CudaBlas::multiply(Op op_a, Op op_b, bool scalars_there, const Scale* alpha
     plan.c = layout_of<Out>(c);
     plan.d = layout_of<Out>(d);
     const bool measured = choice_ == PlanChoice::kMeasured;
-    const auto named =
-        candidates(shared_->handle.get(), alignments, plan, measured ? kCandidates : 1, what());
+    const auto named = candidates(shared_->handle.get(), alignments, std::is_same_v<Out, BFloat16>, plan,
+                                  measured ? kCandidates : 1, what());
     plan.algorithm = named.front();
     if (measured && named.size() > 1) {
       // Runs leave D alone, which may be C: into memory as aligned as D.

@@ -57,8 +57,8 @@ __global__ void find_non_finite_kernel(const T* __restrict__ x, Index elements, 
   bool finite = true;
 #pragma unroll 4
   for (Index i = first_element(); i < elements; i += element_stride())
-    finite = finite && isfinite(widened(x[i]));
-  if (!finite) *found = 1;  // whoever comes writes the same
+    finite &= isfinite(widened(x[i]));  // no load waits for the one before
+  if (!finite) *found = 1;              // whoever comes writes the same
 }
 
 // Tiles of 32 x 32, both sides of the copy along rows.

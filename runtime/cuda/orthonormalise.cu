@@ -25,7 +25,7 @@ constexpr auto kNonFinite = static_cast<std::int32_t>(DeviceFactorisation::kNonF
 __global__ void find_non_finite_kernel(const float* p, Index elements, std::int32_t* factorisation) {
   const float* const own = p + Index{blockIdx.y} * elements;
   bool finite = true;
-  for (Index i = first_element(); i < elements; i += element_stride()) finite = finite && isfinite(own[i]);
+  for (Index i = first_element(); i < elements; i += element_stride()) finite &= isfinite(own[i]);
   if (!finite) factorisation[blockIdx.y] = kNonFinite;
 }
 

@@ -13,7 +13,9 @@
 #include <cublasLt.h>
 
 struct cublasLtContext {};
-struct cublasLtMatmulPreferenceOpaque_t {};
+struct cublasLtMatmulPreferenceOpaque_t {
+  std::uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_MASK;
+};
 struct cublasLtMatmulDescOpaque_t {
   cublasComputeType_t compute;
   cublasOperation_t op_a = CUBLAS_OP_N, op_b = CUBLAS_OP_N;
@@ -54,18 +56,30 @@ Buffer<Real> transpose_of(const Layout& layout, const void* data, std::int32_t b
 
 // D <- alpha op(A) op(B) + beta C, all column-major: D^T <- alpha op(B)^T op(A)^T + beta C^T.
 template <class In, class Out, class Real>
-void multiply(const cublasLtMatmulDescOpaque_t& product, Real alpha, const void* a, const Layout& a_layout,
-              const void* b, const Layout& b_layout, Real beta, const void* c, const Layout& c_layout,
-              void* d, const Layout& d_layout) {
+void multiply(const cublasLtMatmulDescOpaque_t& product, bool rounds_partial_sums, Real alpha, const void* a,
+              const Layout& a_layout, const void* b, const Layout& b_layout, Real beta, const void* c,
+              const Layout& c_layout, void* d, const Layout& d_layout) {
   const auto op_of = [](cublasOperation_t op) { return op == CUBLAS_OP_N ? Op::kNone : Op::kTranspose; };
   for (std::int32_t matrix = 0; matrix < d_layout.count; ++matrix) {
     Buffer<Real> left = transpose_of<Real, In>(b_layout, b, matrix);
     Buffer<Real> right = transpose_of<Real, In>(a_layout, a, matrix);
     Buffer<Real> result = beta == 0 ? Buffer<Real>(d_layout.rows * d_layout.cols)
                                     : transpose_of<Real, Out>(c_layout, c, matrix);
-    gemm<Real>(op_of(product.op_b), op_of(product.op_a), alpha, left.matrix(0, b_layout.cols, b_layout.rows),
-               right.matrix(0, a_layout.cols, a_layout.rows), beta,
-               result.matrix(0, d_layout.cols, d_layout.rows));
+    const MatrixView<const Real> x = left.matrix(0, b_layout.cols, b_layout.rows);
+    const MatrixView<const Real> y = right.matrix(0, a_layout.cols, a_layout.rows);
+    const Op op_x = op_of(product.op_b), op_y = op_of(product.op_a);
+    const Index inner = op_x == Op::kNone ? x.cols : x.rows;
+    const Index part = rounds_partial_sums && inner > 1 ? (inner + 1) / 2 : inner;
+    for (Index begin = 0; begin < inner; begin += part) {
+      const Index own = std::min(part, inner - begin);
+      gemm<Real>(op_x, op_y, alpha,
+                 op_x == Op::kNone ? x.block(0, x.rows, begin, own) : x.block(begin, own, 0, x.cols),
+                 op_y == Op::kNone ? y.block(begin, own, 0, y.cols) : y.block(0, y.rows, begin, own),
+                 begin == 0 ? beta : Real{1}, result.matrix(0, d_layout.cols, d_layout.rows));
+      if constexpr (std::is_same_v<Out, BFloat16>) {
+        for (Index e = 0; e < result.size(); ++e) result[e] = to_float(to_bfloat16(result[e]));
+      }
+    }
     auto* const to = static_cast<Out*>(d) + matrix * d_layout.matrix_stride;
     for (Index j = 0; j < d_layout.cols; ++j) {
       for (Index i = 0; i < d_layout.rows; ++i) {
@@ -163,9 +177,11 @@ cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* prefer
   *preference = new cublasLtMatmulPreferenceOpaque_t;
   return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t /*preference*/,
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
                                                     cublasLtMatmulPreferenceAttributes_t attribute,
-                                                    const void* /*value*/, std::size_t bytes) {
+                                                    const void* value, std::size_t bytes) {
+  if (attribute == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK && bytes == sizeof preference->reductions)
+    std::memcpy(&preference->reductions, value, bytes);
   const bool is_workspace = attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
   return bytes == (is_workspace ? sizeof(std::uint64_t) : sizeof(std::uint32_t))
              ? CUBLAS_STATUS_SUCCESS
@@ -178,16 +194,18 @@ cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t prefer
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t product,
                                               cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                               cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
-                                              cublasLtMatmulPreference_t /*preference*/, int most,
+                                              cublasLtMatmulPreference_t preference, int most,
                                               cublasLtMatmulHeuristicResult_t* results, int* found) {
   const bool plain_a = product->op_a == CUBLAS_OP_N, plain_b = product->op_b == CUBLAS_OP_N;
   const bool fits = (plain_a ? a->rows : a->cols) == d->rows && (plain_b ? b->cols : b->rows) == d->cols &&
                     (plain_a ? a->cols : a->rows) == (plain_b ? b->rows : b->cols) && c->rows == d->rows &&
                     c->cols == d->cols && a->count == d->count && b->count == d->count &&
                     c->count == d->count && a->type == b->type && c->type == d->type;
+  constexpr std::uint32_t kOfOutput =
+      CUBLASLT_REDUCTION_SCHEME_INPLACE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
   *found = std::min(most, kAlgorithms);
   for (int i = 0; i < *found; ++i)
-    results[i] = {.algo = {.data = {static_cast<std::uint64_t>(i)}},
+    results[i] = {.algo = {.data = {static_cast<std::uint64_t>(i), preference->reductions & kOfOutput}},
                   .state = fits ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE};
   return results->state;
 }
@@ -198,6 +216,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t 
                               cublasLtMatrixLayout_t c_layout, void* d, cublasLtMatrixLayout_t d_layout,
                               const cublasLtMatmulAlgo_t* algorithm, void* /*workspace*/,
                               std::size_t /*workspace_bytes*/, cudaStream_t stream) {
+  // In place means one matrix, described once.
+  if (c == d && c_layout != d_layout) return CUBLAS_STATUS_INVALID_VALUE;
   used_algorithm = static_cast<int>(algorithm->data[0]);
   if (used_algorithm != fast_algorithm) std::this_thread::sleep_for(delay);
   // What the pointers to host memory say now is kept, should the product be recorded.
@@ -205,11 +225,11 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t 
     const bool there = product->pointer_mode == CUBLASLT_POINTER_MODE_DEVICE;
     const Real alpha_here = there ? Real{0} : *static_cast<const Real*>(alpha);
     const Real beta_here = there ? Real{0} : *static_cast<const Real*>(beta);
-    const auto work = [=, product = *product, a_layout = *a_layout, b_layout = *b_layout,
-                       c_layout = *c_layout, d_layout = *d_layout] {
+    const auto work = [=, product = *product, rounds = algorithm->data[1] != 0, a_layout = *a_layout,
+                       b_layout = *b_layout, c_layout = *c_layout, d_layout = *d_layout] {
       const lowband::cuda_on_host::DeviceAccess access;
       lowband::multiply<In, Out, Real>(
-          product, there ? *static_cast<const Real*>(alpha) : alpha_here, a, a_layout, b, b_layout,
+          product, rounds, there ? *static_cast<const Real*>(alpha) : alpha_here, a, a_layout, b, b_layout,
           there ? *static_cast<const Real*>(beta) : beta_here, c, c_layout, d, d_layout);
       return cudaSuccess;
     };

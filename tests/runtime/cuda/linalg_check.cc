@@ -109,6 +109,22 @@ void products_are_those_of_double(const CudaStream& stream) {
   check_gemm<BFloat16, BFloat16>(0x1p-8, stream);
 }
 
+// 256 + 1 - 256: the first half of the terms adds up to what bf16 rounds to 256. A sum in float is exact.
+void half_products_are_rounded_once(const CudaStream& stream) {
+  CudaBlas blas(stream);
+  for (const Index k : {Index{64}, Index{8192}}) {
+    const Index m = 16, n = 8;
+    std::vector<float> b(at(k * n));
+    for (Index j = 0; j < n; ++j) b[at(j)] = 256, b[at(n + j)] = 1, b[at((k - 1) * n + j)] = -256;
+    const auto left = on_device(as<BFloat16>(std::vector<float>(at(m * k), 1.0F)), stream);
+    const auto right = on_device(as<BFloat16>(b), stream);
+    DeviceBuffer<BFloat16> d(m * n, stream);
+    blas.gemm<BFloat16, BFloat16>(Op::kNone, Op::kNone, 1, left.matrix(0, m, k), right.matrix(0, k, n), 0,
+                                  d.matrix(0, m, n), d.matrix(0, m, n));
+    for (const BFloat16 x : on_host(d)) expect(number(x) == 1, "256 + 1 - 256 is ", number(x));
+  }
+}
+
 void products_of_other_shapes_are_refused(const CudaStream& stream) {
   CudaBlas blas(stream);
   DeviceBuffer<float> x(100, stream);
@@ -352,6 +368,7 @@ void signs_are_those_of_the_iteration_in_double(const CudaStream& stream) {
 
 constexpr DeviceCheck kChecks[] = {
     {"products_are_those_of_double", products_are_those_of_double},
+    {"half_products_are_rounded_once", half_products_are_rounded_once},
     {"products_of_other_shapes_are_refused", products_of_other_shapes_are_refused},
     {"a_large_symmetric_product_is_formed_by_blocks", a_large_symmetric_product_is_formed_by_blocks},
     {"orthonormal_factors_are_those_of_unpivoted_qr", orthonormal_factors_are_those_of_unpivoted_qr},
