@@ -4,6 +4,7 @@
 #
 # Usage: builds.sh SOURCE_FOLDER BUILD_FOLDER
 set -euo pipefail
+command -v nvcc >/dev/null || { echo "skipped: no nvcc"; exit 77; }
 cmake --preset device -S "$1" -B "$2" >"$2.log" 2>&1 || { cat "$2.log"; exit 1; }
 cmake --build "$2" --parallel 1 >"$2.log" 2>&1 || { grep -A5 -E 'error|FAILED' "$2.log" || cat "$2.log"; exit 1; }
 for check in kernels layers linalg places stream transformer; do
