@@ -68,6 +68,11 @@ Communicator::Communicator(int process, int size, std::string axis, std::shared_
   LB_EXPECTS(ledger_ != nullptr, "communicator: no ledger");
 }
 
+void Communicator::break_late(const std::exception_ptr& failure) {
+  const std::lock_guard lock(failure_mutex_);
+  if (!failure_) failure_ = failure;
+}
+
 void Communicator::throw_if_broken() {
   const std::lock_guard lock(failure_mutex_);
   if (failure_) std::rethrow_exception(failure_);
@@ -107,10 +112,7 @@ class Communicator::Reached {
     const MatrixView<T> whole = group.placed(span);
     if (whole.device == nullptr || span.empty()) return;
     device_ = whole.device;
-    if (group.reaches_devices()) {
-      device_->synchronize();
-      return;
-    }
+    if (group.reaches_devices()) return;
     there_ = bytes_of(span.data());
     bytes_ = static_cast<Index>(span.size_bytes());
     PinnedBuffer<std::byte>& staging = group.staging_[slot];

@@ -100,8 +100,11 @@ class Communicator {
 
   /// From now on spans may lie in the memory of `device` (null: only the host's) as well as in the host's. A
   /// call takes what the device's work so far leaves in them, and its later work finds the results; a backend
-  /// that does not reach device memory sends and receives copies in pinned host memory. Inherited by groups
-  /// split later. Ownership: borrows the device.
+  /// that does not reach device memory sends and receives copies in pinned host memory. One that does returns
+  /// from a call whose spans all lie there when it is enqueued. What goes wrong in it then breaks the group
+  /// at its deadline at the latest, which runs from its turn on the device: the device goes on, with any
+  /// numbers where results were expected, and the next call, or `throw_if_broken`, throws what happened.
+  /// Inherited by groups split later. Ownership: borrows the device.
   void set_device(Device* device) { device_ = device; }
   Device* device() const { return device_; }
 
@@ -145,6 +148,10 @@ class Communicator {
 
   void barrier();
 
+  /// Throws what broke the group, where something did. Who waited for a device whose work came from this
+  /// group asks before he believes what he finds. Not collective, does not wait.
+  void throw_if_broken();
+
   /// For a group whose data goes another way, and that has a host group at its side: waits until all
   /// processes made `call`, compares, and fails as the call itself would here. Not recorded.
   void meet(const Call& call);
@@ -165,6 +172,9 @@ class Communicator {
   const std::shared_ptr<Ledger>& shared_ledger() const { return ledger_; }
   /// For backends, when a call has to wait: does a piece of other work; false when there is none.
   bool work_while_waiting() { return wait_work_ && wait_work_(); }
+  /// For backends, from any thread: what went wrong in a call that had returned. Afterwards they abort, as
+  /// this side does for calls that throw.
+  void break_late(const std::exception_ptr& failure);
 
  private:
   // Type-erased seams of the backends, called on groups of at least two with checked arguments. Those that
@@ -199,7 +209,6 @@ class Communicator {
   /// Runs `action`; when it throws, the group is broken from then on.
   template <class Action>
   auto break_on_failure(Action action);
-  void throw_if_broken();
   /// The span as a view that knows its place.
   template <class T>
   MatrixView<T> placed(std::span<T> span) const;

@@ -157,6 +157,14 @@ void Ledger::record(const Transfer& transfer, std::span<const PayloadShare> shar
   add(transfer.purpose, rest);
 }
 
+// The step that has begun since may not have such a transfer of its own.
+void Ledger::add_seconds(const std::string& axis, Purpose purpose, Operation operation, double seconds) {
+  const std::lock_guard lock(mutex_);
+  const Key key{axis, purpose, operation};
+  total_[key].seconds += seconds;
+  if (const auto found = step_.find(key); found != step_.end()) found->second.seconds += seconds;
+}
+
 namespace {
 
 double seconds_since(std::chrono::steady_clock::time_point begin) {

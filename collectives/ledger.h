@@ -98,6 +98,9 @@ class Ledger {
   /// in proportion to their elements: payload exactly, transport bytes to the nearest byte. The purpose of
   /// the transfer gets the rest, so that sums are exact, and the call.
   void record(const Transfer& transfer, std::span<const PayloadShare> shares, Index element_bytes);
+  /// Of a transfer on a device that was recorded when it was enqueued: how long it took there, from its turn
+  /// to its end.
+  void add_seconds(const std::string& axis, Purpose purpose, Operation operation, double seconds);
 
   /// The calling thread is inside a collective as long as this lives; one at a time on a thread.
   class Presence {

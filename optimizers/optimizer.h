@@ -53,7 +53,7 @@ struct StepReport {
 /// The report of a step that a device may not have done yet.
 ///
 /// Whoever wants the report, waits: a step of which nobody does costs no wait. Ownership: of a device,
-/// borrows it until it is read.
+/// borrows it and the optimizer's groups until it is read.
 class PendingReport {
  public:
   explicit PendingReport(StepReport known) : report_(std::move(known)) {}
@@ -66,7 +66,8 @@ class PendingReport {
 
   /// Waits for the device, the first time. Throws: Error, on all processes, when a state is not finite
   /// although its gradients are; the matrix was left alone, and its weight will not change before that is
-  /// cured.
+  /// cured. What broke a group, when an exchange failed after `step` had returned: weights and state are
+  /// those of no step then, and a run goes on from its last checkpoint.
   const StepReport& get() {
     if (auto complete = std::exchange(complete_, nullptr)) complete(report_);
     return report_;

@@ -209,18 +209,20 @@ PendingReport ShardedOptimizer<Real>::step(const StepInfo& info) {
 
   const Arriving<double> norm_and_scale(norm_and_scale_.line());  // the last to arrive
   const auto over = [norm_and_scale] { return norm_and_scale.over(); };
-  PendingReport pending(std::move(report), over,
-                        [norm_and_scale, outcomes = std::move(outcomes)](StepReport& found) {
-                          found.gradient_norm = norm_and_scale.get()[0];
-                          found.clip_scale = norm_and_scale.get()[1];
-                          for (const auto& of_bucket : outcomes) {
-                            const auto outcome = of_bucket();
-                            found.skipped_matrices += outcome.skipped_matrices;
-                            found.skipped_other += outcome.skipped_other;
-                            found.dead_columns += outcome.dead_columns;
-                            found.householder_fallbacks += outcome.householder_fallbacks;
-                          }
-                        });
+  PendingReport pending(
+      std::move(report), over,
+      [mesh = &exchange_mesh(), norm_and_scale, outcomes = std::move(outcomes)](StepReport& found) {
+        found.gradient_norm = norm_and_scale.get()[0];
+        mesh->throw_if_broken();
+        found.clip_scale = norm_and_scale.get()[1];
+        for (const auto& of_bucket : outcomes) {
+          const auto outcome = of_bucket();
+          found.skipped_matrices += outcome.skipped_matrices;
+          found.skipped_other += outcome.skipped_other;
+          found.dead_columns += outcome.dead_columns;
+          found.householder_fallbacks += outcome.householder_fallbacks;
+        }
+      });
   if (mesh_->world().device() == nullptr) pending.get();
   return pending;
 }

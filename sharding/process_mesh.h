@@ -48,6 +48,12 @@ class ProcessMesh {
   /// Data-parallel position: processes with equal value read the same tokens.
   int data_index() const { return position_.shard + shape_.shard * position_.replica; }
   int data_size() const { return shape_.replica * shape_.shard; }
+  /// Throws what broke one of the groups, where something did. Does not wait.
+  void throw_if_broken() const {
+    for (Communicator* const group :
+         {world_, replica_.get(), shard_.get(), tensor_.get(), within_replica_.get()})
+      group->throw_if_broken();
+  }
 
  private:
   MeshShape shape_;

@@ -9,9 +9,13 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <mutex>
+#include <optional>
+#include <stop_token>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -25,6 +29,8 @@ using Clock = std::chrono::steady_clock;
 
 // A group that ends in peace waits this long for the processes of its own host to end it too.
 constexpr std::chrono::seconds kFarewell{5};
+// How often transfers are looked after that nobody waits for.
+constexpr std::chrono::milliseconds kWatch{2};
 
 ncclDataType_t nccl_dtype(DType dtype) {
   switch (dtype) {
@@ -51,17 +57,18 @@ class NcclCommunicator final : public Communicator {
       : Communicator(control->process(), control->size(), control->axis(), std::move(ledger),
                      control->deadline()),
         control_(std::move(control)),
-        stream_(device, CudaStream::Priority::kHigh),
-        done_(stream_) {
+        stream_(device, CudaStream::Priority::kHigh) {
     control_->set_wait_work([this] { return work_while_waiting(); });
     connect();
+    watch_ = std::jthread([this](const std::stop_token& stop) { watch(stop); });
   }
 
   ~NcclCommunicator() override {
+    watch_.request_stop();
+    watch_.join();
     if (comm_ == nullptr) return;
-    // Calls wait for their transfers, so only a broken group has any under way.
     const bool in_peace = !failed_ && !aborted_ && std::uncaught_exceptions() == exceptions_in_flight_;
-    if (in_peace && ncclCommFinalize(comm_) != ncclInvalidUsage) {
+    if (in_peace && ended_by_themselves() && ncclCommFinalize(comm_) != ncclInvalidUsage) {
       ncclResult_t state = ncclInProgress;
       const Clock::time_point give_up = Clock::now() + kFarewell;
       while (state == ncclInProgress && Clock::now() < give_up) {
@@ -83,7 +90,7 @@ class NcclCommunicator final : public Communicator {
 
   // Parts are cut evenly, the first elements % n one element longer.
   Index do_all_reduce(const Call& call, void* data) override {
-    begin(call);
+    const Turn turn(*this, call);
     const Staged whole(*this, kFirst, data, call.elements * dtype_bytes(call.dtype), Staged::kReadWrite);
     cut_evenly(call.elements);
     Index sent = 0;
@@ -98,13 +105,13 @@ class NcclCommunicator final : public Communicator {
       sent += gather(whole.data());
     }
     whole.deliver();
-    finish();
+    turn.finish();
     return sent;
   }
 
   Index do_reduce_scatter(const Call& call, const void* send, void* receive,
                           std::span<const Index> counts) override {
-    begin(call);
+    const Turn turn(*this, call);
     cut(counts);
     const Index own_elements = counts[at(process())];
     const DType out = sum_dtype(call.dtype);
@@ -120,13 +127,13 @@ class NcclCommunicator final : public Communicator {
       sent = scatter_reduce(whole.data(), part.data(), out);
     }
     part.deliver();
-    finish();
+    turn.finish();
     return sent;
   }
 
   Index do_all_gather(const Call& call, const void* send, void* receive,
                       std::span<const Index> counts) override {
-    begin(call);
+    const Turn turn(*this, call);
     cut(counts);
     // Staged, the whole need not be read: every part of it is written.
     const Staged whole(*this, kFirst, receive, offsets_.back(), Staged::kWrite);
@@ -144,13 +151,13 @@ class NcclCommunicator final : public Communicator {
       sent = gather(whole.data());
     }
     whole.deliver();
-    finish();
+    turn.finish();
     return sent;
   }
 
   Index do_all_to_all(const Call& call, const void* send, void* receive,
                       std::span<const Index> counts) override {
-    begin(call);
+    const Turn turn(*this, call);
     const Index bytes = dtype_bytes(call.dtype);
     std::vector<Index> out{0}, in{0};  // offsets in the two buffers
     for (int p = 0; p < size(); ++p) {
@@ -173,12 +180,12 @@ class NcclCommunicator final : public Communicator {
     }
     const Index sent = group.run();
     to.deliver();
-    finish();
+    turn.finish();
     return sent;
   }
 
   Index do_broadcast(const Call& call, void* data) override {
-    begin(call);
+    const Turn turn(*this, call);
     const Index bytes = call.elements * dtype_bytes(call.dtype);
     const Staged whole(*this, kFirst, data, bytes, call.root == process() ? Staged::kRead : Staged::kWrite);
     if (bytes > 0)
@@ -186,12 +193,12 @@ class NcclCommunicator final : public Communicator {
                            comm_, stream_.handle()),
              "ncclBroadcast");
     whole.deliver();
-    finish();
+    turn.finish();
     // A chain from the root: the last one passes nothing on.
     return process() == (call.root + size() - 1) % size() ? 0 : bytes;
   }
 
-  void do_barrier(const Call& call) override { begin(call); }
+  void do_barrier(const Call& call) override { meet_on_host(call); }
 
   std::unique_ptr<Communicator> do_split(std::span<const int> members, std::string axis) override {
     // Colours and keys again, for the host group: its first member names a group.
@@ -208,7 +215,7 @@ class NcclCommunicator final : public Communicator {
   bool moves_alone() const override { return true; }
   bool reaches_devices() const override { return true; }
 
-  // NCCL's functions are called by the thread of the group's calls alone; it sees the flag.
+  // Whoever is in NCCL sees the flag: the thread of the group's calls, or the one that watches.
   void do_abort(std::string_view reason) override {
     {
       const std::lock_guard lock(abort_mutex_);
@@ -219,11 +226,9 @@ class NcclCommunicator final : public Communicator {
   }
 
   void do_let_go() override {
+    const std::lock_guard lock(mutex_);
     failed_ = true;
-    if (!in_flight_) return;
-    in_flight_ = false;
-    ncclCommAbort(comm_);  // ends kernels that wait for a peer, so that the stream runs dry
-    comm_ = nullptr;
+    end_transfers();
     static_cast<void>(cudaStreamSynchronize(stream_.handle()));
   }
 
@@ -232,7 +237,7 @@ class NcclCommunicator final : public Communicator {
   // Process 0 draws the id, the host group hands it around.
   void connect() {
     what_ = "connecting";
-    give_up_ = Clock::now() + deadline();
+    since_ = Clock::now();
     ncclUniqueId id{};
     if (process() == 0) check(ncclGetUniqueId(&id), "ncclGetUniqueId");
     std::array<std::uint8_t, sizeof id> bytes{};
@@ -252,64 +257,172 @@ class NcclCommunicator final : public Communicator {
     }
   }
 
-  void check(ncclResult_t result, std::string_view call) {
+  void check(ncclResult_t result, std::string_view call) { check(result, call, what_); }
+  void check(ncclResult_t result, std::string_view call, std::string_view whose) {
     if (result == ncclSuccess) return;
     const char* const detail = ncclGetLastError(comm_);
-    const std::string text = cat(what_, " on axis ", axis(), ", process ", process(), " of ", size(), ": ",
+    const std::string text = cat(whose, " on axis ", axis(), ", process ", process(), " of ", size(), ": ",
                                  call, ": code ", static_cast<int>(result), ", ", ncclGetErrorString(result),
                                  detail != nullptr && *detail != '\0' ? cat(": ", detail) : std::string());
     if (result == ncclRemoteError) throw PeerFailed(text);
     throw NcclError(text);
   }
 
-  void throw_if_over(std::string_view what) {
-    if (aborted_) {
-      const std::lock_guard lock(abort_mutex_);
-      throw PeerFailed(
-          cat("process ", process(), " of ", size(), " aborted axis ", axis(), ": ", abort_reason_));
-    }
-    if (Clock::now() < give_up_) return;
-    throw PeerFailed(cat(what_, " on axis ", axis(), ", process ", process(), " of ", size(), ": ", what,
-                         " did not end within ", deadline().count(), " ms, although every process had come"));
+  void throw_if_aborted() {
+    if (!aborted_) return;
+    const std::lock_guard lock(abort_mutex_);
+    throw PeerFailed(
+        cat("process ", process(), " of ", size(), " aborted axis ", axis(), ": ", abort_reason_));
+  }
+  // `what`, of the call or connection `whose`.
+  void throw_if_late(Clock::time_point since, std::chrono::milliseconds deadline, std::string_view whose,
+                     std::string_view what) {
+    if (Clock::now() < since + deadline) return;
+    throw PeerFailed(cat(whose, " on axis ", axis(), ", process ", process(), " of ", size(), ": ", what,
+                         " did not end within ", deadline.count(), " ms, although every process had come"));
   }
 
   // A non-blocking communicator takes the next call, and its stream the next kernel, when it says Success.
   void settle(ncclResult_t result, std::string_view call) {
     while (result == ncclInProgress) {
-      throw_if_over(call);
+      throw_if_aborted();
+      throw_if_late(since_, deadline(), what_, call);
       check(ncclCommGetAsyncError(comm_, &result), "ncclCommGetAsyncError");
       if (result == ncclInProgress) std::this_thread::yield();
     }
     check(result, call);
   }
 
-  // ---- a call: meet, enqueue, wait
+  // ---- a call: meet, enqueue, and wait where the host takes part
 
-  void begin(const Call& call) {
+  // A transfer on the stream. Its deadline runs from the moment at which nothing is before it.
+  struct Flight {
+    explicit Flight(const CudaStream& stream) : begun(stream), over(stream) {}
+    Call call;
+    std::string what;
+    CudaEvent begun, over;
+    std::optional<Clock::time_point> since = std::nullopt;
+    std::chrono::milliseconds deadline{};
+  };
+
+  void meet_on_host(const Call& call) {
     what_ = describe(call);
     control_->set_deadline(deadline());
     control_->meet(call);
-    give_up_ = Clock::now() + deadline();
-    if (call.operation != Operation::kBarrier) {
-      call_ = call;
-      in_flight_ = true;
-      landings_.clear();
-      stream_.make_current();
+    since_ = Clock::now();
+  }
+
+  // From the meeting to the end of the call, NCCL is the calling thread's alone.
+  class Turn {
+   public:
+    Turn(NcclCommunicator& owner, const Call& call) : owner_(owner) {
+      owner.meet_on_host(call);
+      lock_ = std::unique_lock(owner.mutex_);
+      owner.begin(call);
+    }
+    void finish() const { owner_.finish(); }
+
+   private:
+    NcclCommunicator& owner_;
+    std::unique_lock<std::mutex> lock_;
+  };
+
+  void begin(const Call& call) {
+    if (late_failure_) std::rethrow_exception(late_failure_);
+    look_after_flights();
+    call_ = call;
+    landings_.clear();
+    staged_ = false;
+    stream_.make_current();
+    // Groups of a device take their turns in its queue, so that their kernels come in one order everywhere.
+    if (device() != nullptr) device()->precede(stream_.handle());
+    flight_ = spare_flights_.empty() ? std::make_unique<Flight>(stream_) : std::move(spare_flights_.back());
+    if (!spare_flights_.empty()) spare_flights_.pop_back();
+    flight_->begun.record(stream_);
+  }
+
+  // Spans of the device's memory alone: its queue goes on behind the transfer, and the host with other
+  // things.
+  void finish() {
+    flight_->over.record(stream_);
+    flight_->call = call_;
+    flight_->what = what_;
+    flight_->since.reset();
+    flight_->deadline = deadline();
+    flights_.push_back(std::move(flight_));
+    if (device() != nullptr) device()->follow(stream_.handle());
+    if (device() != nullptr && !staged_) {
+      watched_.notify_one();
+      return;
+    }
+    wait_for_flights();
+    for (const Landing& landing : landings_)
+      std::memcpy(landing.to, landing.from, static_cast<std::size_t>(landing.bytes));
+  }
+
+  // Forgets what is over. Throws what went wrong with the others.
+  void look_after_flights() {
+    while (!flights_.empty()) {
+      Flight& first = *flights_.front();
+      if (!first.since && first.begun.over()) first.since = Clock::now();
+      if (first.since && first.over.over()) {
+        ledger().add_seconds(axis(), first.call.purpose, first.call.operation,
+                             first.over.seconds_since(first.begun));
+        spare_flights_.push_back(std::move(flights_.front()));
+        flights_.pop_front();
+        continue;
+      }
+      throw_if_aborted();
+      ncclResult_t state = ncclSuccess;
+      check(ncclCommGetAsyncError(comm_, &state), "ncclCommGetAsyncError", first.what);
+      if (state != ncclInProgress) check(state, "the transfer", first.what);
+      if (first.since) throw_if_late(*first.since, first.deadline, first.what, "the transfer");
+      return;
     }
   }
 
-  void finish() {
-    done_.record(stream_);
-    while (!done_.over()) {
-      throw_if_over("the transfer");
-      ncclResult_t state = ncclSuccess;
-      check(ncclCommGetAsyncError(comm_, &state), "ncclCommGetAsyncError");
-      if (state != ncclInProgress) check(state, "the transfer");
+  void wait_for_flights() {
+    for (look_after_flights(); !flights_.empty(); look_after_flights()) {
       if (!work_while_waiting()) std::this_thread::yield();
     }
-    in_flight_ = false;
-    for (const Landing& landing : landings_)
-      std::memcpy(landing.to, landing.from, static_cast<std::size_t>(landing.bytes));
+  }
+
+  bool ended_by_themselves() noexcept {
+    try {
+      wait_for_flights();
+      return true;
+    } catch (const std::exception&) {
+      return false;
+    }
+  }
+
+  // Ends kernels that wait for a peer, so that the stream, and who waits for it, goes on.
+  void end_transfers() {
+    if (comm_ == nullptr || (flight_ == nullptr && flights_.empty())) return;
+    ncclCommAbort(comm_);
+    comm_ = nullptr;
+    flight_.reset();
+    flights_.clear();
+  }
+
+  // Of transfers that nobody waits for: the host may be waiting for the device, which waits for them. The
+  // group is broken before its kernels end, so that whoever finds what they left finds out.
+  void watch(const std::stop_token& stop) {
+    std::unique_lock lock(mutex_);
+    while (!stop.stop_requested()) {
+      if (!watched_.wait(lock, stop, [this] { return !flights_.empty(); })) return;
+      try {
+        stream_.make_current();
+        look_after_flights();
+      } catch (const std::exception& failure) {
+        late_failure_ = std::current_exception();
+        break_late(late_failure_);
+        do_abort(failure.what());
+        end_transfers();
+        return;
+      }
+      watched_.wait_for(lock, stop, kWatch, [] { return false; });
+    }
   }
 
   // What NCCL does as the contract asks when only equal bits on all processes are wanted.
@@ -425,7 +538,7 @@ class NcclCommunicator final : public Communicator {
         data_ = static_cast<std::byte*>(memory);
         return;
       }
-      staged_ = true;
+      staged_ = owner.staged_ = true;
       data_ = owner.buffer(place, bytes);
       if (use != kWrite) cuda_copy(data_, memory, bytes, owner.stream_);
     }
@@ -458,13 +571,11 @@ class NcclCommunicator final : public Communicator {
 
   std::unique_ptr<Communicator> control_;
   CudaStream stream_;
-  CudaEvent done_;
   std::array<DeviceBuffer<std::byte>, kPlaces> buffers_;
   std::array<PinnedBuffer<std::byte>, kPlaces> pinned_;
   ncclComm_t comm_ = nullptr;
   int exceptions_in_flight_ = std::uncaught_exceptions();
-  bool failed_ = false;     // a call threw
-  bool in_flight_ = false;  // work of the running call may be on the stream
+  bool failed_ = false;  // a call threw
   std::atomic<bool> aborted_ = false;
   std::mutex abort_mutex_;
   std::string abort_reason_;
@@ -472,9 +583,18 @@ class NcclCommunicator final : public Communicator {
   // Of the running call.
   Call call_;
   std::string what_;
-  Clock::time_point give_up_;
+  Clock::time_point since_;  // all have come
   std::vector<Index> offsets_;
   std::vector<Landing> landings_;  // copies to host memory that wait for the stream
+  bool staged_ = false;            // a buffer of the call lies in host memory
+  std::unique_ptr<Flight> flight_;
+
+  std::mutex mutex_;  // of NCCL's communicator and all below
+  std::condition_variable_any watched_;
+  std::deque<std::unique_ptr<Flight>> flights_;  // in the order of the stream
+  std::vector<std::unique_ptr<Flight>> spare_flights_;
+  std::exception_ptr late_failure_;
+  std::jthread watch_;
 };
 
 }  // namespace

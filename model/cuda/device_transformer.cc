@@ -417,6 +417,7 @@ double DeviceTransformer<T>::State::sum_of_losses() {
   const Timeline::Range range(tensor->timeline(), "wait for the loss", Index{sizeof(double)});
   double sum = 0;
   loss_sum.copy_to({&sum, 1});
+  tensor->throw_if_broken();
   return sum;
 }
 

@@ -65,10 +65,6 @@ void finish_copies(std::size_t all_but);
 /// Runs `work` now, or puts it into the graph that `stream` is recording.
 cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work);
 
-/// Puts something that goes on after the call into the stream: later work waits until `over()`, which is
-/// asked whenever somebody asks for the stream or an event in it, says so.
-void enqueue_until(cudaStream_t stream, std::function<bool()> over);
-
 bool in_device_memory(const void* memory, std::size_t bytes);
 
 /// Remembers what cudaGetErrorString says about the calling thread's error; returns `code`.

@@ -1,6 +1,7 @@
 #include "runtime/error.h"
 #include "tests/cuda_on_host/block.h"
 #include "tests/cuda_on_host/nccl_faults.h"
+#include "tests/cuda_on_host/waits.h"
 
 #include <algorithm>
 #include <atomic>

@@ -2,9 +2,14 @@
 #include "collectives/local/local_world.h"
 #include "collectives/nccl/nccl_group.h"
 #include "collectives/nccl/nccl_status.h"
+#include "runtime/copy.h"
 #include "runtime/cuda/buffer.h"
+#include "runtime/cuda/stream_device.h"
+#include "runtime/passes.h"
 #include "tests/collectives/communicator_cases.h"
 #include "tests/cuda_on_host/nccl_faults.h"
+#include "tests/cuda_on_host/small_training.h"
+#include "tests/cuda_on_host/waits.h"
 #include "tests/optimizers/world_run.h"
 
 #include <chrono>
@@ -255,7 +260,190 @@ TEST(NcclFaults, CallsWereInProgressAndCommunicatorsEndedInPeace) {
   EXPECT_EQ(after.aborted, before.aborted);
 }
 
+// ---- calls that are enqueued: all spans lie in the memory of the group's device
+
+/// A group, its device and a row of numbers there, the same on all processes.
+class EnqueuedCalls {
+ public:
+  explicit EnqueuedCalls(Communicator& world) : device_(open_device()) {
+    world.set_device(device_.get());
+    group_ = world.split(0, 0, "replica");
+    world.set_device(nullptr);
+    numbers_ = Buffer<float>(1000, device_.get());
+    fill(1.0F, numbers_.line());
+  }
+
+  Communicator& group() { return *group_; }
+  Device& device() { return *device_; }
+  void all_reduce() { group_->all_reduce(numbers_.span(), Reduction::kSum, {Purpose::kDense}); }
+  void scale(float factor) { lowband::scale(factor, numbers_.line()); }
+  /// Waits.
+  std::vector<float> numbers() const {
+    const OnHost<float> all(numbers_.line());
+    return {all.view().data, all.view().data + numbers_.size()};
+  }
+  std::string failure() {
+    try {
+      group_->throw_if_broken();
+    } catch (const PeerFailed& failure) {
+      return failure.what();
+    }
+    return "";
+  }
+
+ private:
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Communicator> group_;
+  Buffer<float> numbers_;
+};
+
+// Each takes its turn between the device's own work, before and behind.
+TEST(NcclEnqueued, TakeTheirTurnsWithTheDevice) {
+  for (const Determinism level : {Determinism::kExact, Determinism::kFast}) {
+    run_over_nccl(3, [&](Communicator& world) {
+      EnqueuedCalls calls(world);
+      calls.group().set_determinism(level);
+      world.barrier();
+      const long before = cuda_on_host::host_waits();
+      for (int i = 0; i < 5; ++i) {
+        calls.scale(2);
+        calls.all_reduce();
+      }
+      world.barrier();
+      EXPECT_EQ(cuda_on_host::host_waits(), before);
+      world.barrier();
+      EXPECT_EQ(calls.numbers(), std::vector<float>(1000, 6 * 6 * 6 * 6 * 6));
+      EXPECT_EQ(calls.failure(), "");
+      const TransferTotals sum = world.ledger().total_sum("replica", Purpose::kDense);
+      EXPECT_EQ(sum.calls, 5);
+      EXPECT_EQ(sum.payload_bytes, 5 * 4000);
+    });
+    EXPECT_EQ(living_nccl_communicators(), 0);
+  }
+}
+
+// The host waits for a device that waits for a transfer.
+TEST(NcclEnqueued, ATransferThatNeverEndsMeetsTheDeadline) {
+  const long aborted = nccl_counts().aborted;
+  run_over_nccl(3, [&](Communicator& world) {
+    EnqueuedCalls calls(world);
+    calls.group().set_deadline(milliseconds(300));
+    set_nccl_fault(world.process() == 1 ? NcclFault::kNeverStarts : NcclFault::kNone);
+    const auto begin = std::chrono::steady_clock::now();
+    calls.all_reduce();
+    EXPECT_EQ(calls.failure(), "") << "it waited";
+    calls.device().synchronize();
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, milliseconds(5000));
+    EXPECT_GE(std::chrono::steady_clock::now() - begin, milliseconds(300));
+    const std::string text = calls.failure();
+    EXPECT_THAT(text, HasSubstr("all_reduce(sum, f32, 1000 elements, dense) on axis replica"));
+    EXPECT_THAT(text, HasSubstr("the transfer did not end within 300 ms, although every process had come"));
+    try {
+      calls.all_reduce();
+      ADD_FAILURE() << "a broken group must stay broken";
+    } catch (const PeerFailed& failure) {
+      EXPECT_EQ(failure.what(), text);
+    }
+    set_nccl_fault(NcclFault::kNone);
+    world.barrier();
+    EXPECT_EQ(failure_of(world, 10), "");  // other groups go on
+  });
+  EXPECT_EQ(nccl_counts().aborted, aborted + 3);
+  EXPECT_EQ(living_nccl_communicators(), 0);
+}
+
+TEST(NcclEnqueued, AnAsynchronousErrorBreaksTheGroup) {
+  run_over_nccl(2, [](Communicator& world) {
+    EnqueuedCalls calls(world);
+    calls.group().set_deadline(milliseconds(2000));
+    calls.group().set_determinism(Determinism::kFast);  // one call of NCCL for each of ours
+    calls.all_reduce();
+    calls.device().synchronize();
+    if (world.process() == 1) set_nccl_fault(NcclFault::kRemoteError);
+    const auto begin = std::chrono::steady_clock::now();
+    calls.all_reduce();
+    calls.device().synchronize();
+    if (world.process() == 1) {
+      EXPECT_LT(std::chrono::steady_clock::now() - begin, milliseconds(1000));
+      EXPECT_THAT(calls.failure(), HasSubstr("code 6, remote process exited"));
+    } else {
+      EXPECT_NE(calls.failure(), "");
+    }
+    set_nccl_fault(NcclFault::kNone);
+    world.barrier();
+  });
+  EXPECT_EQ(living_nccl_communicators(), 0);
+}
+
+TEST(NcclEnqueued, AnAbortEndsATransfer) {
+  run_over_nccl(2, [](Communicator& world) {
+    EnqueuedCalls calls(world);
+    set_nccl_fault(NcclFault::kNeverStarts);
+    const auto begin = std::chrono::steady_clock::now();
+    calls.all_reduce();
+    calls.group().abort("no more data");
+    calls.device().synchronize();
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, calls.group().deadline() / 2);
+    EXPECT_THAT(calls.failure(), HasSubstr("aborted axis replica: no more data"));
+    set_nccl_fault(NcclFault::kNone);
+    world.barrier();
+  });
+  EXPECT_EQ(living_nccl_communicators(), 0);
+}
+
+// The deadline is that of the transfer, not of what the device does before it.
+TEST(NcclEnqueued, TheDeadlineBeginsWithTheTurn) {
+  run_over_nccl(2, [](Communicator& world) {
+    EnqueuedCalls calls(world);
+    calls.group().set_deadline(milliseconds(150));
+    const auto free_at = std::chrono::steady_clock::now() + milliseconds(500);
+    cuda_on_host::enqueue_until(blas_of(&calls.device()).stream().handle(),
+                                [free_at] { return std::chrono::steady_clock::now() > free_at; });
+    calls.all_reduce();
+    EXPECT_EQ(calls.numbers(), std::vector<float>(1000, 2));
+    EXPECT_EQ(calls.failure(), "");
+  });
+}
+
 // ---- an optimizer
+
+using NamedKind = std::pair<const char*, OptimizerKind>;
+class StepsOverNccl : public testing::TestWithParam<NamedKind> {};
+
+// Over `local` bytes go through the host and back, and the processes wait; bits are the same.
+TEST_P(StepsOverNccl, AreEnqueued) {
+  OptimizerOptions options;
+  options.kind = GetParam().second;
+  const auto weights_after = [&](Communicator& world, bool enqueued) {
+    test::SmallTraining training(world, true, options);
+    training.draw_gradients(0);
+    training.step(0).get();
+    training.draw_gradients(1, 1);
+    world.barrier();
+    const long before = cuda_on_host::host_waits();
+    PendingReport report = training.step(1);
+    world.barrier();
+    EXPECT_EQ(cuda_on_host::host_waits() == before, enqueued);
+    world.barrier();
+    EXPECT_EQ(report.get().skipped_matrices + report.get().skipped_other, 1);
+    return training.weights();
+  };
+  std::vector<float> expected;
+  run_world(2, [&](Communicator& world) {
+    const std::vector<float> found = weights_after(world, false);
+    if (world.process() == 0) expected = found;
+  });
+  run_over_nccl(2, [&](Communicator& world) { EXPECT_EQ(weights_after(world, true), expected); });
+}
+
+INSTANTIATE_TEST_SUITE_P(All, StepsOverNccl,
+                         testing::Values(NamedKind{"adamw", OptimizerKind::kAdamW},
+                                         NamedKind{"lion", OptimizerKind::kLion},
+                                         NamedKind{"sgd", OptimizerKind::kSgd},
+                                         NamedKind{"muon", OptimizerKind::kMuon},
+                                         NamedKind{"dion", OptimizerKind::kDion},
+                                         NamedKind{"power_sgd", OptimizerKind::kPowerSgd}),
+                         [](const auto& test) { return std::string(test.param.first); });
 
 class OverNccl : public testing::TestWithParam<OptimizerKind> {};
 
